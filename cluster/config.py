@@ -1,0 +1,58 @@
+"""What a cluster node must know to start: who it is, who its peers are, where its files live, and its timing.
+
+Only values; `node/config.py` decides where they come from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of one node's consensus.
+
+    peers: every member's id and `host:port` of its peer listener, this node's own included.
+    Times in milliseconds, sizes in bytes.
+    """
+
+    node_id: str
+    peers: dict[str, str]
+    listen: str
+    data_dir: Path
+    cluster_name: str = "quorumq"
+    secret: str = ""
+
+    heartbeat_ms: int = 100
+    election_min_ms: int = 600
+    election_max_ms: int = 1200
+    # A leader that a quorum has not answered for this long steps down.
+    quorum_loss_ms: int = 900
+
+    entry_bytes_max: int = 24 << 20
+    entry_bytes_target: int = 1 << 20
+    frame_bytes_max: int = 64 << 20
+    # Entries that a leader may have under way before they are committed.
+    entries_in_flight_max: int = 4
+    # A peer with more than this unsent is not given further entries until it drains.
+    send_buffer_bytes_max: int = 32 << 20
+
+    segment_bytes: int = 32 << 20
+    # A snapshot is taken when the log since the last one passes either bound.
+    snapshot_log_bytes: int = 128 << 20
+    snapshot_log_entries: int = 200_000
+    # Entries kept behind a snapshot, so that a slightly slow follower needs none.
+    tail_entries: int = 2_000
+    tail_bytes: int = 16 << 20
+
+    def validate(self) -> None:
+        """Raise ValueError with the setting's name when the values cannot work together."""
+        if self.node_id not in self.peers:
+            raise ValueError(f"NODE_ID {self.node_id!r} is not among PEERS ({', '.join(sorted(self.peers))})")
+        if self.election_min_ms <= 3 * self.heartbeat_ms:
+            raise ValueError("ELECTION_MIN_MS must be more than three times HEARTBEAT_MS")
+        if self.election_max_ms <= self.election_min_ms:
+            raise ValueError("ELECTION_MAX_MS must be more than ELECTION_MIN_MS")
+        if self.entry_bytes_max + (1 << 20) > self.frame_bytes_max:
+            raise ValueError("frame_bytes_max must be at least 1 MiB above entry_bytes_max")

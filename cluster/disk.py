@@ -1,0 +1,152 @@
+"""The one way to the disk: files in a directory, and a queue of work done off the event loop in order.
+
+`Disk` is the real one. The simulation has its own with the same methods, where unsynced bytes can be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class AppendFile(Protocol):
+    """A file that only grows."""
+
+    def write(self, data: bytes) -> None: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Disk:
+    """Files below one directory. Blocking calls, except `run`, which hands blocking work to a thread."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def list(self) -> list[str]:
+        """Names of the files, sorted."""
+        return sorted(entry.name for entry in self.directory.iterdir() if entry.is_file())
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+        return (self.directory / name).read_bytes()
+
+    def size(self, name: str) -> int:
+        """Bytes in the file."""
+        return (self.directory / name).stat().st_size
+
+    def read_at(self, name: str, offset: int, count: int) -> bytes:
+        """At most `count` bytes from `offset`."""
+        with (self.directory / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(count)
+
+    def append(self, name: str) -> AppendFile:
+        """Open for appending; created when missing."""
+        return _RealFile(self.directory / name)
+
+    def truncate(self, name: str, size: int) -> None:
+        """Cut the file and sync it."""
+        with (self.directory / name).open("r+b") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+
+    def write_atomic(self, name: str, data: bytes) -> None:
+        """Replace a small file: after a crash it holds the old or the new content, whole."""
+        temporary = self.directory / f"{name}.tmp"
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self.directory / name)
+        self.sync_directory()
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename and make the new name durable."""
+        (self.directory / old).rename(self.directory / new)
+        self.sync_directory()
+
+    def remove(self, name: str) -> None:
+        """Remove the file; missing is fine."""
+        (self.directory / name).unlink(missing_ok=True)
+
+    def sync_directory(self) -> None:
+        """Make created, renamed and removed names durable."""
+        handle = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def free_bytes(self) -> int:
+        """Bytes that may still be written."""
+        return shutil.disk_usage(self.directory).free
+
+    # -- work off the loop -----------------------------------------------------------------------------------------
+
+    def run(self, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]) -> None:
+        """Do `work` in the disk's thread, after all earlier work; then call `done` on the loop with its result or error."""
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="disk", daemon=True)
+            self._thread.start()
+
+        def task() -> None:
+            result: Any = None
+            error: Exception | None = None
+            try:
+                result = work()
+            except Exception as caught:
+                error = caught
+            try:
+                loop.call_soon_threadsafe(done, result, error)
+            except RuntimeError:
+                pass  # the loop is closed: nobody is left to be told
+
+        self._work.put(task)
+
+    def _serve(self) -> None:
+        while (task := self._work.get()) is not None:
+            task()
+
+    def close(self) -> None:
+        """Finish the work handed over so far and end the thread."""
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join(timeout=10)
+            self._thread = None
+
+
+class _RealFile:
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.write(self._handle, view)
+            if written == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            view = view[written:]
+
+    def sync(self) -> None:
+        os.fdatasync(self._handle)
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1

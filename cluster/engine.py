@@ -1,0 +1,691 @@
+"""One node's consensus, put together: log, engine, peers, snapshots, the path of a write and of a read.
+
+Callers see `submit`, `read_index`, `status` and changes of role. Everything runs on the event loop; `_drive` is the one step, soon after
+anything happened and from a timer. What the batches mean is the state machine's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import functools
+import logging
+import os
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from cluster import replica as replicated
+from cluster import snapshots
+from cluster.config import ClusterConfig
+from cluster.disk import Disk
+from cluster.errors import LogDamaged, NotApplied, Unavailable
+from cluster.log import Log
+from cluster.raft import ROLES, Clock, Raft
+from cluster.reads import Readers, Rounds
+from cluster.replica import Batch, Machine, Replica
+from cluster.submit import Done, Inbox, Submitter
+from cluster.transport import Links, Message
+
+log = logging.getLogger("quorumq.cluster")
+
+_TICK_S = 0.02
+_LOG_RETRY_S = 0.5
+_TRANSFER_S = 2.0
+_STALL_S = 0.25
+
+
+class Member(msgspec.Struct, frozen=True):
+    """One member as this node sees it. match_index and lag (entries behind) are known to the leader only."""
+
+    id: str
+    address: str
+    role: str
+    connected: bool
+    match_index: int | None
+    lag: int | None
+    self: bool
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What a node knows of itself and its cluster at this moment; a follower's may be stale."""
+
+    node_id: str
+    cluster_name: str
+    cluster_id: str
+    role: str
+    term: int
+    leader: str | None
+    commit_index: int
+    applied_index: int
+    last_index: int
+    durable_index: int
+    first_index: int
+    snapshot_index: int
+    log_bytes: int
+    has_quorum: bool
+    ready: bool
+    ready_reason: str
+    digest: str
+    members: list[Member]
+
+
+class _Identity(msgspec.Struct):
+    """What a data directory says of its owner, so that it is never used by another node or in another cluster."""
+
+    format: int
+    node_id: str
+    cluster_name: str
+    cluster_id: str
+
+
+class Engine:
+    """A member of the cluster."""
+
+    def __init__(self, config: ClusterConfig, machine: Machine, *, wall_ms: Callable[[], int] | None = None) -> None:
+        config.validate()
+        self.config = config
+        self.node_id = config.node_id
+        self.machine = machine
+        self._wall_ms = wall_ms or (lambda: time.time_ns() // 1_000_000)
+        self._replica = Replica(machine, self._settled)
+        self._inbox = Inbox(self._replica)
+        self._submitter = Submitter(
+            config.node_id, secrets.randbits(62), config.entry_bytes_max - 4096, self._send_batch
+        )
+        self._rounds = Rounds(self._broadcast_round)
+        self._readers = Readers(self._ask)
+        self._policy = snapshots.Policy(config.snapshot_log_bytes, config.snapshot_log_entries)
+        self._writer: snapshots.Writer = snapshots.Forked()
+        self._senders: dict[str, snapshots.Sender] = {}
+        self._wanted: set[str] = set()
+        self._listeners: list[Callable[[bool], None]] = []
+        self._was_leader = False
+        self._snapshot_running = False
+        self._snapshot_name = ""
+        self._named = False
+        self._draining = False
+        self._stopped = False
+        self._ready_once = False
+        self._leader_seen_at = float("-inf")
+        self._scheduled = False
+        self._ticked_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._lock: int | None = None
+        self.stalls = 0
+        self.failed: asyncio.Future[None]
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Read what the disk holds, listen, and take part.
+
+        Raises LogDamaged when the files cannot be trusted, OSError when the directory or the port is not to be had.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.failed = self._loop.create_future()
+        self._open_disks()
+        self._check_identity()
+        await self._open_log()
+        self._links = self._make_links()
+        self._raft = Raft(
+            self.config,
+            self._log,
+            self._links,
+            applied_index=self._policy.index,
+            apply=self._apply,
+            wanted_snapshot=self._wanted.add,
+            role_changed=lambda old, new: self._poke(),
+        )
+        self._receiver = snapshots.Receiver(self._snapshot_disk, self._links.send, self._install)
+        self._log.on_durable = self._durable
+        self._log.on_failure = self._log_failed
+        self._named = bool(self._replica.cluster_id)
+        await self._links.start()
+        self._tick()
+
+    def _open_disks(self) -> None:
+        directory = self.config.data_dir
+        self._root = Disk(directory)
+        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OSError(f"{directory} is in use by another process") from None
+        self._log_disk = Disk(directory / "log")
+        self._snapshot_disk = Disk(directory / "snapshots")
+
+    def _make_links(self) -> Links:
+        return Links(self.config, self)
+
+    def _check_identity(self) -> None:
+        config = self.config
+        try:
+            held = msgspec.json.decode(self._root.read("identity.json"), type=_Identity)
+        except FileNotFoundError:
+            self._identity = _Identity(1, config.node_id, config.cluster_name, "")
+            self._root.write_atomic("identity.json", msgspec.json.encode(self._identity))
+            return
+        except msgspec.MsgspecError as error:
+            raise LogDamaged(f"identity.json cannot be read: {error}") from None
+        self._identity = held
+        if held.node_id != config.node_id:
+            raise LogDamaged(f"{config.data_dir} belongs to node {held.node_id!r}, this node is {config.node_id!r}")
+        if held.cluster_name != config.cluster_name:
+            raise LogDamaged(
+                f"{config.data_dir} belongs to cluster {held.cluster_name!r}, this node's is {config.cluster_name!r}"
+            )
+
+    async def _open_log(self) -> None:
+        """The newest sound snapshot, and the log behind it, reconciled by index: nothing above the snapshot is dropped (finding 3)."""
+        head = self._load_snapshot()
+        self._log = journal = Log(self._log_disk, self.config.segment_bytes)
+        if head is None:
+            if journal.base_index > 1:
+                raise LogDamaged(
+                    f"the log begins after entry {journal.base_index}, and no snapshot holds what came before"
+                )
+            return
+        self._policy.taken(head.index, 0)
+        held = journal.term_at(head.index)
+        if held is None and journal.base_index > head.index:
+            raise LogDamaged(
+                f"the log begins after entry {journal.base_index}, the newest sound snapshot ends at {head.index}"
+            )
+        if held is None or held not in (head.term, -1):
+            journal.reset(head.index, head.term)
+        journal.setRaftCommitIndex(head.index)
+        self._compact(head.index)
+
+    def _load_snapshot(self) -> snapshots.Head | None:
+        for name in snapshots.newest(self._snapshot_disk):
+            began = time.monotonic()
+            try:
+                reader = snapshots.Reader(self._snapshot_disk, name)
+                self._replica.restore(reader.head.replica, reader.pieces())
+            except (LogDamaged, msgspec.MsgspecError, ValueError) as error:
+                log.error("snapshot %s cannot be used: %s", name, error)
+                continue
+            log.info("restored entry %d from %s in %.1f s", reader.head.index, name, time.monotonic() - began)
+            self._snapshot_name = name
+            return reader.head
+        return None
+
+    async def stop(self, *, transfer: bool = True) -> None:
+        """Leave: hand leadership over when `transfer`, then close. Batches without an outcome fail."""
+        if self._stopped:
+            return
+        self._draining = True
+        if transfer and self._raft.is_leader and self._raft.peers:
+            await self.transfer_leadership()
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._submitter.fail_all(Unavailable("the node is stopping"))
+        self._rounds.abandon()
+        self._writer.stop()
+        await self._links.stop()
+        await self._loop.run_in_executor(None, self._close_disks)
+
+    def _close_disks(self) -> None:
+        for disk in (self._log_disk, self._snapshot_disk, self._root):
+            disk.close()
+        self._log.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def transfer_leadership(self, peer: str | None = None) -> bool:
+        """Hand leadership to `peer`, or to the one furthest ahead, once it holds the whole log. Returns whether it was taken."""
+        raft = self._raft
+        deadline = Clock.now() + _TRANSFER_S
+        asked_at = float("-inf")
+        drained_before, self._draining = self._draining, True
+        try:
+            while raft.is_leader and Clock.now() < deadline:
+                target = peer
+                if target is None:
+                    present = [member for member in raft.peers if self._links.connected(member)]
+                    target = max(present, key=lambda member: (raft.match_index(member), member), default=None)
+                if target is not None and Clock.now() - asked_at > 0.3 and raft.transfer(target):
+                    asked_at = Clock.now()
+                self._poke()
+                await asyncio.sleep(0.005)
+            return not raft.is_leader
+        finally:
+            self._draining = drained_before
+
+    def _fail(self, error: Exception) -> None:
+        if not self.failed.done():
+            log.critical("this node cannot go on: %s: %s", type(error).__name__, error, exc_info=error)
+            self.failed.set_exception(error)
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # -- callers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node believes it leads; the belief may be stale."""
+        return self._raft.is_leader
+
+    @property
+    def leader_id(self) -> str | None:
+        """The leader last heard of."""
+        return self._raft.leader
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last entry applied here."""
+        return self._raft.applied_index
+
+    def submit(self, payload: bytes, deadline: float, done: Done) -> None:
+        """Replicate one batch.
+
+        deadline: in loop.time() seconds.  done: called exactly once, synchronously inside the local apply with the state
+        machine's outcome, or with NotApplied, OutcomeUnknown or EntryTooLarge.
+        """
+        if self._stopped:
+            done(None, NotApplied("the node is stopping"))
+            return
+        raft = self._raft
+        self._submitter.submit(payload, deadline, done, raft.leader, raft.term, Clock.now())
+        self._poke()
+
+    async def read_index(self, deadline: float) -> None:
+        """Return once the local state holds everything acknowledged anywhere before this call. Raises Unavailable."""
+        if self._stopped:
+            raise Unavailable("the node is stopping")
+        future: asyncio.Future[bool] = self._loop.create_future()
+
+        def done(fresh: bool) -> None:
+            if not future.done():
+                future.set_result(fresh)
+
+        self._readers.wait(deadline, done)
+        self._poke()
+        if not await future:
+            raise Unavailable("no quorum: a consistent read is not possible now")
+
+    def on_role_change(self, listener: Callable[[bool], None]) -> None:
+        """`listener(True)` when this node became leader, `listener(False)` when it ceased to be."""
+        self._listeners.append(listener)
+
+    def status(self) -> Status:
+        """What this node knows."""
+        raft, journal = self._raft, self._log
+        ready, reason = self._readiness()
+        members = []
+        for member, address in sorted(self.config.peers.items()):
+            mine = member == self.node_id
+            match = journal.last_index if mine else raft.match_index(member)
+            known = raft.is_leader and (mine or match > 0)
+            members.append(
+                Member(
+                    id=member,
+                    address=address,
+                    role="leader" if member == raft.leader else "follower" if raft.leader else "unknown",
+                    connected=mine or self._links.connected(member),
+                    match_index=match if known else None,
+                    lag=max(0, journal.last_index - match) if known else None,
+                    self=mine,
+                )
+            )
+        connected = sum(member.connected for member in members)
+        return Status(
+            node_id=self.node_id,
+            cluster_name=self.config.cluster_name,
+            cluster_id=self._replica.cluster_id,
+            role=ROLES[raft.role],
+            term=raft.term,
+            leader=raft.leader,
+            commit_index=raft.commit_index,
+            applied_index=raft.applied_index,
+            last_index=journal.last_index,
+            durable_index=journal.durable_index,
+            first_index=journal.base_index + 1,
+            snapshot_index=self._policy.index if self._snapshot_name else 0,
+            log_bytes=journal.bytes_on_disk,
+            has_quorum=connected >= raft.quorum,
+            ready=ready,
+            ready_reason=reason,
+            digest=self.machine.digest(),
+            members=members,
+        )
+
+    def _readiness(self) -> tuple[bool, str]:
+        if self._stopped or self._draining:
+            return False, "stopping"
+        if self._log.failure is not None:
+            return False, f"the log cannot be written: {self._log.failure}"
+        if not self._ready_once:
+            return False, "catching up" if self._raft.leader else "no leader yet"
+        if Clock.now() - self._leader_seen_at > 3 * self.config.election_max_ms / 1000:
+            return False, "no leader"
+        return True, "ready"
+
+    # -- the one step ------------------------------------------------------------------------------------------------
+
+    def _poke(self) -> None:
+        if not self._scheduled and not self._stopped:
+            self._scheduled = True
+            self._loop.call_soon(self._drive)
+
+    def _tick(self) -> None:
+        if self._stopped:
+            return
+        now = Clock.now()
+        if self._ticked_at and now - self._ticked_at > _STALL_S:
+            self.stalls += 1
+            log.warning("the event loop stood still for %.0f ms", (now - self._ticked_at) * 1000)
+        self._ticked_at = now
+        self._poke()
+        self._timer = self._loop.call_later(_TICK_S, self._tick)
+
+    def _drive(self) -> None:
+        self._scheduled = False
+        if self._stopped:
+            return
+        try:
+            self._step()
+        except Exception as error:
+            # Whatever is half done in the engine cannot be trusted any more; another node takes over.
+            self._fail(error)
+
+    def _step(self) -> None:
+        raft, journal = self._raft, self._log
+        self._propose()
+        raft.tick()
+        journal.flush()
+        now = Clock.now()
+        leads = raft.is_leader
+        if leads != self._was_leader:
+            self._was_leader = leads
+            self._inbox.clear()
+            self._senders.clear()
+            log.info("%s in term %d", "leads" if leads else "does not lead any more", raft.term)
+            for listener in self._listeners:
+                listener(leads)
+        if raft.leader_alive():
+            self._leader_seen_at = now
+            if not self._ready_once and raft.caught_up():
+                self._ready_once = True
+        self._rounds.drive(
+            leads=leads, ready=raft.committed_own_term, commit_index=raft.commit_index, quorum=raft.quorum, now=now
+        )
+        self._readers.applied(raft.applied_index)
+        self._readers.drive(raft.leader, raft.term, now)
+        self._submitter.drive(raft.leader, raft.term, now)
+        self._snapshots(now)
+        if leads:
+            self._name_cluster()
+            if len(self._inbox) and self._may_propose():
+                self._poke()
+
+    def _may_propose(self) -> bool:
+        raft = self._raft
+        return (
+            raft.is_leader
+            and not self._draining
+            and self._log.failure is None
+            and self._log.last_index - raft.commit_index < self.config.entries_in_flight_max
+        )
+
+    def _propose(self) -> None:
+        if len(self._inbox) and self._may_propose():
+            batches = self._inbox.take(self.config.entry_bytes_target)
+            self._raft.propose(replicated.encode_batches(self._now_ms(), batches))
+
+    def _now_ms(self) -> int:
+        return max(self._wall_ms(), self._replica.now_ms)
+
+    def _name_cluster(self) -> None:
+        """The first leader gives the cluster its id, through the log."""
+        if not self._named and self._raft.committed_own_term and self._may_propose():
+            self._named = True
+            if not self._replica.cluster_id:
+                self._raft.propose(replicated.encode_cluster_id(self._now_ms(), uuid.uuid4().hex))
+                self._poke()
+
+    def _apply(self, index: int, command: bytes) -> None:
+        self._replica.apply(index, command)
+        if self._replica.cluster_id != self._identity.cluster_id:
+            self._remember_cluster_id()
+
+    def _remember_cluster_id(self) -> None:
+        held, name = self._identity.cluster_id, self._replica.cluster_id
+        if held:
+            raise LogDamaged(f"the data is of cluster {held}, the log of cluster {name}")
+        self._identity.cluster_id = name
+        content = msgspec.json.encode(self._identity)
+        self._root.run(lambda: self._root.write_atomic("identity.json", content), self._ignore_written)
+
+    def _ignore_written(self, result: None, error: Exception | None) -> None:
+        if error is not None:
+            log.error("identity.json could not be written: %s", error)
+
+    def _settled(self, batch: Batch, outcome: Any) -> None:
+        self._inbox.settled(batch)
+        self._submitter.settled(batch, outcome)
+
+    def _durable(self) -> None:
+        if self._log.failure is None and not self._raft.may_vote:
+            log.info("the log can be written again")
+            self._raft.may_vote = True
+        self._raft.durable_advanced()
+        self._poke()
+
+    def _log_failed(self, error: Exception) -> None:
+        log.error("the log cannot be written: %s; this node neither leads nor votes until it can", error)
+        self._raft.may_vote = False
+        self._raft.step_down()
+        self._loop.call_later(_LOG_RETRY_S, self._retry_log)
+
+    def _retry_log(self) -> None:
+        if not self._stopped and self._log.failure is not None:
+            self._log.retry()
+            self._loop.call_later(_LOG_RETRY_S, self._retry_log)
+
+    # -- writes and reads between nodes --------------------------------------------------------------------------------
+
+    def _send_batch(self, leader: str, batch: Batch) -> bool:
+        if leader == self.node_id:
+            self._inbox.put(batch)
+            return True
+        return self._links.send(
+            leader, {"type": "batch", "batch": (batch.origin, batch.epoch, batch.seq, batch.floor, batch.payload)}
+        )
+
+    def _ask(self, leader: str, question: int) -> bool:
+        if leader == self.node_id:
+            self._rounds.ask(lambda index: self._readers.answered(question, index, self._raft.applied_index))
+            self._poke()
+            return True
+        return self._links.send(leader, {"type": "read", "question": question})
+
+    def _broadcast_round(self, number: int) -> None:
+        for peer in self._raft.peers:
+            self._links.send(peer, {"type": "round", "term": self._raft.term, "number": number})
+
+    # -- what the links tell -----------------------------------------------------------------------------------------
+
+    def message_received(self, peer: str, message: Message) -> None:
+        """A message from a proven peer."""
+        if self._stopped:
+            return
+        handler = self._HANDLERS.get(message["type"])
+        try:
+            if handler is not None:
+                handler(self, peer, message)
+            else:
+                self._raft.receive(peer, message)
+        except AssertionError as error:
+            self._fail(error)
+            return
+        self._poke()
+
+    def _on_batch(self, peer: str, message: Message) -> None:
+        batch = Batch(*message["batch"])
+        if self._raft.is_leader and not self._draining:
+            self._inbox.put(batch)
+        else:
+            self._links.send(peer, {"type": "batch_no", "epoch": batch.epoch, "seq": batch.seq})
+
+    def _on_batch_no(self, peer: str, message: Message) -> None:
+        epoch, seq = message["epoch"], message["seq"]
+        # Not at once: the leader that refused may be about to be deposed, or to know of it only now.
+        self._loop.call_later(0.02, self._submitter.rejected, epoch, seq)
+
+    def _on_read(self, peer: str, message: Message) -> None:
+        question = message["question"]
+
+        def reply(index: int | None) -> None:
+            self._links.send(peer, {"type": "read_index", "question": question, "index": index})
+
+        self._rounds.ask(reply)
+
+    def _on_read_index(self, peer: str, message: Message) -> None:
+        self._readers.answered(message["question"], message["index"], self._raft.applied_index)
+
+    def _on_round(self, peer: str, message: Message) -> None:
+        if message["term"] == self._raft.term and self._raft.leader == peer:
+            self._links.send(peer, {"type": "round_ok", "term": message["term"], "number": message["number"]})
+
+    def _on_round_ok(self, peer: str, message: Message) -> None:
+        if self._raft.is_leader and message["term"] == self._raft.term and peer in self._raft.peers:
+            self._rounds.confirmed(peer, message["number"], self._raft.quorum)
+
+    def peer_up(self, peer: str) -> None:
+        """The link to `peer` stands."""
+        self._raft.peer_up(peer)
+        self._poke()
+
+    def peer_down(self, peer: str) -> None:
+        """The link to `peer` is gone."""
+        self._raft.peer_down(peer)
+        self._senders.pop(peer, None)
+        self._poke()
+
+    def peer_reset(self, peer: str) -> None:
+        """`peer` cut a connection, or died."""
+        self._raft.peer_reset(peer)
+
+    def peer_heard(self, peer: str) -> None:
+        """Bytes came from `peer`."""
+        self._raft.peer_heard(peer)
+
+    def peer_congested(self, peer: str, congested: bool) -> None:
+        """The link to `peer` is full, or has drained."""
+        self._raft.peer_congested(peer, congested)
+
+    def cluster_id(self) -> str:
+        """The id that the first leader gave, empty before that."""
+        return self._replica.cluster_id or self._identity.cluster_id
+
+    def refused(self, peer: str, code: str, reason: str) -> None:
+        """`peer` refused this node; the link has logged it and goes on trying."""
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    def _snapshots(self, now: float) -> None:
+        self._writer.poll()
+        raft = self._raft
+        if not self._snapshot_running and self._policy.due(self._log.bytes_appended, raft.applied_index, now):
+            self._take_snapshot()
+        for peer in self._wanted:
+            sender = self._senders.get(peer)
+            if self._snapshot_name and (sender is None or sender.stalled(now)):
+                log.info("sending %s to %s", self._snapshot_name, peer)
+                send = functools.partial(self._links.send, peer)
+                self._senders[peer] = snapshots.Sender(self._snapshot_disk, self._snapshot_name, send, now)
+        self._wanted.clear()
+
+    def _take_snapshot(self) -> None:
+        index = self._raft.applied_index
+        term = self._log.term_at(index)
+        assert term is not None
+        head = snapshots.Head(1, index, term, dict(self.config.peers), self._replica.head())
+        bytes_appended, began = self._log.bytes_appended, time.monotonic()
+        self._snapshot_running = True
+
+        def work(alive: Callable[[], None]) -> None:
+            snapshots.write(self._snapshot_disk, "writing.part", head, self.machine.image(), alive)
+
+        def done(error: Exception | None) -> None:
+            self._snapshot_running = False
+            if error is not None:
+                log.error("a snapshot could not be written: %s; the log is kept", error)
+                self._policy.failed(Clock.now())
+                return
+            log.info("wrote a snapshot at entry %d in %.1f s", index, time.monotonic() - began)
+            self._policy.taken(index, bytes_appended)
+            self._snapshot_name = snapshots.file_name(index, term)
+            self._compact(index)
+            self._snapshot_disk.run(lambda: snapshots.prune(self._snapshot_disk), self._ignore_pruned)
+
+        self._writer.start(work, done)
+
+    def _ignore_pruned(self, result: None, error: Exception | None) -> None:
+        if error is not None:
+            log.error("old snapshots could not be removed: %s", error)
+
+    def _compact(self, index: int) -> None:
+        """Forget the log below the snapshot at `index`, except a tail that spares a slightly slow follower a snapshot."""
+        journal, config = self._log, self.config
+        keep = max(index - config.tail_entries, journal.base_index)
+        size = 0
+        for position in range(index - journal.base_index, keep - journal.base_index, -1):
+            size += len(journal[position][0])
+            if size > config.tail_bytes:
+                keep = journal.base_index + position
+                break
+        journal.compact(keep)
+
+    def _install(self, name: str, head: snapshots.Head) -> None:
+        """A snapshot from the leader is whole and durable: it becomes this node's state, unless the log got there meanwhile."""
+        if head.index <= self._raft.applied_index:
+            return
+        reader = snapshots.Reader(self._snapshot_disk, name)
+        self._replica.restore(head.replica, reader.pieces())
+        self._raft.install(head.index, head.term)
+        self._policy.taken(head.index, self._log.bytes_appended)
+        self._snapshot_name = name
+        self._submitter.state_replaced(self._replica)
+        if self._replica.cluster_id != self._identity.cluster_id:
+            self._remember_cluster_id()
+        self._snapshot_disk.run(lambda: snapshots.prune(self._snapshot_disk), self._ignore_pruned)
+        log.info("installed %s", name)
+        self._poke()
+
+    def _on_snapshot_begin(self, peer: str, message: Message) -> None:
+        self._receiver.begin(peer, message)
+
+    def _on_snapshot_piece(self, peer: str, message: Message) -> None:
+        self._receiver.piece(peer, message)
+
+    def _on_snapshot_held(self, peer: str, message: Message) -> None:
+        sender = self._senders.get(peer)
+        if sender is not None:
+            sender.acknowledged(message["name"], message["offset"], Clock.now())
+
+    def _on_snapshot_installed(self, peer: str, message: Message) -> None:
+        if self._senders.pop(peer, None) is not None:
+            self._raft.snapshot_installed(peer, message["index"])
+
+    _HANDLERS: dict[str, Callable[[Engine, str, Message], None]] = {
+        "batch": _on_batch,
+        "batch_no": _on_batch_no,
+        "read": _on_read,
+        "read_index": _on_read_index,
+        "round": _on_round,
+        "round_ok": _on_round_ok,
+        "snapshot_begin": _on_snapshot_begin,
+        "snapshot_piece": _on_snapshot_piece,
+        "snapshot_held": _on_snapshot_held,
+        "snapshot_installed": _on_snapshot_installed,
+    }

@@ -1,0 +1,557 @@
+"""The engine: PySyncObj's Raft, with what it lacks put around it. The only module that touches its inside.
+
+PySyncObj decides elections, replication and commitment. Here messages are checked before it sees them (duplicates, conflicts, stale
+terms, votes against a live leader), and held back after it sent them until what they promise is durable. The overridden
+names are pinned by tests/consensus/test_seams.py. What it replicates, who waits for it and where files live is not known here.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import pysyncobj.syncobj as engine_module
+from pysyncobj import SyncObj, SyncObjConf, replicated
+from pysyncobj.config import SERIALIZER_STATE
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+from cluster import codec
+from cluster.config import ClusterConfig
+from cluster.log import Entry, Log
+
+log = logging.getLogger("quorumq.raft")
+
+Message = dict[str, Any]
+
+FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
+ROLES = ("follower", "candidate", "leader")
+
+# Messages that promise something about this node's log, term or vote: none leaves before the promise is durable.
+_PROMISES = frozenset({"next_node_idx", "request_vote", "response_vote"})
+# Entries of one append_entries message stop at this size; the engine's own cutting of large entries stays out of reach.
+_APPEND_BYTES = 1 << 20
+_NEVER = 10**9
+# After the leader's connection was reset: when to stand first, and how long to wait for a result before standing again.
+_RESET_S = (0.01, 0.1)
+_RETRY_S = (0.12, 0.3)
+# Two nodes that ask for pre-votes at once would both stand and split the vote: for this long the lower id has the right of way.
+_RIGHT_OF_WAY_S = 0.06
+
+
+class Clock:
+    """Monotonic seconds. One for the process, as the engine reads time through a name of its module."""
+
+    now: Callable[[], float] = time.monotonic
+
+
+class _NoSerializer:
+    """Takes the place of the engine's snapshot writer: snapshots are made and sent by cluster/snapshots.py.
+
+    The engine asks it for data when a follower needs entries that the log no longer holds; the wish is passed on.
+    """
+
+    def __init__(self, *unused: Any) -> None:
+        self.wanted: Callable[[str], None] = lambda peer: None
+
+    def checkSerializing(self) -> tuple[int, None]:
+        return SERIALIZER_STATE.NOT_SERIALIZING, None
+
+    def getTransmissionData(self, node: Node) -> None:
+        self.wanted(node.id)
+
+    def cancelTransmisstion(self, node: Node) -> None:
+        pass
+
+
+class _NoPoller:
+    """The event loop polls; the engine does not."""
+
+    def poll(self, timeout: float) -> None:
+        pass
+
+
+# The seams that the engine looks up in its own module when it is constructed.
+engine_module.createJournal = lambda journal: journal
+engine_module.Serializer = _NoSerializer
+engine_module.pickle = codec
+engine_module.PIPE_NOTIFIER_ENABLED = False
+engine_module.createPoller = lambda kind: _NoPoller()
+engine_module.monotonicTime = lambda: Clock.now()
+
+
+class PeerLinks(Protocol):
+    """Frames to peers by id (cluster/transport.py, and the simulation's)."""
+
+    def send(self, peer: str, message: Message) -> bool: ...
+    def add_peer(self, peer: str) -> None: ...
+    def drop_peer(self, peer: str) -> None: ...
+
+
+class _Outbox(Transport):  # type: ignore[misc]
+    """The engine's transport: passes messages to the links, promises only once they are durable."""
+
+    def __init__(self, raft: Raft, self_node: Node, other_nodes: Iterable[Node]) -> None:
+        super().__init__(raft, self_node, other_nodes)
+        self._raft = raft
+        self._held: deque[tuple[int, str, Message]] = deque()
+
+    def send(self, node: Node, message: Message) -> bool:
+        kind = message["type"]
+        if kind in ("apply_command", "apply_command_response"):
+            # Operations are forwarded by cluster/submit.py, which knows what to do when this node is deposed.
+            return False
+        raft = self._raft
+        if kind in _PROMISES:
+            if kind == "request_vote":
+                message["transfer"] = raft.transfer_election
+            elif kind == "next_node_idx":
+                message["term"] = raft.term
+            if raft.journal.durable < raft.journal.appended:
+                self._held.append((raft.journal.appended, node.id, message))
+                return True
+        return raft.links.send(node.id, message)
+
+    def release(self) -> None:
+        """Let go what has become durable."""
+        durable = self._raft.journal.durable
+        while self._held and self._held[0][0] <= durable:
+            _, peer, message = self._held.popleft()
+            if message.get("term", 0) == self._raft.term:
+                self._raft.links.send(peer, message)
+
+    def addNode(self, node: Node) -> None:
+        self._raft.links.add_peer(node.id)
+
+    def dropNode(self, node: Node) -> None:
+        self._raft.links.drop_peer(node.id)
+
+    def destroy(self) -> None:
+        pass
+
+
+class Raft(SyncObj):  # type: ignore[misc]
+    """One member. Everything happens in `tick` and `receive`, on one thread, at the time that `Clock` tells."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        journal: Log,
+        links: PeerLinks,
+        *,
+        applied_index: int,
+        apply: Callable[[int, bytes], None],
+        wanted_snapshot: Callable[[str], None],
+        role_changed: Callable[[int, int], None],
+    ) -> None:
+        self.journal = journal
+        self.links = links
+        self.transfer_election = False
+        self._config = config
+        self._apply_entry = apply
+        self._acked: dict[Node, int] = {}
+        self._voters: set[str] = set()
+        self._heard_leader_at = float("-inf")
+        self._leader_reset = False
+        self._prevotes: set[str] | None = None
+        self._prevote_at = float("-inf")
+        self._congested: set[str] = set()
+        self._conflict = False
+        self.may_vote = True
+        """False while this node must not vote nor lead: it may have lost what it promised."""
+        self.elections = 0
+        # Through the instance, so that the engine's construction already finds the right transport.
+        super().__init__(
+            Node(config.node_id),
+            [Node(peer) for peer in sorted(config.peers) if peer != config.node_id],
+            conf=SyncObjConf(
+                autoTick=False,
+                appendEntriesUseBatch=False,
+                appendEntriesPeriod=config.heartbeat_ms / 1000,
+                raftMinTimeout=config.election_min_ms / 1000,
+                raftMaxTimeout=config.election_max_ms / 1000,
+                leaderFallbackTimeout=config.quorum_loss_ms / 1000,
+                connectionTimeout=config.election_max_ms / 1000,
+                appendEntriesBatchSizeBytes=config.frame_bytes_max,
+                journalFile=journal,
+                fullDumpFile=None,
+                commandsWaitLeader=False,
+                onStateChanged=role_changed,
+                logCompactionMinEntries=_NEVER,
+                logCompactionMinTime=_NEVER,
+            ),
+            transportClass=_Outbox,
+        )
+        self._SyncObj__serializer.wanted = wanted_snapshot
+        self._SyncObj__raftLastApplied = applied_index
+
+    # -- what others read --------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """This node's id."""
+        return self._config.node_id
+
+    @property
+    def term(self) -> int:
+        """Current term."""
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def role(self) -> int:
+        """FOLLOWER, CANDIDATE or LEADER."""
+        return int(self._SyncObj__raftState)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node believes it leads."""
+        return bool(self._SyncObj__raftState == LEADER)
+
+    @property
+    def leader(self) -> str | None:
+        """The last leader heard of in this term."""
+        node = self._SyncObj__raftLeader
+        return None if node is None else node.id
+
+    @property
+    def commit_index(self) -> int:
+        """Highest index known to be committed."""
+        return int(self._SyncObj__raftCommitIndex)
+
+    @property
+    def applied_index(self) -> int:
+        """Highest index applied."""
+        return int(self._SyncObj__raftLastApplied)
+
+    @property
+    def peers(self) -> list[str]:
+        """Ids of the other voting members, sorted."""
+        return sorted(node.id for node in self._SyncObj__otherNodes)
+
+    @property
+    def quorum(self) -> int:
+        """Votes needed, this node's own included."""
+        return (len(self._SyncObj__otherNodes) + 1) // 2 + 1
+
+    @property
+    def committed_own_term(self) -> bool:
+        """Whether this leader has committed an entry of its own term: before that its commit index may be behind."""
+        return self.is_leader and self.commit_index >= self._SyncObj__noopIDx
+
+    def match_index(self, peer: str) -> int:
+        """Leader only: the highest index known to be durable on `peer`."""
+        return self._acked.get(Node(peer), 0)
+
+    def leader_alive(self) -> bool:
+        """Whether a leader was heard within the shortest election timeout and its connection stands."""
+        if self.is_leader:
+            return True
+        return (
+            self.leader is not None
+            and not self._leader_reset
+            and Clock.now() - self._heard_leader_at < self._config.election_min_ms / 1000
+        )
+
+    def caught_up(self) -> bool:
+        """Whether everything that the leader had committed when it was last heard is applied here."""
+        known = self._SyncObj__leaderCommitIndex
+        return known is not None and self.applied_index >= known
+
+    # -- driving -----------------------------------------------------------------------------------------------------
+
+    @replicated  # type: ignore[untyped-decorator]
+    def apply(self, command: bytes) -> None:
+        """The one replicated method, for ever: methods are numbered, and a second one would renumber old logs."""
+        self._apply_entry(self.applied_index + 1, command)
+
+    def propose(self, command: bytes) -> None:
+        """Append an entry at the next tick. Only when `is_leader`."""
+        self.apply(command)
+
+    def tick(self) -> None:
+        """One step: elections, commitment, application, heartbeats."""
+        journal = self.journal
+        if not self._SyncObj__otherNodes and journal.durable < journal.appended:
+            # A lone node's own copy is the quorum: nothing may be committed before it is durable.
+            return
+        if self.role != LEADER and self._SyncObj__raftElectionDeadline < Clock.now():
+            self._election_due()
+        self.doTick(0)
+
+    def durable_advanced(self) -> None:
+        """The log's durable position moved: this node's own vote for those entries counts now."""
+        self._SyncObj__transport.release()
+        if self.is_leader:
+            for node, acked in self._acked.items():
+                self._count(node, acked)
+
+    def _count(self, node: Node, acked: int) -> None:
+        # The engine counts the leader itself at once. Bounding what it may count for the others by what is
+        # durable here makes the leader's own vote wait as well.
+        match = self._SyncObj__raftMatchIndex
+        if node in match:
+            match[node] = max(match[node], min(acked, self.journal.durable_index))
+
+    # -- elections ---------------------------------------------------------------------------------------------------
+
+    def _election_due(self) -> None:
+        self.transfer_election = bool(self._SyncObj__transferInProgress)
+        if not self.may_vote:
+            self._postpone_election()
+        elif not self.transfer_election and self._SyncObj__otherNodes:
+            # Pre-vote (Raft thesis 9.6): ask whether an election could be won before raising the term for it.
+            self._postpone_election(*(_RETRY_S if self._leader_reset else ()))
+            self._prevotes = {self.id}
+            self._prevote_at = Clock.now()
+            for node in sorted(self._SyncObj__otherNodes, key=lambda node: str(node.id)):
+                self.links.send(
+                    node.id,
+                    {
+                        "type": "pre_vote",
+                        "term": self.term + 1,
+                        "last_log_index": self.journal.last_index,
+                        "last_log_term": self.journal.last_term,
+                    },
+                )
+        else:
+            self._stand()
+
+    def _stand(self) -> None:
+        self._prevotes = None
+        self._voters = set()
+        self.elections += 1
+
+    def _postpone_election(self, least_s: float | None = None, most_s: float | None = None) -> None:
+        least = self._config.election_min_ms / 1000 if least_s is None else least_s
+        most = self._config.election_max_ms / 1000 if most_s is None else most_s
+        self._SyncObj__raftElectionDeadline = Clock.now() + random.uniform(least, most)
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        self._acked.clear()
+        self.transfer_election = False
+        super()._SyncObj__onBecomeLeader()
+
+    def transfer(self, peer: str) -> bool:
+        """Ask `peer` to stand at once (thesis 3.10). Only for a peer that holds the whole log; returns whether it was asked."""
+        if not self.is_leader or self.match_index(peer) < self.journal.last_index:
+            return False
+        return self.links.send(peer, {"type": "timeout_now", "term": self.term})
+
+    def step_down(self) -> None:
+        """Stop leading; the others elect a leader when they miss the heartbeats."""
+        if self.is_leader:
+            self._SyncObj__setState(FOLLOWER)
+            self._SyncObj__raftLeader = None
+            self._postpone_election()
+
+    # -- what the links tell -----------------------------------------------------------------------------------------
+
+    def peer_up(self, peer: str) -> None:
+        """Frames can be sent to `peer`."""
+        if Node(peer) in self._SyncObj__otherNodes and peer not in self._congested:
+            self._SyncObj__transport._onNodeConnected(Node(peer))
+
+    def peer_down(self, peer: str) -> None:
+        """Frames cannot be sent to `peer` for now."""
+        self._congested.discard(peer)
+        self._SyncObj__transport._onNodeDisconnected(Node(peer))
+
+    def peer_reset(self, peer: str) -> None:
+        """A connection with `peer` was cut by the other side: its process probably died, so do not wait out a whole timeout."""
+        if peer == self.leader and self.role == FOLLOWER:
+            self._leader_reset = True
+            self._postpone_election(*_RESET_S)
+
+    def peer_heard(self, peer: str) -> None:
+        """Some bytes arrived from `peer`: a large frame under way must not look like silence."""
+        if peer == self.leader:
+            self._heard_leader_at = Clock.now()
+            if self.role == FOLLOWER and not self._SyncObj__transferInProgress and not self._leader_reset:
+                self._SyncObj__raftElectionDeadline = max(
+                    self._SyncObj__raftElectionDeadline, Clock.now() + self._config.election_min_ms / 1000
+                )
+        elif self.is_leader and Node(peer) in self._acked:
+            self._SyncObj__lastResponseTime[Node(peer)] = Clock.now()
+
+    def peer_congested(self, peer: str, congested: bool) -> None:
+        """`peer` has more unsent than it should: give it no entries until it drains. Its bytes keep it calm meanwhile."""
+        if congested:
+            self._congested.add(peer)
+            self._SyncObj__connectedNodes.discard(Node(peer))
+        elif peer in self._congested:
+            self._congested.discard(peer)
+            self._SyncObj__connectedNodes.add(Node(peer))
+
+    def snapshot_installed(self, peer: str, index: int) -> None:
+        """`peer` has put a snapshot at `index` in place: go on from there."""
+        node = Node(peer)
+        if self.is_leader and node in self._SyncObj__raftNextIndex:
+            self._acknowledged(node, index)
+
+    def install(self, index: int, term: int) -> None:
+        """This node's state now comes from a snapshot at `index`: the log begins behind it unless it holds that very entry."""
+        if self.journal.term_at(index) != term:
+            self.journal.reset(index, term)
+        self._SyncObj__raftLastApplied = index
+        self._SyncObj__raftCommitIndex = max(self.commit_index, index)
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def receive(self, peer: str, message: Message) -> None:
+        """One message from a peer. Raises KeyError or TypeError on a malformed one."""
+        self._SyncObj__onMessageReceived(Node(peer), message)
+
+    def _SyncObj__onMessageReceived(self, node: Node, message: Message) -> None:
+        kind = message["type"]
+        handler = getattr(self, f"_on_{kind}", None)
+        if handler is None or node not in self._SyncObj__otherNodes:
+            return
+        handler(node, message)
+
+    def _to_engine(self, node: Node, message: Message) -> None:
+        super()._SyncObj__onMessageReceived(node, message)
+
+    def _on_append_entries(self, node: Node, message: Message) -> None:
+        term = message["term"]
+        if term < self.term:
+            # The engine would be silent, and a deposed leader would go on (Raft paper 5.1: reply with the higher term).
+            self.links.send(node.id, {"type": "stale_term", "term": self.term})
+            return
+        self._heard_leader_at = Clock.now()
+        self._leader_reset = False
+        self._prevotes = None
+        if "prevLogIdx" in message:
+            entries: list[Entry] = [tuple(entry) for entry in message["entries"]]
+            prev = message["prevLogIdx"]
+            # Raft paper, figure 2: the commit index is bounded by the last entry that this message vouches for.
+            message["commit_index"] = min(message["commit_index"], entries[-1][1] if entries else prev)
+            message["entries"] = entries
+            if not self._skip_known(node, message):
+                return
+            self._conflict = bool(message["entries"])
+        self._to_engine(node, message)
+        self._conflict = False
+
+    def _skip_known(self, node: Node, message: Message) -> bool:
+        """Cut off the entries that the log already holds, so that only a true conflict truncates (finding 1).
+
+        Returns False when the message needs no further handling.
+        """
+        journal = self.journal
+        entries, prev = message["entries"], message["prevLogIdx"]
+        base = journal.base_index
+        if prev < base:
+            # Committed and covered by a snapshot, so every later leader holds it too: skip to what the log begins with.
+            entries = entries[base - prev :]
+            prev, message["prevLogTerm"] = base, journal.term_at(base)
+            message["prevLogIdx"] = prev
+        held = journal.term_at(prev)
+        if held is None or held != message["prevLogTerm"]:
+            if held is not None:
+                hint = max(journal.first_index_of_term(prev), self.commit_index + 1)
+                self._adopt_leader(node, message)
+                self._SyncObj__sendNextNodeIdx(node, nextNodeIdx=hint, success=False, reset=True)
+                return False
+            return True
+        known = 0
+        for _, index, term in entries:
+            if journal.term_at(index) != term:
+                break
+            known += 1
+        if known:
+            message["prevLogIdx"], message["prevLogTerm"] = entries[known - 1][1], entries[known - 1][2]
+        message["entries"] = entries[known:]
+        return True
+
+    def _adopt_leader(self, node: Node, message: Message) -> None:
+        """Take the sender as leader and nothing else from its message."""
+        self._to_engine(
+            node, {"type": "append_entries", "term": message["term"], "commit_index": 0, "serialized": None}
+        )
+
+    def _SyncObj__deleteEntriesFrom(self, index: int) -> None:
+        # Reached for every message that ends before the log does. After _skip_known, entries that follow contradict what
+        # is held; when none follow, nothing is known to conflict and nothing may go.
+        if not self._conflict:
+            return
+        if index <= self.commit_index:
+            raise AssertionError(f"the leader contradicts committed entry {index} (commit index {self.commit_index})")
+        super()._SyncObj__deleteEntriesFrom(index)
+
+    def _on_request_vote(self, node: Node, message: Message) -> None:
+        if self.may_vote and (message.get("transfer") or not self.leader_alive()):
+            self._to_engine(node, message)
+
+    def _on_response_vote(self, node: Node, message: Message) -> None:
+        if message["term"] == self.term and node.id not in self._voters:
+            self._voters.add(node.id)
+            self._to_engine(node, message)
+
+    def _on_pre_vote(self, node: Node, message: Message) -> None:
+        mine = (self.journal.last_term, self.journal.last_index)
+        theirs = (message["last_log_term"], message["last_log_index"])
+        if self.may_vote and message["term"] > self.term and theirs >= mine and not self.leader_alive():
+            if self._prevotes is not None and Clock.now() - self._prevote_at < _RIGHT_OF_WAY_S:
+                if theirs == mine and self.id < node.id:
+                    return
+                self._prevotes = None
+            self.links.send(node.id, {"type": "pre_vote_granted", "term": message["term"]})
+        elif message["term"] <= self.term:
+            self.links.send(node.id, {"type": "stale_term", "term": self.term})
+
+    def _on_pre_vote_granted(self, node: Node, message: Message) -> None:
+        if self._prevotes is None or message["term"] != self.term + 1 or self.role == LEADER:
+            return
+        self._prevotes.add(node.id)
+        if len(self._prevotes) >= self.quorum:
+            self._stand()
+            self._SyncObj__raftElectionDeadline = 0
+            self.doTick(0)
+            if self._leader_reset and self.role == CANDIDATE:
+                self._postpone_election(*_RETRY_S)
+
+    def _on_stale_term(self, node: Node, message: Message) -> None:
+        if message["term"] > self.term:
+            self._SyncObj__setCurrentTerm(message["term"], None)
+            self._SyncObj__setState(FOLLOWER)
+            self._SyncObj__raftLeader = None
+            self._prevotes = None
+            self._postpone_election()
+
+    def _on_timeout_now(self, node: Node, message: Message) -> None:
+        if self.may_vote:
+            self._to_engine(node, message)
+
+    def _on_next_node_idx(self, node: Node, message: Message) -> None:
+        if not self.is_leader or message["term"] != self.term:
+            return  # the engine does not look at the term, and an old acknowledgement speaks of another log
+        self._SyncObj__lastResponseTime[node] = Clock.now()
+        following = message["next_node_idx"]
+        if message["success"]:
+            self._acknowledged(node, following - 1)
+        elif message["reset"]:
+            self._acked.setdefault(node, 0)
+            self._SyncObj__raftNextIndex[node] = max(following, self._acked[node] + 1)
+
+    def _acknowledged(self, node: Node, index: int) -> None:
+        # Unlike the engine's own handler this never moves the next index back: entries sent meanwhile are still under way.
+        acked = self._acked[node] = max(self._acked.get(node, 0), index)
+        self._count(node, acked)
+        following = self._SyncObj__raftNextIndex
+        following[node] = max(following[node], index + 1)
+
+    # -- overridden for size -----------------------------------------------------------------------------------------
+
+    def _SyncObj__getEntries(
+        self, fromIDx: int | None, count: int | None = None, maxSizeBytes: int | None = None
+    ) -> list[Entry]:
+        if fromIDx is None:
+            return []
+        return self.journal.entries_from(fromIDx, count, None if maxSizeBytes is None else _APPEND_BYTES)
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """Snapshots are taken by cluster/snapshots.py."""

@@ -1,0 +1,395 @@
+"""Images of the whole state on disk: written by a forked child, read at the start, and sent to peers that the log cannot help.
+
+A snapshot file is the log's record format: HEAD (what cluster/ must know), PIECE … (the state machine's image), END (how many pieces
+and bytes there were). It gets its name only when it is whole and synced, and the one before it is kept until the next is safe.
+When to take one is decided here by the log's growth; what is in the pieces is the state machine's business.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, Protocol
+
+import msgspec
+
+from cluster.disk import AppendFile
+from cluster.errors import LogDamaged
+from cluster.log import LogDisk, read_record, record
+
+log = logging.getLogger("quorumq.snapshots")
+
+_HEAD, _PIECE, _END = 16, 17, 18
+_SUFFIX = ".snapshot"
+_RECEIVING = "receiving.part"
+_WRITING = "writing.part"
+_KEPT = 2
+_READ_BYTES = 1 << 20
+SEND_BYTES = 256 << 10
+"""Bytes of one piece of a snapshot under way to a peer."""
+_SEND_AHEAD = 8
+"""Pieces sent before the first of them must be acknowledged."""
+_SEND_STALL_S = 3.0
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What comes before the image: where in the log it stands, and cluster/'s own replicated state."""
+
+    version: int
+    index: int
+    term: int
+    members: dict[str, str]
+    replica: bytes
+
+
+class _End(msgspec.Struct, frozen=True):
+    pieces: int
+    bytes: int
+
+
+class SnapshotDisk(LogDisk, Protocol):
+    """What snapshots need of a disk."""
+
+    def size(self, name: str) -> int: ...
+    def read_at(self, name: str, offset: int, count: int) -> bytes: ...
+    def rename(self, old: str, new: str) -> None: ...
+
+
+def file_name(index: int, term: int) -> str:
+    """Name of the snapshot at `index`; names sort by age."""
+    return f"{index:016x}-{term:08x}{_SUFFIX}"
+
+
+def write(disk: SnapshotDisk, temporary: str, head: Head, pieces: Iterator[bytes], alive: Callable[[], None]) -> str:
+    """Write a whole snapshot and give it its name. `alive` is called between pieces and may raise to end the work."""
+    disk.remove(temporary)
+    file: AppendFile = disk.append(temporary)
+    count = size = 0
+    try:
+        file.write(record(_HEAD, msgspec.msgpack.encode(head)))
+        for piece in pieces:
+            alive()
+            file.write(record(_PIECE, piece))
+            count += 1
+            size += len(piece)
+        file.write(record(_END, msgspec.msgpack.encode(_End(count, size))))
+        file.sync()
+    finally:
+        file.close()
+    name = file_name(head.index, head.term)
+    disk.rename(temporary, name)
+    return name
+
+
+class Reader:
+    """Reads a snapshot piece by piece, checking as it goes. Raises LogDamaged, with file and offset, at the first fault."""
+
+    def __init__(self, disk: SnapshotDisk, name: str) -> None:
+        self._disk = disk
+        self._name = name
+        self._size = disk.size(name)
+        self._buffer = b""
+        self._offset = 0
+        kind, payload = self._next()
+        if kind != _HEAD:
+            raise LogDamaged(f"{name} does not begin with a head")
+        self.head = msgspec.msgpack.decode(payload, type=Head)
+
+    def _next(self) -> tuple[int, bytes]:
+        start = self._offset
+        want = _READ_BYTES
+        while True:
+            found = read_record(self._buffer, 0)
+            if found is not None:
+                kind, payload, after = found
+                self._buffer = self._buffer[after:]
+                self._offset += after
+                return kind, payload
+            held = start + len(self._buffer)
+            more = self._disk.read_at(self._name, held, want) if held < self._size else b""
+            if not more or len(self._buffer) > (1 << 30):
+                raise LogDamaged(f"{self._name} is damaged at offset {start} of {self._size}")
+            self._buffer += more
+            want *= 2
+
+    def pieces(self) -> Iterator[bytes]:
+        """The image. The last step checks that nothing was missing."""
+        count = size = 0
+        while True:
+            kind, payload = self._next()
+            if kind == _PIECE:
+                count += 1
+                size += len(payload)
+                yield payload
+                continue
+            end = msgspec.msgpack.decode(payload, type=_End) if kind == _END else None
+            if end is None or (end.pieces, end.bytes) != (count, size) or self._offset != self._size:
+                raise LogDamaged(f"{self._name} is damaged near offset {self._offset}: pieces are missing or left over")
+            return
+
+
+def newest(disk: SnapshotDisk) -> list[str]:
+    """Names of the snapshots, newest first."""
+    return sorted((name for name in disk.list() if name.endswith(_SUFFIX)), reverse=True)
+
+
+def verify(disk: SnapshotDisk, name: str) -> Head:
+    """Read a whole snapshot; raises LogDamaged when it is not sound."""
+    reader = Reader(disk, name)
+    for _ in reader.pieces():
+        pass
+    return reader.head
+
+
+def prune(disk: SnapshotDisk) -> None:
+    """Remove all but the newest two."""
+    for name in newest(disk)[_KEPT:]:
+        disk.remove(name)
+
+
+class Forked:
+    """Runs the writing in a forked child: the child's memory is the state as it was, and the parent goes on.
+
+    `poll` is asked now and then whether the child has ended.
+    """
+
+    def __init__(self) -> None:
+        self._child = 0
+        self._done: Callable[[Exception | None], None] | None = None
+        self.fork_s = 0.0
+
+    def start(self, work: Callable[[Callable[[], None]], Any], done: Callable[[Exception | None], None]) -> None:
+        """Fork, do `work` in the child, and report its end through `poll`."""
+        parent = os.getpid()
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            self._in_child(parent, work)
+        self.fork_s = time.monotonic() - began
+        self._child, self._done = child, done
+
+    @staticmethod
+    def _in_child(parent: int, work: Callable[[Callable[[], None]], Any]) -> NoReturn:
+        status = 1
+        try:
+            gc.disable()
+            # The parent's signal pipe and sockets are not the child's: a listening socket held here would keep a
+            # restarted parent from its port.
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.closerange(3, 65536)
+            os.nice(5)
+
+            def alive() -> None:
+                if os.getppid() != parent:
+                    os._exit(2)
+
+            work(alive)
+            status = 0
+        except BaseException as error:
+            # The child has no logging of its own: its parent says what happened.
+            os.write(2, f"snapshot writer: {type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(status)
+
+    def poll(self) -> None:
+        """Report the child's end, if it has ended."""
+        if not self._child:
+            return
+        child, status = os.waitpid(self._child, os.WNOHANG)
+        if child == 0:
+            return
+        self._child = 0
+        done, self._done = self._done, None
+        assert done is not None
+        code = os.waitstatus_to_exitcode(status)
+        done(None if code == 0 else OSError(f"the snapshot writer ended with status {code}"))
+
+    def stop(self) -> None:
+        """End a child that still writes."""
+        if self._child:
+            try:
+                os.kill(self._child, signal.SIGKILL)
+                os.waitpid(self._child, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+            self._child = 0
+
+
+class Writer(Protocol):
+    """Does the writing beside the event loop (Forked, or the simulation's)."""
+
+    def start(self, work: Callable[[Callable[[], None]], Any], done: Callable[[Exception | None], None]) -> None: ...
+    def poll(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Sender:
+    """Sends the newest snapshot to one peer, piece by piece, as fast as the peer acknowledges."""
+
+    def __init__(self, disk: SnapshotDisk, name: str, send: Callable[[dict[str, Any]], bool], now: float) -> None:
+        self.name = name
+        self._disk = disk
+        self._send = send
+        self._size = disk.size(name)
+        self._sent = 0
+        self._acked = 0
+        self._reading = False
+        self.moved_at = now
+        self._begin()
+
+    def _begin(self) -> None:
+        self._send({"type": "snapshot_begin", "name": self.name, "size": self._size})
+
+    def acknowledged(self, name: str, offset: int, now: float) -> None:
+        """The peer holds everything below `offset`."""
+        if name != self.name:
+            return
+        self.moved_at = now
+        self._acked = offset
+        self._sent = max(self._sent, offset)
+        self._more()
+
+    def _more(self) -> None:
+        if self._reading or self._sent >= self._size or self._sent - self._acked >= _SEND_AHEAD * SEND_BYTES:
+            return
+        self._reading = True
+        offset = self._sent
+        self._disk.run(lambda: self._disk.read_at(self.name, offset, SEND_BYTES), self._read)
+
+    def _read(self, data: bytes | None, error: Exception | None) -> None:
+        self._reading = False
+        if error is not None or not data:
+            log.error("cannot read %s to send it: %s", self.name, error)
+            return
+        if self._send({"type": "snapshot_piece", "name": self.name, "offset": self._sent, "data": data}):
+            self._sent += len(data)
+            self._more()
+
+    def stalled(self, now: float) -> bool:
+        """Whether nothing was acknowledged for so long that it must begin again."""
+        return now - self.moved_at > _SEND_STALL_S
+
+
+class Receiver:
+    """Takes a snapshot in from the leader. A transfer that was cut goes on where it stopped."""
+
+    def __init__(
+        self,
+        disk: SnapshotDisk,
+        send: Callable[[str, dict[str, Any]], bool],
+        install: Callable[[str, Head], None],
+    ) -> None:
+        self._disk = disk
+        self._send = send
+        self._install = install
+        self._name = ""
+        self._size = 0
+        self._held = 0
+        self._file: AppendFile | None = None
+        self._busy = False
+
+    def begin(self, peer: str, message: dict[str, Any]) -> None:
+        """The leader offers a snapshot: say how much of it is here already."""
+        name, size = message["name"], message["size"]
+        if not isinstance(name, str) or not name.endswith(_SUFFIX) or "/" in name:
+            raise ValueError("not a snapshot's name")
+        if self._busy:
+            return
+        if name != self._name:
+            self._drop()
+            self._disk.remove(_RECEIVING)
+            self._name, self._size, self._held = name, size, 0
+        if self._held >= self._size > 0:
+            self._finish(peer)
+            return
+        self._send(peer, {"type": "snapshot_held", "name": name, "offset": self._held})
+
+    def piece(self, peer: str, message: dict[str, Any]) -> None:
+        """A piece: kept when it is the next one."""
+        if message["name"] != self._name or message["offset"] != self._held or self._busy:
+            return
+        data = message["data"]
+        if self._file is None:
+            self._file = self._disk.append(_RECEIVING)
+        file = self._file
+        self._held += len(data)
+        held, name, whole = self._held, self._name, self._held >= self._size
+
+        def work() -> None:
+            file.write(data)
+
+        def done(result: None, error: Exception | None) -> None:
+            if error is not None:
+                log.error("cannot keep a piece of a snapshot: %s", error)
+                self._drop()
+                self._name = ""
+            elif whole:
+                self._finish(peer)
+            else:
+                self._send(peer, {"type": "snapshot_held", "name": name, "offset": held})
+
+        self._disk.run(work, done)
+
+    def _finish(self, peer: str) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        name, file = self._name, self._file
+        self._file = None
+
+        def work() -> Head:
+            if file is not None:
+                file.sync()
+                file.close()
+            head = verify(self._disk, _RECEIVING)
+            self._disk.rename(_RECEIVING, name)
+            return head
+
+        def done(head: Head | None, error: Exception | None) -> None:
+            self._busy = False
+            self._name, self._held = "", 0
+            if error is not None or head is None:
+                log.error("the snapshot received from %s is not sound (%s): it will be asked for again", peer, error)
+                self._disk.remove(_RECEIVING)
+                return
+            self._install(name, head)
+            self._send(peer, {"type": "snapshot_installed", "index": head.index})
+
+        self._disk.run(work, done)
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Policy:
+    """When to take a snapshot: after so many bytes or entries of log since the last one. After a failure it waits a while."""
+
+    def __init__(self, log_bytes: int, log_entries: int) -> None:
+        self._log_bytes = log_bytes
+        self._log_entries = log_entries
+        self._not_before = float("-inf")
+        self._bytes_at_last = 0
+        self.index = 1
+
+    def due(self, bytes_appended: int, applied_index: int, now: float) -> bool:
+        """Whether the log has grown enough."""
+        grown = (
+            bytes_appended - self._bytes_at_last >= self._log_bytes or applied_index - self.index >= self._log_entries
+        )
+        return grown and applied_index > self.index and now >= self._not_before
+
+    def taken(self, index: int, bytes_appended: int) -> None:
+        """A snapshot at `index` is in place."""
+        self.index, self._bytes_at_last = index, bytes_appended
+
+    def failed(self, now: float) -> None:
+        """Try again in a while."""
+        self._not_before = now + 10.0

@@ -1,0 +1,507 @@
+"""Frames between the members of a cluster, over TCP, in msgpack, between nodes that have proved who they are.
+
+Each node dials every peer and sends on the connection it dialled, so a connection has one direction of messages and duplicates
+cannot happen: a newer connection of the same peer replaces the older one. Names are resolved at every dial. What the messages
+mean is not known here.
+
+A frame is `length u32 big endian · msgpack map`. The first frames are the handshake: HELLO and CHALLENGE carry protocol version,
+cluster and nonces, both sides prove the shared secret by HMAC-SHA256 over both nonces and both names, and nothing else is read before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import random
+import secrets
+import struct
+from typing import Any, Protocol, cast
+
+from cluster import codec
+from cluster.config import ClusterConfig
+
+log = logging.getLogger("quorumq.peers")
+
+Message = dict[str, Any]
+
+PROTOCOL = 1
+_LENGTH = struct.Struct(">I")
+_HANDSHAKE_BYTES_MAX = 4096
+_HANDSHAKE_S = 5.0
+_PING_S = 0.25
+_SILENCE_S = 3.0
+_RETRY_FIRST_S, _RETRY_MOST_S = 0.05, 1.0
+_COMPLAIN_S = 30.0
+_PING = codec.dumps({"type": "ping"})
+_PONG = codec.dumps({"type": "pong"})
+
+
+class Listener(Protocol):
+    """Who is told what happens on the links. Everything is called on the event loop."""
+
+    def message_received(self, peer: str, message: Message) -> None: ...
+    def peer_up(self, peer: str) -> None: ...
+    def peer_down(self, peer: str) -> None: ...
+    def peer_reset(self, peer: str) -> None: ...
+    def peer_heard(self, peer: str) -> None: ...
+    def peer_congested(self, peer: str, congested: bool) -> None: ...
+    def cluster_id(self) -> str: ...
+    def refused(self, peer: str, code: str, reason: str) -> None: ...
+
+
+class FrameError(Exception):
+    """Bytes that are not a frame of this protocol; says why."""
+
+
+class Frames:
+    """Cuts a stream of bytes into frames; raises FrameError for one above the bound."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self._buffer = bytearray()
+        self._wanted = _LENGTH.size
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes in; returns the frames that are complete now."""
+        buffer = self._buffer
+        buffer += data
+        if len(buffer) < self._wanted:
+            return []
+        frames: list[bytes] = []
+        offset = 0
+        while len(buffer) - offset >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, offset)
+            if length > self.bytes_max:
+                raise FrameError(f"a frame of {length} bytes is above the bound of {self.bytes_max}")
+            end = offset + _LENGTH.size + length
+            if end > len(buffer):
+                self._wanted = end - offset
+                break
+            frames.append(bytes(memoryview(buffer)[offset + _LENGTH.size : end]))
+            offset = end
+        else:
+            self._wanted = _LENGTH.size
+        del buffer[:offset]
+        return frames
+
+
+def frame(body: bytes) -> bytes:
+    """`body` with its length before it."""
+    return _LENGTH.pack(len(body)) + body
+
+
+def _proof(secret: str, side: str, dialler: str, acceptor: str, cluster: str, nonces: bytes) -> bytes:
+    text = "\0".join((f"quorumq-{PROTOCOL}", side, dialler, acceptor, cluster)).encode() + b"\0" + nonces
+    return hmac.digest(secret.encode(), text, "sha256")
+
+
+class _Connection(asyncio.Protocol):
+    """What both ends share: frames in, frames out, and the end."""
+
+    def __init__(self, links: Links) -> None:
+        self.links = links
+        self.transport: asyncio.Transport | None = None
+        self.frames = Frames(_HANDSHAKE_BYTES_MAX)
+        self.established = False
+        self.closing = False
+        self.address = "?"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        name = transport.get_extra_info("peername")
+        self.address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
+        self.links.loop.call_later(_HANDSHAKE_S, self._handshake_late)
+
+    def _handshake_late(self) -> None:
+        if not self.established and not self.closing:
+            self.close("no handshake in time")
+
+    def write(self, body: bytes) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(frame(body))
+
+    def send(self, message: Message) -> None:
+        self.write(codec.dumps(message))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self.frames.feed(data):
+                if self.closing:
+                    return
+                self.frame_received(body)
+        except (FrameError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # A broken frame says nothing about the others: this connection ends, and nothing else does.
+            log.warning("closed the connection with %s: broken frame (%s)", self.name, error)
+            self.close("broken frame")
+
+    @property
+    def name(self) -> str:
+        return self.address
+
+    def frame_received(self, body: bytes) -> None:
+        raise NotImplementedError
+
+    def close(self, why: str) -> None:
+        self.closing = True
+        if self.transport is not None:
+            self.transport.close()
+
+    def refuse(self, code: str, reason: str) -> None:
+        self.send({"type": "refused", "code": code, "reason": reason, "from": self.links.config.node_id})
+        self.close(reason)
+
+
+class _Inbound(_Connection):
+    """A connection that a peer dialled: its messages arrive here."""
+
+    peer: str | None = None
+
+    def __init__(self, links: Links) -> None:
+        super().__init__(links)
+        self._expected = b""
+        self._pending = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.peer} ({self.address})" if self.peer else self.address
+
+    def frame_received(self, body: bytes) -> None:
+        message = codec.loads(body)
+        kind = message["type"]
+        if self.established:
+            assert self.peer is not None
+            if kind == "ping":
+                self.write(_PONG)
+            else:
+                self.links.deliver(self.peer, message)
+        elif kind == "hello" and not self._pending:
+            self._hello(message)
+        elif kind == "proof" and self._pending:
+            self._prove(message)
+        else:
+            raise FrameError("not a handshake")
+
+    def data_received(self, data: bytes) -> None:
+        if self.established and self.peer is not None:
+            self.links.listener.peer_heard(self.peer)
+        super().data_received(data)
+
+    def _hello(self, message: Message) -> None:
+        links, config = self.links, self.links.config
+        dialler, nonce = str(message["from"]), message["nonce"]
+        if not isinstance(nonce, bytes) or len(nonce) != 16:
+            raise FrameError("not a handshake")
+        refusal = links.unsuitable(message)
+        if refusal is None and message["to"] != config.node_id:
+            refusal = ("other_node", f"this is {config.node_id}, not {message['to']}")
+        if refusal is not None:
+            links.complain(f"refused {dialler} at {self.address}: {refusal[1]}")
+            self.refuse(*refusal)
+            return
+        mine = secrets.token_bytes(16)
+        self._expected = _proof(config.secret, "dialler", dialler, config.node_id, config.cluster_name, nonce + mine)
+        self._pending = dialler
+        self.send(
+            {
+                "type": "challenge",
+                "protocol": PROTOCOL,
+                "cluster": config.cluster_name,
+                "cluster_id": links.listener.cluster_id(),
+                "from": config.node_id,
+                "nonce": mine,
+                "proof": _proof(config.secret, "acceptor", dialler, config.node_id, config.cluster_name, nonce + mine),
+            }
+        )
+
+    def _prove(self, message: Message) -> None:
+        proof = message["proof"]
+        if not isinstance(proof, bytes) or not hmac.compare_digest(proof, self._expected):
+            self.links.complain(f"refused {self._pending} at {self.address}: it does not know our secret")
+            self.refuse("secret", "wrong cluster secret")
+            return
+        if not self.links.known(self._pending):
+            self.links.complain(f"refused {self._pending} at {self.address}: it is not a member of this cluster")
+            self.refuse("not_member", f"{self._pending} is not a member of this cluster")
+            return
+        self.peer = self._pending
+        self.established = True
+        self.frames.bytes_max = self.links.config.frame_bytes_max
+        self.send({"type": "welcome"})
+        self.links.inbound_ready(self.peer, self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closing = True
+        self.links.inbound_lost(self)
+
+
+class _Outbound(_Connection):
+    """A connection that this node dialled: its own messages leave here, and only pongs come back."""
+
+    def __init__(self, links: Links, link: _Link) -> None:
+        super().__init__(links)
+        self.link = link
+        self._nonce = secrets.token_bytes(16)
+        self._trusted = False
+        self.heard_at = links.loop.time()
+
+    @property
+    def name(self) -> str:
+        return f"{self.link.peer} ({self.address})"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        config = self.links.config
+        self.send(
+            {
+                "type": "hello",
+                "protocol": PROTOCOL,
+                "cluster": config.cluster_name,
+                "cluster_id": self.links.listener.cluster_id(),
+                "from": config.node_id,
+                "to": self.link.peer,
+                "nonce": self._nonce,
+            }
+        )
+
+    def frame_received(self, body: bytes) -> None:
+        message = codec.loads(body)
+        kind = message["type"]
+        self.heard_at = self.links.loop.time()
+        if kind == "pong" and self.established:
+            self.links.listener.peer_heard(self.link.peer)
+        elif kind == "refused" and not self.established:
+            code, reason = str(message["code"])[:64], str(message["reason"])[:300]
+            self.links.complain(f"{self.link.peer} at {self.address} refused this node: {reason}")
+            self.links.listener.refused(self.link.peer, code, reason)
+            self.close(reason)
+        elif kind == "challenge" and not self.established:
+            self._challenged(message)
+        elif kind == "welcome" and not self.established and self._trusted:
+            self.established = True
+            self.link.ready(self)
+        else:
+            raise FrameError(f"unexpected {kind}")
+
+    def _challenged(self, message: Message) -> None:
+        config = self.links.config
+        nonces = self._nonce + message["nonce"]
+        expected = _proof(config.secret, "acceptor", config.node_id, self.link.peer, config.cluster_name, nonces)
+        refusal = self.links.unsuitable(message)
+        if refusal is None and not hmac.compare_digest(bytes(message["proof"]), expected):
+            refusal = ("secret", "it does not know our secret")
+            # Answer with a proof all the same: the other side can then say, and log, what is wrong.
+        if refusal is not None:
+            self.links.complain(f"do not talk to {self.link.peer} at {self.address}: {refusal[1]}")
+        if refusal is not None and refusal[0] != "secret":
+            self.close(refusal[1])
+            return
+        self.send(
+            {
+                "type": "proof",
+                "proof": _proof(config.secret, "dialler", config.node_id, self.link.peer, config.cluster_name, nonces),
+            }
+        )
+        if refusal is not None:
+            self.links.listener.refused(self.link.peer, *refusal)
+        self._trusted = refusal is None
+
+    def pause_writing(self) -> None:
+        if self.established:
+            self.links.listener.peer_congested(self.link.peer, True)
+
+    def resume_writing(self) -> None:
+        if self.established:
+            self.links.listener.peer_congested(self.link.peer, False)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        was_closing, self.closing = self.closing, True
+        self.link.lost(self, by_peer=not was_closing)
+
+
+class _Link:
+    """This node's way to one peer: dials, dials again, and knows the connection that stands."""
+
+    def __init__(self, links: Links, peer: str) -> None:
+        self.links = links
+        self.peer = peer
+        self.connection: _Outbound | None = None
+        self._hurry = asyncio.Event()
+        self._ended: asyncio.Event = asyncio.Event()
+        self._task = links.loop.create_task(self._keep(), name=f"link to {peer}")
+
+    async def _keep(self) -> None:
+        wait = _RETRY_FIRST_S
+        while True:
+            self._ended.clear()
+            self._hurry.clear()
+            began = self.links.loop.time()
+            if await self._dial():
+                await self._ended.wait()
+            if self.links.loop.time() - began > _RETRY_MOST_S:
+                wait = _RETRY_FIRST_S
+            try:
+                await asyncio.wait_for(self._hurry.wait(), wait * random.uniform(0.5, 1.0))
+            except TimeoutError:
+                pass
+            wait = min(wait * 2, _RETRY_MOST_S)
+
+    async def _dial(self) -> bool:
+        address = self.links.addresses.get(self.peer)
+        if address is None:
+            return False
+        host, _, port = address.rpartition(":")
+        try:
+            async with asyncio.timeout(_HANDSHAKE_S):
+                await self.links.loop.create_connection(
+                    lambda: _Outbound(self.links, self), host.strip("[]"), int(port)
+                )
+        except (OSError, TimeoutError, ValueError) as error:
+            log.debug("cannot reach %s at %s: %s", self.peer, address, error)
+            return False
+        return True
+
+    def hurry(self) -> None:
+        """The peer is there: do not wait out the pause before the next dial."""
+        self._hurry.set()
+
+    def ready(self, connection: _Outbound) -> None:
+        assert connection.transport is not None
+        connection.transport.set_write_buffer_limits(high=self.links.config.send_buffer_bytes_max)
+        self.connection = connection
+        log.info("connected to %s at %s", self.peer, connection.address)
+        self.links.listener.peer_up(self.peer)
+        self._keep_alive(connection)
+
+    def _keep_alive(self, connection: _Outbound) -> None:
+        if self.connection is not connection or connection.closing:
+            return
+        if self.links.loop.time() - connection.heard_at > _SILENCE_S:
+            log.warning("%s has been silent for %.0f s: dialling again", self.peer, _SILENCE_S)
+            connection.closing = True
+            assert connection.transport is not None
+            connection.transport.abort()
+            return
+        connection.write(_PING)
+        self.links.loop.call_later(_PING_S, self._keep_alive, connection)
+
+    def lost(self, connection: _Outbound, *, by_peer: bool) -> None:
+        self._ended.set()
+        if self.connection is connection:
+            self.connection = None
+            log.info("lost the connection to %s", self.peer)
+            self.links.listener.peer_down(self.peer)
+            if by_peer:
+                self.links.listener.peer_reset(self.peer)
+
+    def close(self) -> None:
+        self._task.cancel()
+        if self.connection is not None:
+            self.connection.close("closed")
+
+
+class Links:
+    """All links of one node. `send` never blocks; what cannot be sent is dropped: the protocol above repeats it."""
+
+    def __init__(self, config: ClusterConfig, listener: Listener) -> None:
+        self.config = config
+        self.listener = listener
+        self.loop = asyncio.get_running_loop()
+        self.addresses: dict[str, str] = dict(config.peers)
+        self._links: dict[str, _Link] = {}
+        self._inbound: dict[str, _Inbound] = {}
+        self._connections: set[_Inbound] = set()
+        self._server: asyncio.Server | None = None
+        self._complained: dict[str, float] = {}
+
+    async def start(self) -> None:
+        """Listen, and dial every peer. Raises OSError when the port is taken."""
+        host, _, port = self.config.listen.rpartition(":")
+        self._server = await self.loop.create_server(
+            self._accept, host.strip("[]") or None, int(port), reuse_address=True
+        )
+        for peer in sorted(self.addresses):
+            self.add_peer(peer)
+
+    def _accept(self) -> _Inbound:
+        connection = _Inbound(self)
+        self._connections.add(connection)
+        return connection
+
+    async def stop(self) -> None:
+        """Close everything."""
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close("stopping")
+
+    def add_peer(self, peer: str) -> None:
+        """Begin to dial `peer`."""
+        if peer != self.config.node_id and peer not in self._links:
+            self._links[peer] = _Link(self, peer)
+
+    def drop_peer(self, peer: str) -> None:
+        """Close the link to `peer` and dial it no more."""
+        link = self._links.pop(peer, None)
+        if link is not None:
+            link.close()
+
+    def send(self, peer: str, message: Message) -> bool:
+        """Hand a message to the link; False when there is none at the moment."""
+        link = self._links.get(peer)
+        if link is None or link.connection is None:
+            return False
+        link.connection.write(codec.dumps(message))
+        return True
+
+    def connected(self, peer: str) -> bool:
+        """Whether frames can be sent to `peer`."""
+        link = self._links.get(peer)
+        return link is not None and link.connection is not None
+
+    def known(self, peer: str) -> bool:
+        """Whether connections of `peer` are accepted."""
+        return peer in self._links
+
+    def deliver(self, peer: str, message: Message) -> None:
+        """Pass a message on."""
+        self.listener.message_received(peer, message)
+
+    def unsuitable(self, message: Message) -> tuple[str, str] | None:
+        """Why the sender of a HELLO or CHALLENGE does not belong to this node's cluster, as (code, reason)."""
+        if message["protocol"] != PROTOCOL:
+            return ("protocol", f"protocol version {message['protocol']!r}, ours is {PROTOCOL}")
+        if message["cluster"] != self.config.cluster_name:
+            return ("cluster", f"cluster name {str(message['cluster'])[:64]!r}, ours is {self.config.cluster_name!r}")
+        mine, theirs = self.listener.cluster_id(), message["cluster_id"]
+        if mine and theirs and mine != theirs:
+            return ("cluster_id", f"cluster id {str(theirs)[:64]}, ours is {mine}: the data is of another cluster")
+        return None
+
+    def inbound_ready(self, peer: str, connection: _Inbound) -> None:
+        """`peer` has dialled and proved itself; its older connection, if any, is void."""
+        old, self._inbound[peer] = self._inbound.get(peer), connection
+        if old is not None and old is not connection:
+            old.close("replaced")
+        self._links[peer].hurry()
+
+    def inbound_lost(self, connection: _Inbound) -> None:
+        """A connection ended; when it was the peer's present one, the peer's process may have died."""
+        self._connections.discard(connection)
+        peer = connection.peer
+        if peer is not None and self._inbound.get(peer) is connection:
+            del self._inbound[peer]
+            self.listener.peer_reset(peer)
+
+    def complain(self, text: str) -> None:
+        """Log a refusal, each text at most every half minute: a refused peer dials for ever."""
+        now = self.loop.time()
+        key = text.split(" at ")[0]
+        if now - self._complained.get(key, float("-inf")) > _COMPLAIN_S:
+            if len(self._complained) > 1000:
+                self._complained.clear()
+            self._complained[key] = now
+            log.error("%s", text)

@@ -1,0 +1,59 @@
+"""What an operation and a query are, and the catalogue of all of them.
+
+An operation is a frozen struct with an `apply`: the struct is the log record, `apply` is its meaning. Its name
+(`noun.verb`) is the struct's tag, given once in the class line. A query is the same for reads, with `answer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from node.machine import Entry
+    from node.refusals import Refusal
+    from node.state import State
+
+
+class Operation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="op"):
+    """A change to the replicated state. Fields are the log record; `apply` is pure, synchronous and total."""
+
+    def apply(self, state: State, entry: Entry) -> Any:
+        """Check, then change. Raises a Refusal before the first change, never after it."""
+        raise NotImplementedError
+
+
+class Query(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A question to the local copy of the state."""
+
+    def answer(self, state: State) -> Any:
+        """Answer from `state` without changing it. Raises a Refusal when there is nothing to answer about."""
+        raise NotImplementedError
+
+
+class OperationInfo(msgspec.Struct, frozen=True):
+    """What the catalogue knows of an operation: its name, and what it may emit and refuse."""
+
+    name: str
+    type: type[Operation]
+    emits: tuple[type, ...]
+    refuses: tuple[type[Refusal], ...]
+
+
+CATALOGUE: dict[str, OperationInfo] = {}
+
+T = TypeVar("T", bound=type[Operation])
+
+
+def operation(*, emits: tuple[type, ...] = (), refuses: tuple[type[Refusal], ...] = ()) -> Callable[[T], T]:
+    """Enter an operation in the catalogue under its tag."""
+
+    def enter(cls: T) -> T:
+        name = cls.__struct_config__.tag
+        assert isinstance(name, str) and name not in CATALOGUE, name
+        CATALOGUE[name] = OperationInfo(name, cls, emits, refuses)
+        return cls
+
+    return enter

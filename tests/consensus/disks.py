@@ -1,0 +1,136 @@
+"""A disk in memory that can lose what was not synced, tear the last write, and fail."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from typing import Any
+
+
+class MemoryFile:
+    """One file: what is synced, and what was written since."""
+
+    def __init__(self) -> None:
+        self.durable = b""
+        self.unsynced: list[bytes] = []
+        self.named_durably = False
+
+    @property
+    def content(self) -> bytes:
+        return self.durable + b"".join(self.unsynced)
+
+
+class MemoryDisk:
+    """The methods of cluster.disk.Disk. Work is done when `step` is called, or at once with `immediate`."""
+
+    def __init__(self, *, immediate: bool = True) -> None:
+        self.files: dict[str, MemoryFile] = {}
+        self.immediate = immediate
+        self.work: list[Callable[[], None]] = []
+        self.fail_writes: int | None = None
+        self.syncs = 0
+
+    # files
+
+    def list(self) -> list[str]:
+        return sorted(self.files)
+
+    def read(self, name: str) -> bytes:
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[name].content
+
+    def size(self, name: str) -> int:
+        return len(self.read(name))
+
+    def read_at(self, name: str, offset: int, count: int) -> bytes:
+        return self.read(name)[offset : offset + count]
+
+    def append(self, name: str) -> _Handle:
+        self.files.setdefault(name, MemoryFile())
+        return _Handle(self, name)
+
+    def truncate(self, name: str, size: int) -> None:
+        file = self.files[name]
+        file.durable, file.unsynced = file.content[:size], []
+
+    def write_atomic(self, name: str, data: bytes) -> None:
+        self._may_fail()
+        file = self.files[name] = MemoryFile()
+        file.durable, file.named_durably = data, True
+
+    def rename(self, old: str, new: str) -> None:
+        self.files[new] = self.files.pop(old)
+        self.sync_directory()
+
+    def remove(self, name: str) -> None:
+        self.files.pop(name, None)
+
+    def sync_directory(self) -> None:
+        for file in self.files.values():
+            file.named_durably = True
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+    def close(self) -> None:
+        self.work.clear()
+
+    # work
+
+    def run(self, work: Callable[[], Any], done: Callable[[Any, Exception | None], None]) -> None:
+        def task() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                done(None, error)
+            else:
+                done(result, None)
+
+        if self.immediate:
+            task()
+        else:
+            self.work.append(task)
+
+    def step(self) -> bool:
+        """Do the oldest piece of work; False when there is none."""
+        if not self.work:
+            return False
+        self.work.pop(0)()
+        return True
+
+    def _may_fail(self) -> None:
+        if self.fail_writes is not None:
+            raise OSError(self.fail_writes, errno.errorcode[self.fail_writes])
+
+    def crash(self, rng: random.Random) -> None:
+        """The machine loses power: unsynced writes survive in part, files whose names were never synced may vanish."""
+        self.work.clear()
+        for name in list(self.files):
+            file = self.files[name]
+            if not file.named_durably and rng.random() < 0.5:
+                del self.files[name]
+                continue
+            kept = b"".join(file.unsynced)
+            kept = kept[: rng.randint(0, len(kept))]
+            file.durable, file.unsynced, file.named_durably = file.durable + kept, [], True
+
+
+class _Handle:
+    def __init__(self, disk: MemoryDisk, name: str) -> None:
+        self._disk = disk
+        self._name = name
+
+    def write(self, data: bytes) -> None:
+        self._disk._may_fail()
+        self._disk.files[self._name].unsynced.append(data)
+
+    def sync(self) -> None:
+        self._disk._may_fail()
+        self._disk.syncs += 1
+        file = self._disk.files[self._name]
+        file.durable, file.unsynced = file.content, []
+
+    def close(self) -> None:
+        pass
