@@ -13,8 +13,8 @@ import logging
 import os
 import secrets
 import time
-import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,7 +33,6 @@ from cluster.transport import Links, Message
 
 log = logging.getLogger("quorumq.cluster")
 
-_TICK_S = 0.02
 _LOG_RETRY_S = 0.5
 _TRANSFER_S = 2.0
 _STALL_S = 0.25
@@ -83,24 +82,84 @@ class _Identity(msgspec.Struct):
     cluster_id: str
 
 
+class Probation:
+    """What a node that began with an empty disk must learn before it may vote: whether it is new, or was wiped.
+
+    It may have voted and promised before the wipe. So it waits until every other member has told its term and whether it has
+    a history.
+    """
+
+    def __init__(self, peers: list[str]) -> None:
+        self.missing = list(peers)
+        self.history = False
+        self.term = 0
+
+    def present(self, peer: str, term: int, history: bool) -> None:
+        """A member told where it stands."""
+        if peer in self.missing:
+            self.missing.remove(peer)
+        self.history = self.history or bool(history)
+        self.term = max(self.term, int(term))
+
+
+class Surroundings:
+    """What a node gets from the machine it runs on. The simulation gives it disks, links and clocks of its own."""
+
+    tick_s = 0.02
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that everything runs on."""
+        return asyncio.get_running_loop()
+
+    def disk(self, directory: Path) -> Disk:
+        """Files below `directory`."""
+        return Disk(directory)
+
+    def lock(self, directory: Path) -> int | None:
+        """Take the directory for this process alone; returns a handle to close. Raises OSError when another has it."""
+        handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise OSError(f"{directory} is in use by another process") from None
+        return handle
+
+    def links(self, config: ClusterConfig, listener: Engine) -> Links:
+        """Connections to the peers."""
+        return Links(config, listener)
+
+    def snapshot_writer(self) -> snapshots.Writer:
+        """Writes snapshots beside the event loop."""
+        return snapshots.Forked()
+
+    def wall_ms(self) -> int:
+        """Milliseconds since the epoch; may jump."""
+        return time.time_ns() // 1_000_000
+
+    def random_bits(self, bits: int) -> int:
+        """A number that nobody can guess."""
+        return secrets.randbits(bits)
+
+
 class Engine:
     """A member of the cluster."""
 
-    def __init__(self, config: ClusterConfig, machine: Machine, *, wall_ms: Callable[[], int] | None = None) -> None:
+    def __init__(self, config: ClusterConfig, machine: Machine, surroundings: Surroundings | None = None) -> None:
         config.validate()
         self.config = config
         self.node_id = config.node_id
         self.machine = machine
-        self._wall_ms = wall_ms or (lambda: time.time_ns() // 1_000_000)
+        self._around = surroundings or Surroundings()
         self._replica = Replica(machine, self._settled)
         self._inbox = Inbox(self._replica)
         self._submitter = Submitter(
-            config.node_id, secrets.randbits(62), config.entry_bytes_max - 4096, self._send_batch
+            config.node_id, self._around.random_bits(62), config.entry_bytes_max - 4096, self._send_batch
         )
         self._rounds = Rounds(self._broadcast_round)
         self._readers = Readers(self._ask)
         self._policy = snapshots.Policy(config.snapshot_log_bytes, config.snapshot_log_entries)
-        self._writer: snapshots.Writer = snapshots.Forked()
+        self._writer = self._around.snapshot_writer()
         self._senders: dict[str, snapshots.Sender] = {}
         self._wanted: set[str] = set()
         self._listeners: list[Callable[[bool], None]] = []
@@ -109,13 +168,16 @@ class Engine:
         self._snapshot_name = ""
         self._named = False
         self._draining = False
+        self._log_broken = False
         self._stopped = False
+        self._closed = False
         self._ready_once = False
         self._leader_seen_at = float("-inf")
         self._scheduled = False
         self._ticked_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._lock: int | None = None
+        self._probation: Probation | None = None
         self.stalls = 0
         self.failed: asyncio.Future[None]
 
@@ -126,12 +188,21 @@ class Engine:
 
         Raises LogDamaged when the files cannot be trusted, OSError when the directory or the port is not to be had.
         """
-        self._loop = asyncio.get_running_loop()
+        self._loop = self._around.loop()
         self.failed = self._loop.create_future()
         self._open_disks()
-        self._check_identity()
-        await self._open_log()
-        self._links = self._make_links()
+        try:
+            self._check_identity()
+            self._open_log()
+            self._join()
+            await self._links.start()
+        except BaseException:
+            self._unlock()
+            raise
+        self._tick()
+
+    def _join(self) -> None:
+        self._links = self._around.links(self.config, self)
         self._raft = Raft(
             self.config,
             self._log,
@@ -145,22 +216,19 @@ class Engine:
         self._log.on_durable = self._durable
         self._log.on_failure = self._log_failed
         self._named = bool(self._replica.cluster_id)
-        await self._links.start()
-        self._tick()
+        if self._probation_needed():
+            self._probation = Probation(self._raft.peers)
+            self._raft.may_vote = False
 
     def _open_disks(self) -> None:
-        directory = self.config.data_dir
-        self._root = Disk(directory)
-        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OSError(f"{directory} is in use by another process") from None
-        self._log_disk = Disk(directory / "log")
-        self._snapshot_disk = Disk(directory / "snapshots")
+        directory, around = self.config.data_dir, self._around
+        self._root = around.disk(directory)
+        self._lock = around.lock(directory)
+        self._log_disk = around.disk(directory / "log")
+        self._snapshot_disk = around.disk(directory / "snapshots")
 
-    def _make_links(self) -> Links:
-        return Links(self.config, self)
+    def _probation_needed(self) -> bool:
+        return self._log.was_empty and not self._snapshot_name and bool(self._raft.peers)
 
     def _check_identity(self) -> None:
         config = self.config
@@ -180,7 +248,7 @@ class Engine:
                 f"{config.data_dir} belongs to cluster {held.cluster_name!r}, this node's is {config.cluster_name!r}"
             )
 
-    async def _open_log(self) -> None:
+    def _open_log(self) -> None:
         """The newest sound snapshot, and the log behind it, reconciled by index: nothing above the snapshot is dropped (finding 3)."""
         head = self._load_snapshot()
         self._log = journal = Log(self._log_disk, self.config.segment_bytes)
@@ -217,10 +285,10 @@ class Engine:
 
     async def stop(self, *, transfer: bool = True) -> None:
         """Leave: hand leadership over when `transfer`, then close. Batches without an outcome fail."""
-        if self._stopped:
+        if self._closed:
             return
-        self._draining = True
-        if transfer and self._raft.is_leader and self._raft.peers:
+        self._closed = self._draining = True
+        if transfer and not self._stopped and self._raft.is_leader and self._raft.peers:
             await self.transfer_leadership()
         self._stopped = True
         if self._timer is not None:
@@ -235,6 +303,9 @@ class Engine:
         for disk in (self._log_disk, self._snapshot_disk, self._root):
             disk.close()
         self._log.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -364,6 +435,8 @@ class Engine:
         if self._log.failure is not None:
             return False, f"the log cannot be written: {self._log.failure}"
         if not self._ready_once:
+            if self._probation is not None and self._probation.missing and not self._probation.history:
+                return False, f"first start: waiting for {', '.join(self._probation.missing)}"
             return False, "catching up" if self._raft.leader else "no leader yet"
         if Clock.now() - self._leader_seen_at > 3 * self.config.election_max_ms / 1000:
             return False, "no leader"
@@ -385,7 +458,7 @@ class Engine:
             log.warning("the event loop stood still for %.0f ms", (now - self._ticked_at) * 1000)
         self._ticked_at = now
         self._poke()
-        self._timer = self._loop.call_later(_TICK_S, self._tick)
+        self._timer = self._loop.call_later(self._around.tick_s, self._tick)
 
     def _drive(self) -> None:
         self._scheduled = False
@@ -415,6 +488,7 @@ class Engine:
             self._leader_seen_at = now
             if not self._ready_once and raft.caught_up():
                 self._ready_once = True
+        self._leave_probation()
         self._rounds.drive(
             leads=leads, ready=raft.committed_own_term, commit_index=raft.commit_index, quorum=raft.quorum, now=now
         )
@@ -442,23 +516,26 @@ class Engine:
             self._raft.propose(replicated.encode_batches(self._now_ms(), batches))
 
     def _now_ms(self) -> int:
-        return max(self._wall_ms(), self._replica.now_ms)
+        return max(self._around.wall_ms(), self._replica.now_ms)
 
     def _name_cluster(self) -> None:
         """The first leader gives the cluster its id, through the log."""
         if not self._named and self._raft.committed_own_term and self._may_propose():
             self._named = True
             if not self._replica.cluster_id:
-                self._raft.propose(replicated.encode_cluster_id(self._now_ms(), uuid.uuid4().hex))
+                self._raft.propose(
+                    replicated.encode_cluster_id(self._now_ms(), f"{self._around.random_bits(128):032x}")
+                )
                 self._poke()
 
     def _apply(self, index: int, command: bytes) -> None:
         self._replica.apply(index, command)
-        if self._replica.cluster_id != self._identity.cluster_id:
-            self._remember_cluster_id()
+        self._remember_cluster_id()
 
     def _remember_cluster_id(self) -> None:
         held, name = self._identity.cluster_id, self._replica.cluster_id
+        if name in ("", held):
+            return
         if held:
             raise LogDamaged(f"the data is of cluster {held}, the log of cluster {name}")
         self._identity.cluster_id = name
@@ -474,14 +551,16 @@ class Engine:
         self._submitter.settled(batch, outcome)
 
     def _durable(self) -> None:
-        if self._log.failure is None and not self._raft.may_vote:
+        if self._log_broken:
             log.info("the log can be written again")
-            self._raft.may_vote = True
+            self._log_broken = False
+            self._raft.may_vote = self._probation is None
         self._raft.durable_advanced()
         self._poke()
 
     def _log_failed(self, error: Exception) -> None:
         log.error("the log cannot be written: %s; this node neither leads nor votes until it can", error)
+        self._log_broken = True
         self._raft.may_vote = False
         self._raft.step_down()
         self._loop.call_later(_LOG_RETRY_S, self._retry_log)
@@ -560,8 +639,28 @@ class Engine:
         if self._raft.is_leader and message["term"] == self._raft.term and peer in self._raft.peers:
             self._rounds.confirmed(peer, message["number"], self._raft.quorum)
 
+    def _has_history(self) -> bool:
+        return self._log.last_index > 1 or bool(self._replica.cluster_id)
+
+    def _on_present(self, peer: str, message: Message) -> None:
+        if self._probation is not None:
+            self._probation.present(peer, message["term"], message["history"])
+
+    def _leave_probation(self) -> None:
+        """A node that began empty votes when nobody has a history, or when it has caught up and knows every member's term (finding 15)."""
+        probation = self._probation
+        if probation is None or probation.missing:
+            return
+        if not probation.history or self._raft.verified:
+            self._probation = None
+            self._raft.forbid_votes(probation.term if probation.history else 0)
+            self._raft.may_vote = self._log.failure is None
+            if probation.history:
+                log.info("caught up after starting with an empty disk: this node votes again")
+
     def peer_up(self, peer: str) -> None:
         """The link to `peer` stands."""
+        self._links.send(peer, {"type": "present", "term": self._raft.term, "history": self._has_history()})
         self._raft.peer_up(peer)
         self._poke()
 
@@ -656,8 +755,7 @@ class Engine:
         self._policy.taken(head.index, self._log.bytes_appended)
         self._snapshot_name = name
         self._submitter.state_replaced(self._replica)
-        if self._replica.cluster_id != self._identity.cluster_id:
-            self._remember_cluster_id()
+        self._remember_cluster_id()
         self._snapshot_disk.run(lambda: snapshots.prune(self._snapshot_disk), self._ignore_pruned)
         log.info("installed %s", name)
         self._poke()
@@ -678,6 +776,7 @@ class Engine:
             self._raft.snapshot_installed(peer, message["index"])
 
     _HANDLERS: dict[str, Callable[[Engine, str, Message], None]] = {
+        "present": _on_present,
         "batch": _on_batch,
         "batch_no": _on_batch_no,
         "read": _on_read,

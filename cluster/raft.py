@@ -163,6 +163,8 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._conflict = False
         self.may_vote = True
         """False while this node must not vote nor lead: it may have lost what it promised."""
+        self.verified = False
+        """Whether a leader has confirmed since the start that this log reaches its commit index."""
         self.elections = 0
         # Through the instance, so that the engine's construction already finds the right transport.
         super().__init__(
@@ -335,6 +337,14 @@ class Raft(SyncObj):  # type: ignore[misc]
         self.transfer_election = False
         super()._SyncObj__onBecomeLeader()
 
+    def forbid_votes(self, term: int) -> None:
+        """Never vote in `term` or an earlier one: this node may have done so before it lost its disk."""
+        if term > self.term:
+            self._SyncObj__setCurrentTerm(term, self.id)
+            self._SyncObj__raftLeader = None
+        elif self.journal.voted_for is None and term == self.term:
+            self._SyncObj__setCurrentTerm(term, self.id)
+
     def transfer(self, peer: str) -> bool:
         """Ask `peer` to stand at once (thesis 3.10). Only for a peer that holds the whole log; returns whether it was asked."""
         if not self.is_leader or self.match_index(peer) < self.journal.last_index:
@@ -428,11 +438,14 @@ class Raft(SyncObj):  # type: ignore[misc]
             entries: list[Entry] = [tuple(entry) for entry in message["entries"]]
             prev = message["prevLogIdx"]
             # Raft paper, figure 2: the commit index is bounded by the last entry that this message vouches for.
-            message["commit_index"] = min(message["commit_index"], entries[-1][1] if entries else prev)
+            committed = message["commit_index"]
+            message["commit_index"] = min(committed, entries[-1][1] if entries else prev)
             message["entries"] = entries
             if not self._skip_known(node, message):
                 return
             self._conflict = bool(message["entries"])
+            matches = self.journal.term_at(message["prevLogIdx"]) == message["prevLogTerm"]
+            self.verified = self.verified or (matches and message["commit_index"] == committed)
         self._to_engine(node, message)
         self._conflict = False
 
@@ -534,8 +547,10 @@ class Raft(SyncObj):  # type: ignore[misc]
         if message["success"]:
             self._acknowledged(node, following - 1)
         elif message["reset"]:
-            self._acked.setdefault(node, 0)
-            self._SyncObj__raftNextIndex[node] = max(following, self._acked[node] + 1)
+            if following <= self._acked.setdefault(node, 0):
+                # It lacks what it once acknowledged: its disk was wiped, and its word for those entries is void.
+                self._acked[node] = self._SyncObj__raftMatchIndex[node] = 0
+            self._SyncObj__raftNextIndex[node] = following
 
     def _acknowledged(self, node: Node, index: int) -> None:
         # Unlike the engine's own handler this never moves the next index back: entries sent meanwhile are still under way.

@@ -328,7 +328,7 @@ class _Link:
         self.connection: _Outbound | None = None
         self._hurry = asyncio.Event()
         self._ended: asyncio.Event = asyncio.Event()
-        self._task = links.loop.create_task(self._keep(), name=f"link to {peer}")
+        self.task = links.loop.create_task(self._keep(), name=f"link to {peer}")
 
     async def _keep(self) -> None:
         wait = _RETRY_FIRST_S
@@ -341,7 +341,8 @@ class _Link:
             if self.links.loop.time() - began > _RETRY_MOST_S:
                 wait = _RETRY_FIRST_S
             try:
-                await asyncio.wait_for(self._hurry.wait(), wait * random.uniform(0.5, 1.0))
+                async with asyncio.timeout(wait * random.uniform(0.5, 1.0)):
+                    await self._hurry.wait()
             except TimeoutError:
                 pass
             wait = min(wait * 2, _RETRY_MOST_S)
@@ -395,7 +396,7 @@ class _Link:
                 self.links.listener.peer_reset(self.peer)
 
     def close(self) -> None:
-        self._task.cancel()
+        self.task.cancel()
         if self.connection is not None:
             self.connection.close("closed")
 
@@ -429,14 +430,17 @@ class Links:
         return connection
 
     async def stop(self) -> None:
-        """Close everything."""
-        for link in self._links.values():
+        """Close everything, and wait until it is closed."""
+        links, self._links = list(self._links.values()), {}
+        for link in links:
             link.close()
-        self._links.clear()
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):
             connection.close("stopping")
+        while self._connections or any(link.connection is not None for link in links):
+            await asyncio.sleep(0)
+        await asyncio.gather(*(link.task for link in links), return_exceptions=True)
 
     def add_peer(self, peer: str) -> None:
         """Begin to dial `peer`."""
