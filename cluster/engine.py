@@ -168,6 +168,7 @@ class Engine:
         self._snapshot_name = ""
         self._named = False
         self._draining = False
+        self._handing_over = 0
         self._log_broken = False
         self._stopped = False
         self._closed = False
@@ -315,7 +316,7 @@ class Engine:
         raft = self._raft
         deadline = Clock.now() + _TRANSFER_S
         asked_at = float("-inf")
-        drained_before, self._draining = self._draining, True
+        self._handing_over += 1
         try:
             while raft.is_leader and Clock.now() < deadline:
                 target = peer
@@ -328,7 +329,7 @@ class Engine:
                 await asyncio.sleep(0.005)
             return not raft.is_leader
         finally:
-            self._draining = drained_before
+            self._handing_over -= 1
 
     def _fail(self, error: Exception) -> None:
         if not self.failed.done():
@@ -505,7 +506,7 @@ class Engine:
         raft = self._raft
         return (
             raft.is_leader
-            and not self._draining
+            and not self._handing_over
             and self._log.failure is None
             and self._log.last_index - raft.commit_index < self.config.entries_in_flight_max
         )
@@ -610,7 +611,7 @@ class Engine:
 
     def _on_batch(self, peer: str, message: Message) -> None:
         batch = Batch(*message["batch"])
-        if self._raft.is_leader and not self._draining:
+        if self._raft.is_leader:
             self._inbox.put(batch)
         else:
             self._links.send(peer, {"type": "batch_no", "epoch": batch.epoch, "seq": batch.seq})
@@ -674,9 +675,9 @@ class Engine:
         """`peer` cut a connection, or died."""
         self._raft.peer_reset(peer)
 
-    def peer_heard(self, peer: str) -> None:
-        """Bytes came from `peer`."""
-        self._raft.peer_heard(peer)
+    def frame_under_way(self, peer: str) -> None:
+        """Bytes of an unfinished frame came from `peer`."""
+        self._raft.frame_under_way(peer)
 
     def peer_congested(self, peer: str, congested: bool) -> None:
         """The link to `peer` is full, or has drained."""

@@ -161,6 +161,7 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._prevote_at = float("-inf")
         self._congested: set[str] = set()
         self._conflict = False
+        self._beyond: list[Node] = []
         self.may_vote = True
         """False while this node must not vote nor lead: it may have lost what it promised."""
         self.verified = False
@@ -188,7 +189,8 @@ class Raft(SyncObj):  # type: ignore[misc]
             ),
             transportClass=_Outbox,
         )
-        self._SyncObj__serializer.wanted = wanted_snapshot
+        self._wanted_snapshot = wanted_snapshot
+        self._SyncObj__serializer.wanted = self._beyond_the_log
         self._SyncObj__raftLastApplied = applied_index
 
     # -- what others read --------------------------------------------------------------------------------------------
@@ -283,6 +285,14 @@ class Raft(SyncObj):  # type: ignore[misc]
         if self.role != LEADER and self._SyncObj__raftElectionDeadline < Clock.now():
             self._election_due()
         self.doTick(0)
+        while self._beyond:
+            self._SyncObj__connectedNodes.add(self._beyond.pop())
+
+    def _beyond_the_log(self, peer: str) -> None:
+        # The engine would ask again and again for a whole heartbeat period: for it the peer is away until the next tick.
+        self._wanted_snapshot(peer)
+        self._SyncObj__connectedNodes.discard(Node(peer))
+        self._beyond.append(Node(peer))
 
     def durable_advanced(self) -> None:
         """The log's durable position moved: this node's own vote for those entries counts now."""
@@ -352,11 +362,13 @@ class Raft(SyncObj):  # type: ignore[misc]
         return self.links.send(peer, {"type": "timeout_now", "term": self.term})
 
     def step_down(self) -> None:
-        """Stop leading; the others elect a leader when they miss the heartbeats."""
+        """Stop leading, and say so, so that nobody has to miss the heartbeats first."""
         if self.is_leader:
             self._SyncObj__setState(FOLLOWER)
             self._SyncObj__raftLeader = None
             self._postpone_election()
+            for peer in self.peers:
+                self.links.send(peer, {"type": "stepped_down", "term": self.term})
 
     # -- what the links tell -----------------------------------------------------------------------------------------
 
@@ -376,8 +388,11 @@ class Raft(SyncObj):  # type: ignore[misc]
             self._leader_reset = True
             self._postpone_election(*_RESET_S)
 
-    def peer_heard(self, peer: str) -> None:
-        """Some bytes arrived from `peer`: a large frame under way must not look like silence."""
+    def frame_under_way(self, peer: str) -> None:
+        """Part of a frame arrived from `peer`: a large one must not look like silence.
+
+        Pings and whole messages do not count: a node that ceased to lead sends those too.
+        """
         if peer == self.leader:
             self._heard_leader_at = Clock.now()
             if self.role == FOLLOWER and not self._SyncObj__transferInProgress and not self._leader_reset:
@@ -446,6 +461,10 @@ class Raft(SyncObj):  # type: ignore[misc]
             self._conflict = bool(message["entries"])
             matches = self.journal.term_at(message["prevLogIdx"]) == message["prevLogTerm"]
             self.verified = self.verified or (matches and message["commit_index"] == committed)
+        else:
+            # A heartbeat to a follower that needs a snapshot says nothing about its log, and the engine would commit
+            # whatever is there up to the leader's commit index (finding 16).
+            message["commit_index"] = 0
         self._to_engine(node, message)
         self._conflict = False
 
@@ -534,6 +553,10 @@ class Raft(SyncObj):  # type: ignore[misc]
             self._SyncObj__raftLeader = None
             self._prevotes = None
             self._postpone_election()
+
+    def _on_stepped_down(self, node: Node, message: Message) -> None:
+        if message["term"] == self.term:
+            self.peer_reset(node.id)
 
     def _on_timeout_now(self, node: Node, message: Message) -> None:
         if self.may_vote:

@@ -44,7 +44,7 @@ class Listener(Protocol):
     def peer_up(self, peer: str) -> None: ...
     def peer_down(self, peer: str) -> None: ...
     def peer_reset(self, peer: str) -> None: ...
-    def peer_heard(self, peer: str) -> None: ...
+    def frame_under_way(self, peer: str) -> None: ...
     def peer_congested(self, peer: str, congested: bool) -> None: ...
     def cluster_id(self) -> str: ...
     def refused(self, peer: str, code: str, reason: str) -> None: ...
@@ -61,6 +61,11 @@ class Frames:
         self.bytes_max = bytes_max
         self._buffer = bytearray()
         self._wanted = _LENGTH.size
+
+    @property
+    def partial(self) -> bool:
+        """Whether the beginning of a frame is held."""
+        return bool(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes in; returns the frames that are complete now."""
@@ -183,9 +188,9 @@ class _Inbound(_Connection):
             raise FrameError("not a handshake")
 
     def data_received(self, data: bytes) -> None:
-        if self.established and self.peer is not None:
-            self.links.listener.peer_heard(self.peer)
         super().data_received(data)
+        if self.established and self.peer is not None and self.frames.partial:
+            self.links.listener.frame_under_way(self.peer)
 
     def _hello(self, message: Message) -> None:
         links, config = self.links, self.links.config
@@ -269,8 +274,8 @@ class _Outbound(_Connection):
         kind = message["type"]
         self.heard_at = self.links.loop.time()
         if kind == "pong" and self.established:
-            self.links.listener.peer_heard(self.link.peer)
-        elif kind == "refused" and not self.established:
+            return
+        if kind == "refused" and not self.established:
             code, reason = str(message["code"])[:64], str(message["reason"])[:300]
             self.links.complain(f"{self.link.peer} at {self.address} refused this node: {reason}")
             self.links.listener.refused(self.link.peer, code, reason)

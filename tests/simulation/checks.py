@@ -1,0 +1,145 @@
+"""The invariants, and what is remembered to check them: every node's applied entries, leaders, disks, and every client's history."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+
+class Violation(Exception):
+    """An invariant does not hold. `invariant` is its short name."""
+
+    def __init__(self, invariant: str, text: str) -> None:
+        super().__init__(f"{invariant}: {text}")
+        self.invariant = invariant
+
+
+@dataclass
+class DiskPromise:
+    """What a node's disk holds for sure."""
+
+    term: int = 0
+    voted_for: str | None = None
+    commit: int = 1
+
+
+@dataclass
+class JobHistory:
+    """One job as its clients saw it."""
+
+    pushed: bool = False
+    maybe_pushed: bool = False
+    acked: bool = False
+    maybe_acked: bool = False
+    acked_fence: int = 0
+    fences: list[int] = field(default_factory=list)
+
+
+class Checks:
+    """Told of everything that happens; raises Violation at the first thing that may not."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, int] = {}
+        self.leaders: dict[int, str] = {}
+        self.disks: dict[str, DiskPromise] = {}
+        self.jobs: dict[str, JobHistory] = {}
+        self.acknowledged = 0
+        self.batches: dict[tuple[str, int, int], int] = {}
+        self.first_violation: Violation | None = None
+
+    def fail(self, invariant: str, text: str) -> None:
+        violation = Violation(invariant, text)
+        if self.first_violation is None:
+            self.first_violation = violation
+        raise violation
+
+    # nodes
+
+    def applied(self, node: str, index: int, command: bytes) -> None:
+        digest = zlib.crc32(command)
+        known = self.entries.setdefault(index, digest)
+        if known != digest:
+            self.fail("committed prefixes agree", f"{node} applied another entry at {index} than the others")
+
+    def settled(self, node: str, key: tuple[str, int, int], index: int) -> None:
+        known = self.batches.setdefault(key, index)
+        if known != index:
+            self.fail("applied once", f"batch {key} was applied at {known} and, on {node}, again at {index}")
+
+    def leads(self, node: str, term: int) -> None:
+        known = self.leaders.setdefault(term, node)
+        if known != node:
+            self.fail("one leader a term", f"{known} and {node} both lead in term {term}")
+
+    def promised(self, node: str, term: int, voted_for: str | None, commit: int) -> None:
+        """The node's log, as durable as it is now, holds these."""
+        promise = self.disks.setdefault(node, DiskPromise())
+        if (term, commit) < (promise.term, 0) or term < promise.term:
+            self.fail("term never goes back", f"{node}: {promise.term} to {term}")
+        if term == promise.term and promise.voted_for is not None and voted_for != promise.voted_for:
+            self.fail("one vote a term", f"{node} voted for {promise.voted_for} and {voted_for} in term {term}")
+        promise.term, promise.voted_for, promise.commit = term, voted_for, max(commit, promise.commit)
+
+    def wiped(self, node: str) -> None:
+        self.disks.pop(node, None)
+
+    # clients
+
+    def job(self, job_id: str) -> JobHistory:
+        return self.jobs.setdefault(job_id, JobHistory())
+
+    def pushed(self, job_id: str, *, known: bool) -> None:
+        job = self.job(job_id)
+        job.maybe_pushed = True
+        if known:
+            job.pushed = True
+            self.acknowledged += 1
+
+    def delivered(self, job_id: str, fence: int) -> None:
+        job = self.job(job_id)
+        if not job.maybe_pushed:
+            self.fail("no job from nowhere", f"{job_id} was delivered and never pushed")
+        if job.acked and fence > job.acked_fence:
+            self.fail("no resurrection", f"{job_id} was delivered again after its acknowledged completion")
+        if fence in job.fences:
+            self.fail("fencing tokens rise", f"{job_id} was delivered twice with fence {fence}")
+        job.fences.append(fence)
+        self.acknowledged += 1
+
+    def completing(self, job_id: str) -> list[int]:
+        """An acknowledgement is about to be sent; returns the deliveries known by now."""
+        self.job(job_id).maybe_acked = True
+        return list(self.job(job_id).fences)
+
+    def completed(self, job_id: str, fence: int, known: list[int]) -> None:
+        """It was accepted with the lock of delivery `fence`, when those in `known` had been made before it was sent."""
+        job = self.job(job_id)
+        if job.acked:
+            self.fail("completed once", f"{job_id} was completed twice")
+        if max(known) > fence:
+            self.fail("one valid lock a job", f"{job_id} was completed with fence {fence} after delivery {max(known)}")
+        if any(later > fence for later in job.fences):
+            self.fail("no resurrection", f"{job_id} was completed with fence {fence} and delivered as {job.fences}")
+        job.acked, job.acked_fence = True, fence
+        self.acknowledged += 1
+
+    def read(self, job_id: str, state: str, *, pushed_before: bool, acked_before: bool) -> None:
+        """A consistent read that began when the push, or the completion, had been acknowledged."""
+        if acked_before and state != "completed":
+            self.fail("linearizable reads", f"{job_id} reads as {state} after its completion was acknowledged")
+        if pushed_before and state == "unknown":
+            self.fail("linearizable reads", f"{job_id} is unknown to a read that began after its push was acknowledged")
+
+    def at_the_end(self, states: dict[str, str]) -> None:
+        """The state of every job on a node after everything has healed."""
+        for job_id, job in self.jobs.items():
+            state = states.get(job_id, "unknown")
+            if job.pushed and state == "unknown":
+                self.fail("nothing acknowledged is lost", f"{job_id} was acknowledged and is gone")
+            if job.acked and state != "completed":
+                self.fail("nothing acknowledged is lost", f"{job_id} was completed and is {state}")
+            if state == "completed" and not job.maybe_acked:
+                self.fail("no completion from nowhere", f"{job_id} is completed and nobody completed it")
+        for job_id in states:
+            if job_id not in self.jobs or not self.jobs[job_id].maybe_pushed:
+                self.fail("no job from nowhere", f"{job_id} exists and was never pushed")
