@@ -32,6 +32,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     entry_bytes_max: int = 24 << 20
     entry_bytes_target: int = 1 << 20
+    # Entries of one append_entries message stop at this size.
+    append_bytes: int = 1 << 20
     frame_bytes_max: int = 64 << 20
     # Entries that a leader may have under way before they are committed.
     entries_in_flight_max: int = 4

@@ -74,12 +74,16 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class _Identity(msgspec.Struct):
-    """What a data directory says of its owner, so that it is never used by another node or in another cluster."""
+    """What a data directory says of its owner, so that it is never used by another node or in another cluster.
+
+    whole: this node holds all that it ever promised. False from the first start on an empty disk until probation ends.
+    """
 
     format: int
     node_id: str
     cluster_name: str
     cluster_id: str
+    whole: bool
 
 
 class Probation:
@@ -229,14 +233,14 @@ class Engine:
         self._snapshot_disk = around.disk(directory / "snapshots")
 
     def _probation_needed(self) -> bool:
-        return self._log.was_empty and not self._snapshot_name and bool(self._raft.peers)
+        return not self._identity.whole and bool(self._raft.peers)
 
     def _check_identity(self) -> None:
         config = self.config
         try:
             held = msgspec.json.decode(self._root.read("identity.json"), type=_Identity)
         except FileNotFoundError:
-            self._identity = _Identity(1, config.node_id, config.cluster_name, "")
+            self._identity = _Identity(1, config.node_id, config.cluster_name, "", False)
             self._root.write_atomic("identity.json", msgspec.json.encode(self._identity))
             return
         except msgspec.MsgspecError as error:
@@ -540,6 +544,9 @@ class Engine:
         if held:
             raise LogDamaged(f"the data is of cluster {held}, the log of cluster {name}")
         self._identity.cluster_id = name
+        self._store_identity()
+
+    def _store_identity(self) -> None:
         content = msgspec.json.encode(self._identity)
         self._root.run(lambda: self._root.write_atomic("identity.json", content), self._ignore_written)
 
@@ -656,6 +663,8 @@ class Engine:
             self._probation = None
             self._raft.forbid_votes(probation.term if probation.history else 0)
             self._raft.may_vote = self._log.failure is None
+            self._identity.whole = True
+            self._store_identity()
             if probation.history:
                 log.info("caught up after starting with an empty disk: this node votes again")
 

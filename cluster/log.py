@@ -145,7 +145,6 @@ class Log:
         self.durable_index = self.last_index
         self._group_last = self.last_index
         self._group_end = self._header_state()
-        self.was_empty = not self._segments
 
     # -- reading at the start ----------------------------------------------------------------------------------------
 
@@ -172,7 +171,7 @@ class Log:
             found = read_record(data, offset)
             if found is None:
                 if last and not _mark_follows(data, offset):
-                    return offset
+                    break
                 raise LogDamaged(
                     f"{name} is damaged at offset {offset} of {len(data)}: a record there fails its checksum and later ones are whole"
                 )
@@ -367,7 +366,8 @@ class Log:
         self.bytes -= sum(len(entry[0]) for entry in self._entries[:position]) + len(kept[0])
         self._entries[: position + 1] = [(_NO_OP, kept[1], kept[2])]
         removable: list[str] = []
-        while len(self._segments) > 1 and self._segments[1].prev_index <= index:
+        # A segment that is not on disk yet cannot take an older one's place: its first write may still fail.
+        while len(self._segments) > 1 and self._segments[1].size and self._segments[1].prev_index <= index:
             removable.append(self._segments.pop(0).name)
         if removable:
 

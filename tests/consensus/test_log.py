@@ -45,7 +45,7 @@ def test_what_was_flushed_comes_back() -> None:
 
 def test_an_empty_disk_is_an_empty_log() -> None:
     log, _ = a_log()
-    assert log.was_empty and log.last_index == 1 and log.last_term == 0 and log.durable_index == 1
+    assert log.last_index == 1 and log.last_term == 0 and log.durable_index == 1
 
 
 def test_durable_follows_the_sync_not_the_append() -> None:
@@ -245,6 +245,34 @@ def test_a_failed_write_promises_nothing_and_is_made_good(code: int) -> None:
     assert log.durable_index == 9
     again, _ = a_log(disk)
     assert entries(again) == entries(log)
+
+
+def test_a_failed_write_after_a_torn_tail_keeps_what_came_before() -> None:
+    """Found by the simulation: the size of a segment whose tail was cut was taken for zero, and a retry cut it all."""
+    log, disk = a_log()
+    fill(log, 5)
+    disk.append(disk.list()[-1]).write(b"torn")
+    log, _ = a_log(disk)
+    disk.fail_writes = errno.ENOSPC
+    fill(log, 6)
+    disk.fail_writes = None
+    log.retry()
+    again, _ = a_log(disk)
+    assert entries(again) == entries(log)
+    assert again.last_index == 6
+
+
+def test_compaction_waits_for_the_segment_that_takes_over() -> None:
+    """Found by the simulation: old segments went while the first write of the next one was still failing."""
+    log, disk = a_log()
+    fill(log, 6)
+    assert log.segments == 1
+    while disk.size(disk.list()[-1]) < SEGMENT:
+        fill(log, log.last_index + 1)
+    disk.fail_writes = errno.ENOSPC
+    fill(log, log.last_index + 1)
+    log.compact(log.durable_index)
+    assert describe(disk)["last_index"] == log.durable_index
 
 
 def test_random_lives_and_power_cuts_keep_what_was_durable() -> None:

@@ -28,6 +28,11 @@ class SimDisk(MemoryDisk):
         self._busy = False
         self._steps_left: int | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether work is under way."""
+        return self._busy
+
     def attach(self, process: Process) -> None:
         """The disk belongs to `process` from now on."""
         self.process = process
@@ -95,8 +100,8 @@ class SimDisk(MemoryDisk):
 
     def crash(self, rng: random.Random) -> None:
         """Power is lost: the work under way got as far as some step, and what was not synced survives in part."""
-        if self._queue and rng.random() < 0.7:
-            self._steps_left = rng.randint(0, 5)
+        if self._queue and rng.random() < 0.8:
+            self._steps_left = rng.choice((0, 1, 1, 1, 2, 3, 4))
             try:
                 self._queue[0].work()  # type: ignore[attr-defined]
             except (_Crash, Exception):

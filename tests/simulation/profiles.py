@@ -29,6 +29,7 @@ class Profile:
     snapshot_entries: int = 60
     tail_entries: int = 8
     segment_bytes: int = 4000
+    append_bytes: int = 1000
     garbage: bool = True
 
     def pick(self, rng: random.Random) -> str:
@@ -60,6 +61,6 @@ ROUGH = Profile(
         "wipe": 2,
     },
 )
-HELL = replace(ROUGH, name="hell", faults_a_second=3.0, snapshot_entries=25, tail_entries=2, segment_bytes=1500)
+HELL = replace(ROUGH, name="hell", faults_a_second=3.0, snapshot_entries=25, tail_entries=2, segment_bytes=1500, append_bytes=250)
 
 PROFILES = {profile.name: profile for profile in (CALM, ROUGH, HELL)}
