@@ -97,6 +97,7 @@ class Probation:
         self.missing = list(peers)
         self.history = False
         self.term = 0
+        self.ending = False
 
     def present(self, peer: str, term: int, history: bool) -> None:
         """A member told where it stands."""
@@ -657,16 +658,29 @@ class Engine:
     def _leave_probation(self) -> None:
         """A node that began empty votes when nobody has a history, or when it has caught up and knows every member's term (finding 15)."""
         probation = self._probation
-        if probation is None or probation.missing:
+        if probation is None or probation.missing or probation.ending:
             return
         if not probation.history or self._raft.verified:
-            self._probation = None
-            self._raft.forbid_votes(probation.term if probation.history else 0)
-            self._raft.may_vote = self._log.failure is None
-            self._identity.whole = True
-            self._store_identity()
-            if probation.history:
-                log.info("caught up after starting with an empty disk: this node votes again")
+            # Only once it is on disk that this node is whole: else a crash would begin the probation again, and the
+            # promises made meanwhile would not count.
+            probation.ending = True
+            content = msgspec.json.encode(msgspec.structs.replace(self._identity, whole=True))
+            self._root.run(lambda: self._root.write_atomic("identity.json", content), self._probation_ended)
+
+    def _probation_ended(self, result: None, error: Exception | None) -> None:
+        probation = self._probation
+        assert probation is not None
+        if error is not None:
+            log.error("identity.json could not be written: %s", error)
+            self._loop.call_later(_LOG_RETRY_S, setattr, probation, "ending", False)
+            return
+        self._probation = None
+        self._identity.whole = True
+        self._raft.forbid_votes(probation.term if probation.history else 0)
+        self._raft.may_vote = not self._log_broken
+        if probation.history:
+            log.info("caught up after starting with an empty disk: this node votes again")
+        self._poke()
 
     def peer_up(self, peer: str) -> None:
         """The link to `peer` stands."""

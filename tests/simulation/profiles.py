@@ -61,6 +61,8 @@ ROUGH = Profile(
         "wipe": 2,
     },
 )
-HELL = replace(ROUGH, name="hell", faults_a_second=3.0, snapshot_entries=25, tail_entries=2, segment_bytes=1500, append_bytes=250)
+HELL = replace(
+    ROUGH, name="hell", faults_a_second=3.0, snapshot_entries=25, tail_entries=2, segment_bytes=1500, append_bytes=250
+)
 
 PROFILES = {profile.name: profile for profile in (CALM, ROUGH, HELL)}

@@ -53,27 +53,12 @@ def test_fresh_seeds(record_property: pytest.RecordProperty) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-CAUGHT_BY = {
-    "durable-ack": ("hell", "8:9"),
-    "leader-durability": ("hell", "42:43"),
-    "vote-durability": ("hell", "0:1"),
-    "snapshot-log-reconcile": ("hell", "0:5"),
-    "exactly-once": ("hell", "0:5"),
-    "read-quorum": ("hell", "41:42"),
-}
-
-
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", sorted(CAUGHT_BY))
+@pytest.mark.parametrize("name", sorted(BREAKS))
 def test_a_missing_protection_is_noticed(name: str) -> None:
-    profile, seeds = CAUGHT_BY[name]
-    run = simulate("--profile", profile, "--seeds", seeds, "--break", name, "--first")
+    run = simulate("--profile", "hell", "--seeds", "0:150", "--break", name, "--first")
     assert run.returncode == 1, run.stdout + run.stderr
     assert f"--break {name} --trace" in run.stdout
-
-
-def test_every_listed_break_exists() -> None:
-    assert set(CAUGHT_BY) <= set(BREAKS)
 
 
 def test_a_seed_is_the_same_run_every_time() -> None:
