@@ -115,7 +115,12 @@ def read_quorum() -> Any:
 
 def wiped_vote() -> Any:
     """A node with an empty disk votes at once."""
-    return mock.patch.object(Engine, "_probation_needed", lambda self: False)
+
+    def whole_at_once(self: Engine) -> bool:
+        self._identity.whole = True
+        return False
+
+    return mock.patch.object(Engine, "_probation_needed", whole_at_once)
 
 
 BREAKS: dict[str, Callable[[], Any]] = {

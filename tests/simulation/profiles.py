@@ -31,6 +31,7 @@ class Profile:
     segment_bytes: int = 4000
     append_bytes: int = 1000
     garbage: bool = True
+    disk_s: tuple[float, float] = (0.0002, 0.002)
 
     def pick(self, rng: random.Random) -> str:
         return rng.choices(list(self.weights), list(self.weights.values()))[0]

@@ -68,6 +68,7 @@ class _SimSurroundings(Surroundings):
         disk = self._host.disks.get(directory.name)
         if disk is None:
             disk = self._host.disks[directory.name] = SimDisk(self._world.loop, self._world.rng)
+        disk.latency = self._world.profile.disk_s
         disk.garbage = self._world.profile.garbage
         disk.attach(self._host.process)
         return disk
