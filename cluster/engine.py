@@ -23,8 +23,9 @@ from cluster import replica as replicated
 from cluster import snapshots
 from cluster.config import ClusterConfig
 from cluster.disk import Disk
-from cluster.errors import LogDamaged, NotApplied, Unavailable
+from cluster.errors import ClusterError, LogDamaged, NotApplied, OutcomeUnknown, Removed, Unavailable
 from cluster.log import Log
+from cluster.membership import ChangeRefused, Membership
 from cluster.raft import ROLES, Clock, Raft
 from cluster.reads import Readers, Rounds
 from cluster.replica import Batch, Machine, Replica
@@ -36,14 +37,19 @@ log = logging.getLogger("quorumq.cluster")
 _LOG_RETRY_S = 0.5
 _TRANSFER_S = 2.0
 _STALL_S = 0.25
+_PROMOTABLE_LAG = 200
 
 
 class Member(msgspec.Struct, frozen=True):
-    """One member as this node sees it. match_index and lag (entries behind) are known to the leader only."""
+    """One member as this node sees it.
+
+    role: leader, follower, learner or unknown.  match_index, lag (entries behind): known to the leader only.
+    """
 
     id: str
     address: str
     role: str
+    voter: bool
     connected: bool
     match_index: int | None
     lag: int | None
@@ -168,6 +174,10 @@ class Engine:
         self._senders: dict[str, snapshots.Sender] = {}
         self._wanted: set[str] = set()
         self._listeners: list[Callable[[bool], None]] = []
+        self._changes: dict[int, asyncio.Future[None]] = {}
+        self._change_number = 0
+        self._changes_under_way: list[tuple[bytes, Callable[[ClusterError | None], None]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._was_leader = False
         self._snapshot_running = False
         self._snapshot_name = ""
@@ -214,6 +224,7 @@ class Engine:
             self._log,
             self._links,
             applied_index=self._policy.index,
+            membership=self._replica.membership,
             apply=self._apply,
             wanted_snapshot=self._wanted.add,
             role_changed=lambda old, new: self._poke(),
@@ -221,7 +232,7 @@ class Engine:
         self._receiver = snapshots.Receiver(self._snapshot_disk, self._links.send, self._install)
         self._log.on_durable = self._durable
         self._log.on_failure = self._log_failed
-        self._named = bool(self._replica.cluster_id)
+        self._named = bool(self._replica.cluster_id and self._replica.membership)
         if self._probation_needed():
             self._probation = Probation(self._raft.peers)
             self._raft.may_vote = False
@@ -398,22 +409,23 @@ class Engine:
         raft, journal = self._raft, self._log
         ready, reason = self._readiness()
         members = []
-        for member, address in sorted(self.config.peers.items()):
+        for member, seat in sorted(raft.membership.seats.items()):
             mine = member == self.node_id
             match = journal.last_index if mine else raft.match_index(member)
             known = raft.is_leader and (mine or match > 0)
             members.append(
                 Member(
                     id=member,
-                    address=address,
-                    role="leader" if member == raft.leader else "follower" if raft.leader else "unknown",
+                    address=self.config.peers.get(member, seat.address),
+                    role=self._role_of(member, voter=seat.voter),
+                    voter=seat.voter,
                     connected=mine or self._links.connected(member),
                     match_index=match if known else None,
                     lag=max(0, journal.last_index - match) if known else None,
                     self=mine,
                 )
             )
-        connected = sum(member.connected for member in members)
+        connected = sum(member.connected and member.voter for member in members)
         return Status(
             node_id=self.node_id,
             cluster_name=self.config.cluster_name,
@@ -434,6 +446,13 @@ class Engine:
             digest=self.machine.digest(),
             members=members,
         )
+
+    def _role_of(self, member: str, *, voter: bool) -> str:
+        if not voter:
+            return "learner"
+        if self._raft.leader is None:
+            return "unknown"
+        return "leader" if member == self._raft.leader else "follower"
 
     def _readiness(self) -> tuple[bool, str]:
         if self._stopped or self._draining:
@@ -487,6 +506,7 @@ class Engine:
             self._was_leader = leads
             self._inbox.clear()
             self._senders.clear()
+            self._changes_failed(OutcomeUnknown("this node ceased to lead: see the members"))
             log.info("%s in term %d", "leads" if leads else "does not lead any more", raft.term)
             for listener in self._listeners:
                 listener(leads)
@@ -495,6 +515,7 @@ class Engine:
             if not self._ready_once and raft.caught_up():
                 self._ready_once = True
         self._leave_probation()
+        self._changes_applied()
         self._rounds.drive(
             leads=leads, ready=raft.committed_own_term, commit_index=raft.commit_index, quorum=raft.quorum, now=now
         )
@@ -525,13 +546,14 @@ class Engine:
         return max(self._around.wall_ms(), self._replica.now_ms)
 
     def _name_cluster(self) -> None:
-        """The first leader gives the cluster its id, through the log."""
-        if not self._named and self._raft.committed_own_term and self._may_propose():
+        """The first leader gives the cluster its id and its members, through the log."""
+        raft = self._raft
+        if not self._named and raft.committed_own_term and self._may_propose():
             self._named = True
+            if not self._replica.membership and not self._log.memberships:
+                raft.propose_membership(replicated.encode_members(self._now_ms(), raft.membership.encode()))
             if not self._replica.cluster_id:
-                self._raft.propose(
-                    replicated.encode_cluster_id(self._now_ms(), f"{self._around.random_bits(128):032x}")
-                )
+                raft.propose(replicated.encode_cluster_id(self._now_ms(), f"{self._around.random_bits(128):032x}"))
                 self._poke()
 
     def _apply(self, index: int, command: bytes) -> None:
@@ -658,7 +680,10 @@ class Engine:
     def _leave_probation(self) -> None:
         """A node that began empty votes when nobody has a history, or when it has caught up and knows every member's term (finding 15)."""
         probation = self._probation
-        if probation is None or probation.missing or probation.ending:
+        if probation is None or probation.ending:
+            return
+        probation.missing = [peer for peer in probation.missing if peer in self._raft.peers]
+        if probation.missing:
             return
         if not probation.history or self._raft.verified:
             # Only once it is on disk that this node is whole: else a crash would begin the probation again, and the
@@ -711,7 +736,129 @@ class Engine:
         return self._replica.cluster_id or self._identity.cluster_id
 
     def refused(self, peer: str, code: str, reason: str) -> None:
-        """`peer` refused this node; the link has logged it and goes on trying."""
+        """`peer` refused this node; the link has logged it and goes on trying, unless this node was removed."""
+        if code == "removed" and self._identity.whole:
+            self._fail(
+                Removed(f"{peer}: {reason}; to join again, start with an empty data directory and add the member anew")
+            )
+
+    def was_removed(self, peer: str) -> bool:
+        """Whether `peer` was a member once."""
+        return peer in self._raft.membership.removed
+
+    # -- membership ----------------------------------------------------------------------------------------------------
+
+    async def change_members(self, action: str, node: str, address: str = "", timeout_s: float = 10.0) -> Membership:
+        """Add `node` as a learner, promote, or remove it, or hand leadership to it; the request goes to the leader.
+
+        action: add, promote, remove or transfer. Returns the membership in force afterwards.
+        Raises ChangeRefused with the reason, Unavailable without a leader, OutcomeUnknown when the leader was lost meanwhile.
+        """
+        leader = self._raft.leader
+        if leader is None:
+            raise Unavailable("no leader: the membership cannot be changed now")
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._change_number += 1
+        number = self._change_number
+        self._changes[number] = future
+        if leader == self.node_id:
+            self._change(action, node, address, functools.partial(self._changed, number))
+        else:
+            self._links.send(
+                leader, {"type": "change", "number": number, "action": action, "node": node, "address": address}
+            )
+        self._poke()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            raise OutcomeUnknown("no answer from the leader: see the members") from None
+        finally:
+            self._changes.pop(number, None)
+        return self._raft.membership
+
+    def _changed(self, number: int, error: ClusterError | None) -> None:
+        future = self._changes.get(number)
+        if future is not None and not future.done():
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    def _change(self, action: str, node: str, address: str, reply: Callable[[ClusterError | None], None]) -> None:
+        """The leader's part: propose the change, and reply when it is applied here."""
+        raft = self._raft
+        try:
+            if not raft.is_leader:
+                raise Unavailable("this node does not lead")
+            if action == "transfer":
+                self._hand_over_to(node, reply)
+                return
+            if not raft.membership_settled or not self._may_propose():
+                raise ChangeRefused("another change is under way, or this leader is new: try again in a moment")
+            after = self._membership_after(action, node, address)
+        except ClusterError as error:
+            reply(error)
+            return
+        log.info("%s %s", action, node)
+        raft.propose_membership(replicated.encode_members(self._now_ms(), after.encode()))
+        self._changes_under_way.append((after.encode(), reply))
+        self._poke()
+
+    def _membership_after(self, action: str, node: str, address: str) -> Membership:
+        raft = self._raft
+        reachable = {self.node_id, *(peer for peer in raft.peers if self._links.connected(peer))}
+        if action == "add":
+            return raft.membership.adding(node, address)
+        if action == "promote":
+            behind = self._log.last_index - raft.match_index(node)
+            if node in raft.membership.seats and behind > _PROMOTABLE_LAG:
+                raise ChangeRefused(f"{node} is {behind} entries behind: it must catch up first")
+            return raft.membership.promoting(node)
+        if action == "remove":
+            if node == self.node_id:
+                raise ChangeRefused(f"{node} leads: hand leadership over first")
+            return raft.membership.removing(node, reachable)
+        raise ChangeRefused(f"unknown action {action!r}")
+
+    def _hand_over_to(self, node: str, reply: Callable[[ClusterError | None], None]) -> None:
+        if node == self.node_id:
+            reply(None)
+            return
+        if node not in self._raft.peers:
+            raise ChangeRefused(f"{node} is not a voter")
+
+        async def hand_over() -> None:
+            moved = await self.transfer_leadership(node)
+            reply(None if moved else ChangeRefused(f"{node} did not take over in time"))
+
+        self._tasks.add(task := self._loop.create_task(hand_over()))
+        task.add_done_callback(self._tasks.discard)
+
+    def _changes_applied(self) -> None:
+        for change in list(self._changes_under_way):
+            if change[0] == self._replica.membership:
+                self._changes_under_way.remove(change)
+                change[1](None)
+
+    def _changes_failed(self, error: ClusterError) -> None:
+        changes, self._changes_under_way = self._changes_under_way, []
+        for _, reply in changes:
+            reply(error)
+
+    def _on_change(self, peer: str, message: Message) -> None:
+        number = message["number"]
+
+        def reply(error: ClusterError | None) -> None:
+            code = "" if error is None else type(error).__name__
+            self._links.send(peer, {"type": "changed", "number": number, "code": code, "error": str(error or "")})
+
+        self._change(str(message["action"]), str(message["node"]), str(message["address"]), reply)
+
+    def _on_changed(self, peer: str, message: Message) -> None:
+        kinds: dict[str, type[ClusterError]] = {"ChangeRefused": ChangeRefused, "OutcomeUnknown": OutcomeUnknown}
+        code, text = message["code"], str(message["error"])
+        self._changed(message["number"], kinds.get(code, Unavailable)(text) if code else None)
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -732,7 +879,7 @@ class Engine:
         index = self._raft.applied_index
         term = self._log.term_at(index)
         assert term is not None
-        head = snapshots.Head(1, index, term, dict(self.config.peers), self._replica.head())
+        head, membership = snapshots.Head(1, index, term, self._replica.head()), self._replica.membership
         bytes_appended, began = self._log.bytes_appended, time.monotonic()
         self._snapshot_running = True
 
@@ -748,6 +895,7 @@ class Engine:
             log.info("wrote a snapshot at entry %d in %.1f s", index, time.monotonic() - began)
             self._policy.taken(index, bytes_appended)
             self._snapshot_name = snapshots.file_name(index, term)
+            self._raft.based_on(membership)
             self._compact(index)
             self._snapshot_disk.run(lambda: snapshots.prune(self._snapshot_disk), self._ignore_pruned)
 
@@ -775,7 +923,7 @@ class Engine:
             return
         reader = snapshots.Reader(self._snapshot_disk, name)
         self._replica.restore(head.replica, reader.pieces())
-        self._raft.install(head.index, head.term)
+        self._raft.install(head.index, head.term, self._replica.membership)
         self._policy.taken(head.index, self._log.bytes_appended)
         self._snapshot_name = name
         self._submitter.state_replaced(self._replica)
@@ -801,6 +949,8 @@ class Engine:
 
     _HANDLERS: dict[str, Callable[[Engine, str, Message], None]] = {
         "present": _on_present,
+        "change": _on_change,
+        "changed": _on_changed,
         "batch": _on_batch,
         "batch_no": _on_batch_no,
         "read": _on_read,

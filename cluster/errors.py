@@ -40,5 +40,7 @@ class LogDamaged(ClusterError):
     """A file of the log or a snapshot is damaged where no crash can have damaged it; says file and offset."""
 
 
-class Refused(ClusterError):
-    """Another node refused this one: other cluster, other secret, other protocol version."""
+class Removed(ClusterError):
+    """This node was removed from its cluster, and has come back with its old data."""
+
+    exit_code = 3

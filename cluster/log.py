@@ -36,6 +36,8 @@ _U64 = struct.Struct("<Q")
 _SEGMENT, _RECORD_ENTRY, _STATE, _RESET, _COMMIT, _MARK, _TRUNCATE = range(7)
 _FORMAT = 1
 _NO_OP = b"\x01"
+MEMBERSHIP = b"\x02"
+"""First byte of the commands that change the membership: the log remembers where they are."""
 
 
 class AppendFile(Protocol):
@@ -130,6 +132,8 @@ class Log:
         self.failure: Exception | None = None
         self.on_durable: Callable[[], None] = lambda: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
+        self.memberships: list[Entry] = []
+        """The membership entries held, oldest first; the last one is in force."""
         self.tail_cut_bytes = 0
         """Bytes of an unfinished group that were cut at the start."""
 
@@ -163,6 +167,7 @@ class Log:
         self.commit = min(self.commit, self.last_index)
         self._commit_written = self.commit
         self.bytes = self.bytes_appended = sum(len(entry[0]) for entry in self._entries)
+        self.memberships = [entry for entry in self._entries if entry[0][:1] == MEMBERSHIP]
 
     def _read_segment(self, name: str, data: bytes, *, first: bool, last: bool) -> int:
         """Take in one segment; returns the bytes of it that are whole."""
@@ -253,6 +258,8 @@ class Log:
         """Append an entry: in memory at once, on disk with the next group."""
         assert idx == self.last_index + 1, (idx, self.last_index)
         self._entries.append((command, idx, term))
+        if command[:1] == MEMBERSHIP:
+            self.memberships.append(self._entries[-1])
         self.bytes += len(command)
         self.bytes_appended += len(command)
         self._append(record(_RECORD_ENTRY, _ENTRY.pack(idx, term) + command))
@@ -261,6 +268,7 @@ class Log:
         """Forget the entries from `position` on."""
         self.bytes -= sum(len(entry[0]) for entry in self._entries[position:])
         del self._entries[position:]
+        self.memberships = [entry for entry in self.memberships if entry[1] <= self.last_index]
         self.durable_index = min(self.durable_index, self.last_index)
         self._group_last = min(self._group_last, self.last_index)
         self._append(record(_TRUNCATE, _U64.pack(self.last_index)))
@@ -351,6 +359,7 @@ class Log:
     def reset(self, index: int, term: int) -> None:
         """Begin anew behind a snapshot at `index`: everything held before is void."""
         self._entries = [(_NO_OP, index, term)]
+        self.memberships = []
         self.bytes = 0
         self.commit = max(self.commit, index)
         self.durable_index = min(self.durable_index, index)
@@ -365,6 +374,7 @@ class Log:
         kept = self._entries[position]
         self.bytes -= sum(len(entry[0]) for entry in self._entries[:position]) + len(kept[0])
         self._entries[: position + 1] = [(_NO_OP, kept[1], kept[2])]
+        self.memberships = [entry for entry in self.memberships if entry[1] > index]
         removable: list[str] = []
         # A segment that is not on disk yet cannot take an older one's place: its first write may still fail.
         while len(self._segments) > 1 and self._segments[1].size and self._segments[1].prev_index <= index:

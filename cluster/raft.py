@@ -20,9 +20,10 @@ from pysyncobj.config import SERIALIZER_STATE
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-from cluster import codec
+from cluster import codec, replica
 from cluster.config import ClusterConfig
-from cluster.log import Entry, Log
+from cluster.log import MEMBERSHIP, Entry, Log
+from cluster.membership import Membership, configured, decode
 
 log = logging.getLogger("quorumq.raft")
 
@@ -31,6 +32,7 @@ Message = dict[str, Any]
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 ROLES = ("follower", "candidate", "leader")
 
+_FROM_ANYBODY = frozenset({"append_entries", "request_vote", "pre_vote", "stale_term", "stepped_down", "timeout_now"})
 # Messages that promise something about this node's log, term or vote: none leaves before the promise is durable.
 _PROMISES = frozenset({"next_node_idx", "request_vote", "response_vote"})
 _NEVER = 10**9
@@ -93,8 +95,9 @@ class PeerLinks(Protocol):
     """Frames to peers by id (cluster/transport.py, and the simulation's)."""
 
     def send(self, peer: str, message: Message) -> bool: ...
-    def add_peer(self, peer: str) -> None: ...
+    def add_peer(self, peer: str, address: str) -> None: ...
     def drop_peer(self, peer: str) -> None: ...
+    def connected(self, peer: str) -> bool: ...
 
 
 class _Outbox(Transport):  # type: ignore[misc]
@@ -129,12 +132,6 @@ class _Outbox(Transport):  # type: ignore[misc]
             if message.get("term", 0) == self._raft.term:
                 self._raft.links.send(peer, message)
 
-    def addNode(self, node: Node) -> None:
-        self._raft.links.add_peer(node.id)
-
-    def dropNode(self, node: Node) -> None:
-        self._raft.links.drop_peer(node.id)
-
     def destroy(self) -> None:
         pass
 
@@ -149,6 +146,7 @@ class Raft(SyncObj):  # type: ignore[misc]
         links: PeerLinks,
         *,
         applied_index: int,
+        membership: bytes,
         apply: Callable[[int, bytes], None],
         wanted_snapshot: Callable[[str], None],
         role_changed: Callable[[int, int], None],
@@ -167,6 +165,9 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._congested: set[str] = set()
         self._conflict = False
         self._beyond: list[Node] = []
+        self._base = membership
+        self._in_force: tuple[bytes, Entry | None] | None = None
+        self.membership: Membership = configured(config.peers)
         self.may_vote = True
         """False while this node must not vote nor lead: it may have lost what it promised."""
         self.verified = False
@@ -198,6 +199,67 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._wanted_snapshot = wanted_snapshot
         self._SyncObj__serializer.wanted = self._beyond_the_log
         self._SyncObj__raftLastApplied = applied_index
+        self.follow_membership()
+
+    # -- membership --------------------------------------------------------------------------------------------------
+
+    def follow_membership(self) -> None:
+        """Put the last membership of the log in force, committed or not (Raft thesis 4.1); a truncation brings the one before back."""
+        last = self.journal.memberships[-1] if self.journal.memberships else None
+        if self._in_force == (self._base, last):
+            return
+        self._in_force = (self._base, last)
+        if last is not None:
+            membership = decode(replica.members_of(last[0][1:]))
+        else:
+            membership = decode(self._base) if self._base else configured(self._config.peers)
+        self._seat(membership)
+
+    def _seat(self, membership: Membership) -> None:
+        self.membership = membership
+        others = {node: seat for node, seat in membership.seats.items() if node != self.id}
+        voters = {Node(node) for node, seat in others.items() if seat.voter}
+        learners = {Node(node) for node, seat in others.items() if not seat.voter}
+        known = self._members()
+        for node in sorted(voters | learners, key=lambda node: str(node.id)):
+            self.links.add_peer(node.id, others[node.id].address)
+            if node not in known:
+                self._SyncObj__raftNextIndex[node] = self.journal.last_index + 1
+                self._SyncObj__raftMatchIndex[node] = 0
+                self._SyncObj__lastResponseTime[node] = Clock.now()
+        for node in known - voters - learners:
+            self._SyncObj__raftNextIndex.pop(node, None)
+            self._SyncObj__raftMatchIndex.pop(node, None)
+            self._SyncObj__connectedNodes.discard(node)
+            self._acked.pop(node, None)
+            self.links.drop_peer(node.id)
+        # The engine's own names, by setattr because mypy would take an assignment here for their declaration.
+        setattr(self, "_SyncObj__otherNodes", voters)  # noqa: B010
+        setattr(self, "_SyncObj__readonlyNodes", learners)  # noqa: B010
+        for node in voters | learners:
+            if self.links.connected(node.id):
+                self.peer_up(node.id)
+
+    def based_on(self, membership: bytes) -> None:
+        """A snapshot holds this membership: the log may forget the entry that brought it."""
+        self._base = membership
+        self.follow_membership()
+
+    def propose_membership(self, command: bytes) -> None:
+        """Append a membership at the next tick. Only when `membership_settled`."""
+        self._applyCommand(command, None, MEMBERSHIP[0])
+
+    @property
+    def membership_settled(self) -> bool:
+        """Whether this leader may propose a change: none is under way, and it has committed an entry of its term."""
+        entries = self.journal.memberships
+        return self.committed_own_term and (not entries or entries[-1][1] <= self.applied_index)
+
+    @property
+    def voter(self) -> bool:
+        """Whether this node's vote counts."""
+        seat = self.membership.seats.get(self.id)
+        return seat is not None and seat.voter
 
     # -- what others read --------------------------------------------------------------------------------------------
 
@@ -285,12 +347,13 @@ class Raft(SyncObj):  # type: ignore[misc]
     def tick(self) -> None:
         """One step: elections, commitment, application, heartbeats."""
         journal = self.journal
-        if not self._SyncObj__otherNodes and journal.durable < journal.appended:
+        if not self._SyncObj__otherNodes and self.voter and journal.durable < journal.appended:
             # A lone node's own copy is the quorum: nothing may be committed before it is durable.
             return
         if self.role != LEADER and self._SyncObj__raftElectionDeadline < Clock.now():
             self._election_due()
         self.doTick(0)
+        self.follow_membership()
         while self._beyond:
             self._SyncObj__connectedNodes.add(self._beyond.pop())
 
@@ -318,7 +381,7 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def _election_due(self) -> None:
         self.transfer_election = bool(self._SyncObj__transferInProgress)
-        if not self.may_vote:
+        if not (self.may_vote and self.voter):
             self._postpone_election()
         elif not self.transfer_election and self._SyncObj__otherNodes:
             # Pre-vote (Raft thesis 9.6): ask whether an election could be won before raising the term for it.
@@ -380,7 +443,7 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def peer_up(self, peer: str) -> None:
         """Frames can be sent to `peer`."""
-        if Node(peer) in self._SyncObj__otherNodes and peer not in self._congested:
+        if Node(peer) in self._members() and peer not in self._congested:
             self._SyncObj__transport._onNodeConnected(Node(peer))
 
     def peer_down(self, peer: str) -> None:
@@ -423,12 +486,14 @@ class Raft(SyncObj):  # type: ignore[misc]
         if self.is_leader and node in self._SyncObj__raftNextIndex:
             self._acknowledged(node, index)
 
-    def install(self, index: int, term: int) -> None:
+    def install(self, index: int, term: int, membership: bytes) -> None:
         """This node's state now comes from a snapshot at `index`: the log begins behind it unless it holds that very entry."""
         if self.journal.term_at(index) != term:
             self.journal.reset(index, term)
         self._SyncObj__raftLastApplied = index
         self._SyncObj__raftCommitIndex = max(self.commit_index, index)
+        self._base = membership
+        self.follow_membership()
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -439,9 +504,15 @@ class Raft(SyncObj):  # type: ignore[misc]
     def _SyncObj__onMessageReceived(self, node: Node, message: Message) -> None:
         kind = message["type"]
         handler = getattr(self, f"_on_{kind}", None)
-        if handler is None or node not in self._SyncObj__otherNodes:
-            return
-        handler(node, message)
+        # Entries and questions are taken from any proven peer: this node's view of the membership may be the older one
+        # (Raft thesis 4.1). Answers count only from those it asked.
+        if handler is not None and (kind in _FROM_ANYBODY or node in self._members()):
+            handler(node, message)
+            self.follow_membership()
+
+    def _members(self) -> set[Node]:
+        members: set[Node] = self._SyncObj__otherNodes | self._SyncObj__readonlyNodes
+        return members
 
     def _to_engine(self, node: Node, message: Message) -> None:
         super()._SyncObj__onMessageReceived(node, message)
@@ -525,7 +596,7 @@ class Raft(SyncObj):  # type: ignore[misc]
             self._to_engine(node, message)
 
     def _on_response_vote(self, node: Node, message: Message) -> None:
-        if message["term"] == self.term and node.id not in self._voters:
+        if message["term"] == self.term and node.id not in self._voters and node in self._SyncObj__otherNodes:
             self._voters.add(node.id)
             self._to_engine(node, message)
 
@@ -543,6 +614,8 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def _on_pre_vote_granted(self, node: Node, message: Message) -> None:
         if self._prevotes is None or message["term"] != self.term + 1 or self.role == LEADER:
+            return
+        if node not in self._SyncObj__otherNodes:
             return
         self._prevotes.add(node.id)
         if len(self._prevotes) >= self.quorum:
@@ -596,6 +669,11 @@ class Raft(SyncObj):  # type: ignore[misc]
         if fromIDx is None:
             return []
         return self.journal.entries_from(fromIDx, count, None if maxSizeBytes is None else self._config.append_bytes)
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
+        if command[:1] == MEMBERSHIP:
+            return self._apply_entry(self.applied_index + 1, command[1:])
+        return super()._SyncObj__doApplyCommand(command)
 
     def _SyncObj__tryLogCompaction(self) -> None:
         """Snapshots are taken by cluster/snapshots.py."""

@@ -15,7 +15,7 @@ import msgspec
 
 log = logging.getLogger("quorumq.replica")
 
-BATCHES, CLUSTER_ID = 0, 1
+BATCHES, CLUSTER_ID, MEMBERS = 0, 1, 2
 _SESSIONS_PER_ORIGIN = 8
 """Process lives remembered per node. A batch of an older life than these cannot be under way any more."""
 
@@ -73,6 +73,7 @@ class _Image(msgspec.Struct):
     now_ms: int
     cluster_id: str
     sessions: list[_Session]
+    membership: bytes = b""
 
 
 def encode_batches(now_ms: int, batches: list[Batch]) -> bytes:
@@ -87,6 +88,19 @@ def encode_cluster_id(now_ms: int, cluster_id: str) -> bytes:
     return encoded
 
 
+def encode_members(now_ms: int, membership: bytes) -> bytes:
+    """The log command for a new membership (cluster/membership.py)."""
+    encoded: bytes = msgpack.packb((MEMBERS, now_ms, membership))
+    return encoded
+
+
+def members_of(command: bytes) -> bytes:
+    """The membership inside such a command."""
+    membership = msgpack.unpackb(command, use_list=False, raw=False)[2]
+    assert isinstance(membership, bytes)
+    return membership
+
+
 Settled = Callable[[Batch, Any], None]
 
 
@@ -97,6 +111,7 @@ class Replica:
         self.machine = machine
         self.now_ms = 0
         self.cluster_id = ""
+        self.membership = b""
         self.exactly_once = True
         self._settled = settled
         self._sessions: dict[str, list[_Session]] = {}
@@ -112,6 +127,9 @@ class Replica:
         self.now_ms = max(self.now_ms, now_ms)
         if kind == CLUSTER_ID:
             self.cluster_id = self.cluster_id or body
+            return
+        if kind == MEMBERS:
+            self.membership = body
             return
         fresh = [batch for batch in batches if self._first_time(batch)]
         outcomes = self.machine.apply(index, self.now_ms, [batch.payload for batch in fresh])
@@ -147,13 +165,13 @@ class Replica:
     def head(self) -> bytes:
         """This module's own state for an image."""
         sessions = [session for origin in sorted(self._sessions) for session in self._sessions[origin]]
-        return msgspec.msgpack.encode(_Image(1, self.now_ms, self.cluster_id, sessions))
+        return msgspec.msgpack.encode(_Image(1, self.now_ms, self.cluster_id, sessions, self.membership))
 
     def restore(self, head: bytes, pieces: Iterable[bytes]) -> None:
         """Replace everything by the state of an image."""
         image = msgspec.msgpack.decode(head, type=_Image)
         self.machine.restore(pieces)
-        self.now_ms, self.cluster_id = image.now_ms, image.cluster_id
+        self.now_ms, self.cluster_id, self.membership = image.now_ms, image.cluster_id, image.membership
         self._sessions = {}
         for session in image.sessions:
             self._sessions.setdefault(session.origin, []).append(session)

@@ -42,7 +42,6 @@ class Head(msgspec.Struct, frozen=True):
     version: int
     index: int
     term: int
-    members: dict[str, str]
     replica: bytes
 
 

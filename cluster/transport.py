@@ -48,6 +48,7 @@ class Listener(Protocol):
     def peer_congested(self, peer: str, congested: bool) -> None: ...
     def cluster_id(self) -> str: ...
     def refused(self, peer: str, code: str, reason: str) -> None: ...
+    def was_removed(self, peer: str) -> bool: ...
 
 
 class FrameError(Exception):
@@ -227,7 +228,10 @@ class _Inbound(_Connection):
             return
         if not self.links.known(self._pending):
             self.links.complain(f"refused {self._pending} at {self.address}: it is not a member of this cluster")
-            self.refuse("not_member", f"{self._pending} is not a member of this cluster")
+            if self.links.listener.was_removed(self._pending):
+                self.refuse("removed", f"{self._pending} was removed from this cluster")
+            else:
+                self.refuse("not_member", f"{self._pending} is not a member of this cluster")
             return
         self.peer = self._pending
         self.established = True
@@ -426,8 +430,6 @@ class Links:
         self._server = await self.loop.create_server(
             self._accept, host.strip("[]") or None, int(port), reuse_address=True
         )
-        for peer in sorted(self.addresses):
-            self.add_peer(peer)
 
     def _accept(self) -> _Inbound:
         connection = _Inbound(self)
@@ -447,16 +449,20 @@ class Links:
             await asyncio.sleep(0)
         await asyncio.gather(*(link.task for link in links), return_exceptions=True)
 
-    def add_peer(self, peer: str) -> None:
-        """Begin to dial `peer`."""
+    def add_peer(self, peer: str, address: str) -> None:
+        """Begin to dial `peer`. An address that the configuration gives for it wins: it is the newer knowledge."""
+        self.addresses[peer] = self.config.peers.get(peer, address)
         if peer != self.config.node_id and peer not in self._links:
             self._links[peer] = _Link(self, peer)
 
     def drop_peer(self, peer: str) -> None:
-        """Close the link to `peer` and dial it no more."""
+        """Close the connections with `peer`, dial it no more and take none from it."""
         link = self._links.pop(peer, None)
         if link is not None:
             link.close()
+        inbound = self._inbound.pop(peer, None)
+        if inbound is not None:
+            inbound.close("not a member any more")
 
     def send(self, peer: str, message: Message) -> bool:
         """Hand a message to the link; False when there is none at the moment."""

@@ -136,14 +136,12 @@ class SimLinks:
 
     async def start(self) -> None:
         self.network.nodes[self.config.node_id] = self
-        for peer in sorted(self.addresses):
-            self.add_peer(peer)
 
     async def stop(self) -> None:
         if self.network.nodes.get(self.config.node_id) is self:
             self.network.leave(self.config.node_id)
 
-    def add_peer(self, peer: str) -> None:
+    def add_peer(self, peer: str, address: str) -> None:
         if peer != self.config.node_id and peer not in self._peers:
             self._peers.append(peer)
             self.dial_later(peer)
@@ -154,6 +152,10 @@ class SimLinks:
             connection = self.connections.get(peer)
             if connection is not None:
                 self.network.break_connection(connection, quietly=True)
+            other = self.network.nodes.get(peer)
+            back = other.connections.get(self.config.node_id) if other is not None else None
+            if back is not None:
+                self.network.break_connection(back)
 
     def dial_later(self, peer: str) -> None:
         self.network.loop.call_later(self.network.rng.uniform(0.02, 0.5), self.dial, peer)
