@@ -37,14 +37,16 @@ class OperationInfo(msgspec.Struct, frozen=True):
     """What the catalogue knows of an operation: its name, and what it may emit and refuse."""
 
     name: str
-    type: type[Operation]
+    record: type[Operation]
     emits: tuple[type, ...]
     refuses: tuple[type[Refusal], ...]
 
 
 CATALOGUE: dict[str, OperationInfo] = {}
+QUERIES: dict[str, type[Query]] = {}
 
 T = TypeVar("T", bound=type[Operation])
+Q = TypeVar("Q", bound=type[Query])
 
 
 def operation(*, emits: tuple[type, ...] = (), refuses: tuple[type[Refusal], ...] = ()) -> Callable[[T], T]:
@@ -57,3 +59,10 @@ def operation(*, emits: tuple[type, ...] = (), refuses: tuple[type[Refusal], ...
         return cls
 
     return enter
+
+
+def query(cls: Q) -> Q:
+    """Enter a query in the catalogue under its class's name."""
+    assert cls.__name__ not in QUERIES, cls.__name__
+    QUERIES[cls.__name__] = cls
+    return cls

@@ -1,0 +1,93 @@
+"""quorumq's own routes, under /admin: what this node knows of the cluster."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from api.http import Answer, Call, Reply, Route, grouped, plain
+from node.refusals import Refusal
+
+
+class MemberShown(Struct, forbid_unknown_fields=True):
+    """One node. match_index: the last log index known to be on it, and lag: entries it misses; known to the leader only."""
+
+    id: str
+    address: str
+    role: str
+    connected: bool
+    match_index: int | None
+    lag: int | None
+    self: bool
+
+
+class ClusterShown(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The cluster as this node sees it.
+
+    digest: equal on all nodes at equal applied_index.  ready_reason: why the node is not ready, empty when it is.
+    """
+
+    ok: Literal[True] = True
+    node_id: str
+    cluster_id: str
+    role: str
+    leader: str | None
+    term: int
+    has_quorum: bool
+    ready: bool
+    ready_reason: str
+    commit_index: int
+    applied_index: int
+    last_index: int
+    durable_index: int
+    first_index: int
+    snapshot_index: int
+    digest: str
+    members: list[MemberShown]
+
+
+async def cluster(call: Call) -> Reply:
+    """Answer from this node alone, so that it answers without a leader too."""
+    status = call.node.status()
+    shown = ClusterShown(
+        node_id=status.node_id,
+        cluster_id=status.cluster_id,
+        role=status.role,
+        leader=status.leader,
+        term=status.term,
+        has_quorum=status.has_quorum,
+        ready=status.ready,
+        ready_reason=status.ready_reason,
+        commit_index=status.commit_index,
+        applied_index=status.applied_index,
+        last_index=status.last_index,
+        durable_index=status.durable_index,
+        first_index=status.first_index,
+        snapshot_index=status.snapshot_index,
+        digest=status.digest,
+        members=[
+            MemberShown(m.id, m.address, m.role, m.connected, m.match_index, m.lag, m.self) for m in status.members
+        ],
+    )
+    return Reply(200, msgspec.json.encode(shown))
+
+
+class Admin:
+    """The dialect: errors carry a code."""
+
+    name = "admin"
+    undecoded: frozenset[str] = frozenset()
+    routes: tuple[Route, ...] = grouped(
+        "Administration",
+        plain("GET", "/cluster", cluster, reply=ClusterShown, right="admin",
+              about="The cluster as this node sees it; answers without a leader too."),
+    )  # fmt: skip
+
+    def refusal(self, refusal: Refusal) -> Answer:
+        return 400, refusal.message
+
+    def error(self, status: int, text: str, code: str) -> bytes:
+        body: dict[str, Any] = {"ok": False, "error": text, "code": code}
+        return msgspec.json.encode(body)

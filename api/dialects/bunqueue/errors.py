@@ -1,0 +1,96 @@
+"""How the bunqueue dialect words errors: `{"ok": false, "error": text}`, with the documented texts and statuses."""
+
+from __future__ import annotations
+
+import msgspec
+
+from api.http import Answer
+from node.refusals import (
+    DependencyNotFound,
+    InternalError,
+    JobInWrongState,
+    JobNotActive,
+    JobNotFound,
+    JobNotLocked,
+    LockLost,
+    OperationNotKnown,
+    Refusal,
+)
+
+# Codes that tell a client what to do next; elsewhere the text is all that the document promises.
+CODED = frozenset({"not_applied", "outcome_unknown", "unavailable", "busy"})
+
+TEXTS: dict[type[Refusal], Answer] = {
+    JobNotFound: (404, "Job not found"),
+    JobNotActive: (400, "Job not found or not active"),
+    JobNotLocked: (400, "Lock not found or invalid token"),
+    OperationNotKnown: (500, "Internal server error"),
+    InternalError: (500, "Internal server error"),
+}
+
+NOT_ACTIVE: Answer = (400, "Job not found or not active")
+FINISHING: dict[type[Refusal], Answer] = {JobNotFound: NOT_ACTIVE, JobNotActive: NOT_ACTIVE}
+
+NO_BEAT: Answer = (400, "Job not found or not active (or invalid token)")
+BEATING: dict[type[Refusal], Answer] = {
+    JobNotFound: NO_BEAT,
+    JobNotActive: NO_BEAT,
+    JobNotLocked: NO_BEAT,
+    LockLost: NO_BEAT,
+}
+
+NO_LOCK: Answer = (400, "Lock not found or invalid token")
+EXTENDING: dict[type[Refusal], Answer] = {
+    JobNotFound: NO_LOCK,
+    JobNotActive: NO_LOCK,
+    JobNotLocked: NO_LOCK,
+    LockLost: NO_LOCK,
+}
+
+NOT_DELAYED: Answer = (400, "Job not found or not delayed")
+PROMOTING: dict[type[Refusal], Answer] = {
+    JobNotFound: NOT_DELAYED,
+    JobInWrongState: NOT_DELAYED,
+    JobNotActive: NOT_DELAYED,
+}
+
+NOT_CANCELLED: Answer = (404, "Job not found or cannot be cancelled")
+CANCELLING: dict[type[Refusal], Answer] = {
+    JobNotFound: NOT_CANCELLED,
+    JobInWrongState: NOT_CANCELLED,
+    JobNotActive: NOT_CANCELLED,
+}
+
+
+def unless(text: str) -> dict[type[Refusal], Answer]:
+    """Word what cannot be done to a job: 404 when there is none, 400 when its state does not allow it."""
+    return {JobNotFound: (404, text), JobInWrongState: (400, text), JobNotActive: (400, text)}
+
+
+UPDATING = unless("Job not found or cannot be updated")
+REORDERING = unless("Job not found or not in queue")
+DELAYING = unless("Job not found or not active")
+CHANGING_DELAY = unless("Job not found or cannot change delay")
+DISCARDING = unless("Job not found")
+
+
+def word(refusal: Refusal) -> Answer:
+    """Give status and text of a refusal that no route words in its own way."""
+    found = TEXTS.get(type(refusal))
+    return found if found is not None else (400, refusal.message)
+
+
+def word_progress(status: int, refusal: JobNotActive) -> Answer:
+    return status, f"Job is not active (current state: {refusal.state})"
+
+
+def word_bulk_dependency(refusal: DependencyNotFound) -> Answer:
+    return 400, f"jobs[{refusal.position}]: Dependency job not found: {refusal.dependency_id}"
+
+
+def error_body(text: str, code: str) -> bytes:
+    """Render the body of an error."""
+    body = {"ok": False, "error": text}
+    if code in CODED:
+        body["code"] = code
+    return msgspec.json.encode(body)

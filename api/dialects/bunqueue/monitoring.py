@@ -1,0 +1,371 @@
+"""Probes and figures of a node, in the shapes that the bunqueue dialect documents.
+
+The probes answer from this node alone: what a balancer or a kubelet asks must not wait for a quorum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+from msgspec import UNSET
+
+from api.http import CONSISTENCY, REPLAYING, TEXT, Call, NotReady, Reply, Route, Text, grouped, plain
+from api.metrics import CONTENT_TYPE, Labels, Page
+from api.version import VERSION
+from node.operations.queues import Counts, ListJobs, ListQueues, QueueCounts, Total, Totals
+from node.state.job import Job
+
+from .replies import (
+    Collected,
+    Collections,
+    Connections,
+    Health,
+    HealthCluster,
+    HealthQueues,
+    HeapCounts,
+    HeapStats,
+    Megabytes,
+    Metrics,
+    ObjectCount,
+    Pong,
+    PongData,
+    Ready,
+    Stats,
+    StatsOf,
+    Storage,
+    StorageData,
+    TotalsShown,
+)
+
+MIB = 1 << 20
+TYPES_SHOWN = 20
+QUEUES_SHOWN = 500
+ENCODE = msgspec.json.Encoder().encode
+
+
+def memory() -> Megabytes:
+    """Return what this process holds of memory: its own (the heap, as far as this runtime can tell) and all that is resident."""
+    try:
+        pages = [int(word) for word in Path("/proc/self/statm").read_text("ascii").split()]
+        page = resource.getpagesize()
+        resident, own, total = pages[1] * page, (pages[1] - pages[2]) * page, pages[5] * page
+    except (OSError, IndexError, ValueError):
+        # Not Linux: the peak is the nearest there is.
+        unit = 1 if sys.platform == "darwin" else 1024
+        resident = own = total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return Megabytes(heap_used=own // MIB, heap_total=max(own, total) // MIB, rss=resident // MIB)
+
+
+def whole(total: Total) -> Total:
+    return total
+
+
+async def totals(call: Call, *, stale: bool) -> Total:
+    total: Total = await call.node.ask(Totals(), whole, stale=stale)
+    return total
+
+
+async def ready(call: Call) -> Reply:
+    is_ready, why = call.server.readiness()
+    if is_ready:
+        return Reply(200, ENCODE(Ready(ok=True, ready=True)))
+    return Reply(503, ENCODE(NotReady(ok=False, ready=False, error=why)))
+
+
+async def alive(call: Call) -> Reply:
+    """Answer as long as the event loop turns, whatever the cluster is doing."""
+    return Reply(200, b"OK", TEXT)
+
+
+async def started(call: Call) -> Reply:
+    """Answer whether the log has been replayed."""
+    if call.server.node_started:
+        return Reply(200, b"OK", TEXT)
+    return Reply(503, ENCODE(NotReady(ok=False, ready=False, error=REPLAYING)))
+
+
+async def health(call: Call) -> Reply:
+    is_ready, why = call.server.readiness()
+    total = await totals(call, stale=True)
+    status = call.node.status()
+    counts = total.counts
+    shown = Health(
+        ok=True,
+        status="healthy" if is_ready else "degraded",
+        uptime=uptime_s(call),
+        version=VERSION,
+        queues=HealthQueues(
+            waiting=counts.waiting,
+            active=counts.active,
+            delayed=counts.delayed,
+            completed=counts.completed,
+            dlq=counts.failed,
+        ),
+        connections=Connections(tcp=0, ws=0, sse=0, http=call.server.connections),
+        memory=memory(),
+        cluster=HealthCluster(
+            node_id=status.node_id,
+            role=status.role,
+            leader=status.leader,
+            term=status.term,
+            has_quorum=status.has_quorum,
+            members=len(status.members),
+            connected=sum(member.connected or member.self for member in status.members),
+            applied_index=status.applied_index,
+            ready=is_ready,
+            reason=UNSET if is_ready else why,
+        ),
+    )
+    return Reply(200, ENCODE(shown))
+
+
+def uptime_s(call: Call) -> int:
+    return int(time.monotonic() - call.server.started_at)
+
+
+async def ping(call: Call) -> Reply:
+    return Reply(200, ENCODE(Pong(ok=True, data=PongData(pong=True, time=time.time_ns() // 1_000_000))))
+
+
+async def stats(call: Call) -> Reply:
+    total = await totals(call, stale=call.stale)
+    used = memory()
+    # Kinds of memory that this runtime does not have.
+    used.external = used.array_buffers = 0
+    counts = total.counts
+    shown = Stats(
+        ok=True,
+        stats=StatsOf(
+            waiting=counts.waiting,
+            delayed=counts.delayed,
+            active=counts.active,
+            completed=counts.completed,
+            dlq=counts.failed,
+            prioritized=0,
+            waiting_children=counts.waiting_children,
+            total_pushed=total.pushed,
+            total_pulled=total.pulled,
+            total_completed=total.completed,
+            total_failed=total.failed,
+            uptime=uptime_s(call),
+        ),
+        memory=used,
+        collections=summed(total),
+    )
+    return Reply(200, ENCODE(shown))
+
+
+async def metrics(call: Call) -> Reply:
+    total = await totals(call, stale=call.stale)
+    shown = TotalsShown(
+        total_pushed=total.pushed,
+        total_pulled=total.pulled,
+        total_completed=total.completed,
+        total_failed=total.failed,
+    )
+    return Reply(200, ENCODE(Metrics(ok=True, metrics=shown)))
+
+
+def summed(total: Total) -> Collections:
+    """Return how many records the collections hold."""
+    counts = total.counts
+    queued = counts.waiting + counts.delayed
+    return Collections(
+        job_index=queued + counts.active + counts.waiting_children + counts.completed + counts.failed,
+        completed_jobs=counts.completed,
+        processing_total=counts.active,
+        queued_total=queued,
+        waiting_deps_total=counts.waiting_children,
+        temporal_index_total=queued,
+    )
+
+
+async def storage(call: Call) -> Reply:
+    """Say whether this node can write, from its log and its file system."""
+    state = await call.server.disk.look(call.node)
+    data = StorageData(
+        disk_full=state.full,
+        error=state.error,
+        since=state.since_ms,
+        free_bytes=state.free_bytes,
+        log_bytes=state.log_bytes,
+    )
+    return Reply(200, ENCODE(Storage(ok=True, disk_full=state.full, data=data)))
+
+
+async def collect(call: Call) -> Reply:
+    """Collect garbage and give free memory back to the system."""
+    before = memory()
+    gc.collect()
+    await asyncio.to_thread(give_back)
+    return Reply(200, ENCODE(Collected(ok=True, before=before, after=memory())))
+
+
+def give_back() -> None:
+    """Have the C library return what is free; other libraries than GNU's have no such call and need none."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+async def heap(call: Call) -> Reply:
+    """Count the objects of this process."""
+    total = await totals(call, stale=True)
+    collections = summed(total)
+    tracked = gc.get_objects()
+    kinds = Counter(type(one).__name__ for one in tracked)
+    # The garbage collector does not track records; these are most of what there is.
+    kinds["Job"] += collections.job_index
+    shown = HeapStats(
+        ok=True,
+        memory=memory(),
+        heap=HeapCounts(
+            object_count=sys.getallocatedblocks(),
+            protected_count=gc.get_freeze_count(),
+            global_count=len(tracked),
+        ),
+        collections=collections,
+        top_object_types=[ObjectCount(type=name, count=count) for name, count in kinds.most_common(TYPES_SHOWN)],
+    )
+    return Reply(200, ENCODE(shown))
+
+
+async def prometheus(call: Call) -> Reply:
+    """Write the figures of the queues and of this node, without waiting for the cluster."""
+    total = await totals(call, stale=True)
+    page = Page()
+    write_jobs(page, total)
+    page.gauge("bunqueue_uptime_seconds", "Server uptime in seconds", uptime_s(call))
+    await write_queues(page, call)
+    await write_node(page, call)
+    return Reply(200, page.text(), CONTENT_TYPE)
+
+
+def write_jobs(page: Page, total: Total) -> None:
+    """Write the sums over all queues, under the documented server's names."""
+    counts = total.counts
+    page.gauge("bunqueue_jobs_waiting", "Number of jobs waiting in queue", counts.waiting)
+    page.gauge("bunqueue_jobs_prioritized", "Number of waiting jobs with a priority above 0", counts.prioritized)
+    page.gauge("bunqueue_jobs_delayed", "Number of delayed jobs", counts.delayed)
+    page.gauge("bunqueue_jobs_active", "Number of jobs being processed", counts.active)
+    page.gauge("bunqueue_jobs_waiting_children", "Number of jobs waiting for other jobs", counts.waiting_children)
+    page.gauge("bunqueue_jobs_dlq", "Number of jobs in dead letter queue", counts.failed)
+    page.gauge("bunqueue_jobs_completed", "Number of completed jobs kept", counts.completed)
+    page.counter("bunqueue_jobs_pushed_total", "Total jobs pushed", total.pushed)
+    page.counter("bunqueue_jobs_pulled_total", "Total jobs pulled", total.pulled)
+    page.counter("bunqueue_jobs_completed_total", "Total jobs completed", total.completed)
+    page.counter("bunqueue_jobs_failed_total", "Total jobs failed", total.failed)
+
+
+# Name, the field of the counts that it shows, and what it says.
+GAUGES = (
+    ("waiting", "waiting", "Number of waiting jobs per queue"),
+    ("prioritized", "prioritized", "Number of waiting jobs with a priority above 0 per queue"),
+    ("delayed", "delayed", "Number of delayed jobs per queue"),
+    ("active", "active", "Number of active jobs per queue"),
+    ("waiting_children", "waiting_children", "Number of jobs waiting for other jobs per queue"),
+    ("completed", "completed", "Number of completed jobs kept per queue"),
+    ("dlq", "failed", "Number of jobs in dead letter queue per queue"),
+)
+
+
+async def write_queues(page: Page, call: Call) -> None:
+    """Write the figures of each queue; of very many, only of the oldest, so that a page stays readable."""
+    node = call.node
+    names: list[str] = await node.ask(ListQueues(), stale=True)
+    now_ms = time.time_ns() // 1_000_000
+    shown: list[tuple[Labels, Counts]] = []
+    ages: list[tuple[Labels, float]] = []
+    for name in names[:QUEUES_SHOWN]:
+        labels = {"queue": name}
+        shown.append((labels, await node.ask(QueueCounts(name), stale=True)))
+        born = await node.ask(ListJobs(name, "waiting", 1), birth, stale=True)
+        ages.append((labels, 0 if born is None else max(0, now_ms - born) / 1000))
+    page.gauge("quorumq_queues", "Number of queues", len(names))
+    for word, field, text in GAUGES:
+        values = [(labels, float(getattr(one, field))) for labels, one in shown]
+        page.write(f"bunqueue_queue_jobs_{word}", "gauge", text, values)
+    paused = [(labels, int(one.paused)) for labels, one in shown]
+    page.write("quorumq_queue_paused", "gauge", "Whether a queue is paused", paused)
+    text = "Seconds for which the job that would be taken next has been ready"
+    page.write("quorumq_queue_next_job_age_seconds", "gauge", text, ages)
+
+
+def birth(jobs: list[Job]) -> int | None:
+    """Return since when the first of the jobs could be taken."""
+    return jobs[0].run_at if jobs else None
+
+
+async def write_node(page: Page, call: Call) -> None:
+    """Write what concerns this node and its place in the cluster."""
+    server, status = call.server, call.node.status()
+    is_ready, _ = server.readiness()
+    labels = {"node": status.node_id, "version": VERSION, "cluster": status.cluster_name}
+    page.write("quorumq_node_info", "gauge", "This node; always 1", [(labels, 1)])
+    page.gauge("quorumq_ready", "Whether requests should be sent to this node", is_ready)
+    page.gauge("quorumq_leader", "Whether this node leads", status.role == "leader")
+    page.gauge("quorumq_quorum", "Whether this node sees a majority", status.has_quorum)
+    page.gauge("quorumq_term", "Term of the cluster as this node knows it", status.term)
+    page.gauge("quorumq_commit_index", "Last log entry known to be committed", status.commit_index)
+    page.gauge("quorumq_applied_index", "Last log entry applied here", status.applied_index)
+    page.gauge("quorumq_last_index", "Last log entry here", status.last_index)
+    page.gauge("quorumq_durable_index", "Last log entry on this node's disk", status.durable_index)
+    page.gauge("quorumq_snapshot_index", "Last log entry in the newest snapshot", status.snapshot_index)
+    page.gauge(
+        "quorumq_apply_lag_entries", "Committed entries not applied here", status.commit_index - status.applied_index
+    )
+    others = [(member, {"peer": member.id}) for member in status.members if not member.self]
+    connected = [(labels, float(member.connected)) for member, labels in others]
+    page.write("quorumq_peer_connected", "gauge", "Whether this node is connected to another", connected)
+    behind = [(labels, float(member.lag)) for member, labels in others if member.lag is not None]
+    page.write(
+        "quorumq_replication_lag_entries", "gauge", "Entries a follower misses; known to the leader only", behind
+    )
+    page.counter("quorumq_apply_errors_total", "Operations skipped because of a bug", call.node.machine.errors)
+    disk = await server.disk.look(call.node)
+    page.gauge("quorumq_disk_full", "Whether this node cannot write for want of space", disk.full)
+    page.gauge("quorumq_log_bytes", "Bytes of the log on disk", disk.log_bytes)
+    if disk.free_bytes is not None:
+        page.gauge("quorumq_disk_free_bytes", "Bytes free where the data lies", disk.free_bytes)
+    used = memory()
+    page.gauge("quorumq_memory_resident_bytes", "Resident memory, to the megabyte", used.rss * MIB)
+    page.gauge("quorumq_http_connections", "Open connections", server.connections)
+    page.gauge("quorumq_http_requests_under_way", "Requests under way, long polls included", server.under_way)
+    replies = [({"status": f"{kind}xx"}, float(count)) for kind, count in enumerate(server.replies) if kind]
+    page.write("quorumq_http_replies_total", "counter", "Replies by kind of status", replies)
+    page.histogram("quorumq_write_seconds", "Time from an operation's request to its local apply", server.writes)
+
+
+ROUTES: tuple[Route, ...] = grouped(
+    "Monitoring",
+    plain("GET", "/health", health, what=Totals, reply=Health, right="open", limited=False,
+          about="How the node, its queues and its cluster are; always 200."),
+    plain("GET", "/healthz", alive, reply=Text, right="open", limited=False, about="Whether the process runs."),
+    plain("GET", "/live", alive, reply=Text, right="open", limited=False, about="Whether the process runs."),
+    plain("GET", "/livez", alive, reply=Text, right="open", limited=False, about="Whether the process runs."),
+    plain("GET", "/ready", ready, reply=Ready, right="open", limited=False,
+          about="Whether requests should be sent to this node: 200, or 503 with the reason."),
+    plain("GET", "/readyz", ready, reply=Ready, right="open", limited=False, about="The same as /ready."),
+    plain("GET", "/startupz", started, reply=Text, right="open", limited=False,
+          about="Whether the log has been replayed."),
+    plain("GET", "/ping", ping, reply=Pong, right="read", about="Answer with this node's time."),
+    plain("GET", "/stats", stats, what=Totals, asks=(CONSISTENCY,), reply=Stats, right="read",
+          about="Sums over all queues, memory and collections."),
+    plain("GET", "/metrics", metrics, what=Totals, asks=(CONSISTENCY,), reply=Metrics, right="read",
+          about="How many jobs went through, as JSON."),
+    plain("GET", "/prometheus", prometheus, what=Totals, reply=Text, right="metrics",
+          about="Figures for Prometheus; needs a token when METRICS_AUTH is true."),
+    plain("GET", "/storage", storage, reply=Storage, right="read", about="Whether this node can write to its disk."),
+    plain("POST", "/gc", collect, reply=Collected, right="manage:all", limited=False,
+          about="Collect garbage and give free memory back; figures in MB."),
+    plain("GET", "/heapstats", heap, reply=HeapStats, right="read", limited=False,
+          about="Objects of this process by type."),
+)  # fmt: skip

@@ -1,0 +1,445 @@
+"""The declared type of each reply of the bunqueue dialect: the document's, and what the tests hold every reply against.
+
+Rendering does not go through these types (see render.py); that the two agree is what the tests are for.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+Millis = int
+Number = int | float
+JobState = Literal["waiting", "delayed", "active", "completed", "failed", "waiting-children"]
+
+
+class Body(Struct, forbid_unknown_fields=True, rename="camel"):
+    """Base of all replies: nothing that is not declared may appear."""
+
+    ok: Literal[True]
+
+
+class Failure(Struct, forbid_unknown_fields=True):
+    """Every error. code: for programs, where the text alone does not tell what to do."""
+
+    ok: Literal[False]
+    error: str
+    code: str | UnsetType = UNSET
+
+
+class Ok(Body):
+    pass
+
+
+class Step(Struct, forbid_unknown_fields=True):
+    state: str
+    timestamp: Millis
+    error: str | UnsetType = UNSET
+    attempt: int | UnsetType = UNSET
+
+
+class BackoffShown(Struct, forbid_unknown_fields=True):
+    type: Literal["fixed", "exponential", "linear"]
+    delay: Number
+
+
+class RepeatShown(Struct, forbid_unknown_fields=True):
+    count: int
+    every: Number | UnsetType = UNSET
+    pattern: str | UnsetType = UNSET
+    limit: int | UnsetType = UNSET
+    tz: str | UnsetType = UNSET
+
+
+class JobShown(Struct, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    """The job object, with every key of the documented server's."""
+
+    id: str
+    queue: str
+    name: str
+    data: Raw
+    created_at: Millis
+    run_at: Millis
+    started_at: Millis | None
+    completed_at: Millis | None
+    attempts: int
+    backoff: Number
+    backoff_config: BackoffShown | None
+    depends_on: list[str]
+    children_ids: list[str]
+    children_completed: int
+    tags: list[str]
+    progress: Number
+    progress_message: str | None
+    stacktrace: None
+    repeat: RepeatShown | None
+    durable: bool
+    last_heartbeat: Millis | None
+    stall_count: int
+    priority: int
+    lifo: bool
+    max_attempts: int
+    remove_on_complete: bool
+    remove_on_fail: bool
+    ttl: Number | None
+    timeout: Number | None
+    unique_key: str | None
+    custom_id: str | None
+    parent_id: None
+    group_id: str | None
+    stall_timeout: None
+    stack_trace_limit: int
+    keep_logs: None
+    size_limit: None
+    fail_parent_on_failure: bool
+    remove_dependency_on_failure: bool
+    continue_parent_on_failure: bool
+    ignore_dependency_on_failure: bool
+    deduplication_ttl: None
+    deduplication_extend: bool
+    deduplication_replace: bool
+    debounce_id: None
+    debounce_ttl: None
+    timeline: list[Step]
+    # Beyond the documented server.
+    fencing_token: int | UnsetType = UNSET
+    owner: str | UnsetType | None = UNSET
+    lock_expires_at: Millis | UnsetType = UNSET
+    token: str | UnsetType = UNSET
+    state: JobState | UnsetType = UNSET
+    returnvalue: Raw | UnsetType = UNSET
+    failed_reason: str | UnsetType = UNSET
+
+
+class Pushed(Body):
+    id: str
+
+
+class PushedMany(Body):
+    ids: list[str]
+
+
+class OneJob(Body):
+    job: JobShown
+
+
+class PulledJob(Body):
+    job: JobShown | None
+
+
+class PulledJobs(Body):
+    jobs: list[JobShown]
+    tokens: list[str] | UnsetType = UNSET
+
+
+class Jobs(Body):
+    jobs: list[JobShown]
+
+
+class StateOf(Body):
+    id: str
+    state: JobState | Literal["unknown"]
+
+
+class ResultOf(Body):
+    id: str
+    result: Raw | UnsetType = UNSET
+
+
+class ProgressOf(Body):
+    progress: Number
+    message: str | None
+
+
+class Values(Struct, forbid_unknown_fields=True):
+    values: dict[str, Raw]
+
+
+class Children(Body):
+    values: dict[str, Raw]
+    data: Values
+
+
+class BeatData(Struct, forbid_unknown_fields=True):
+    ok: Literal[True]
+
+
+class Beat(Body):
+    data: BeatData
+
+
+class BeatsData(Struct, forbid_unknown_fields=True):
+    ok: Literal[True]
+    count: int
+
+
+class Beats(Body):
+    data: BeatsData
+
+
+class Count(Body):
+    count: int
+
+
+class Cleaned(Body):
+    count: int
+    ids: list[str]
+
+
+class AddedData(Struct, forbid_unknown_fields=True):
+    added: Literal[True]
+
+
+class LogAdded(Body):
+    data: AddedData
+
+
+class LogLineShown(Struct, forbid_unknown_fields=True):
+    timestamp: Millis
+    level: str
+    message: str
+
+
+class LogsData(Struct, forbid_unknown_fields=True):
+    logs: list[LogLineShown]
+    count: int
+
+
+class Logs(Body):
+    data: LogsData
+
+
+class StallConfigShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    enabled: bool
+    stall_interval: int
+    max_stalls: int
+    grace_period: int
+
+
+class StallConfigOf(Body):
+    config: StallConfigShown
+
+
+class DlqConfigShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    auto_retry: bool
+    auto_retry_interval: int
+    max_auto_retries: int
+    max_age: int | None
+    max_entries: int
+
+
+class DlqConfigOf(Body):
+    config: DlqConfigShown
+
+
+class Finished(Body):
+    completed: bool
+    result: Raw | UnsetType = UNSET
+
+
+class Queues(Body):
+    queues: list[str]
+
+
+class CountsOf(Struct, forbid_unknown_fields=True, rename="kebab"):
+    waiting: int
+    prioritized: int
+    delayed: int
+    active: int
+    completed: int
+    failed: int
+    waiting_children: int
+    paused: int
+
+
+class Counts(Body):
+    counts: CountsOf
+
+
+class PriorityCountsOf(Body):
+    queue: str
+    counts: dict[int, int]
+
+
+class Paused(Body):
+    paused: bool
+
+
+class RunShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    attempt: int
+    started_at: Millis | None
+    failed_at: Millis
+    reason: str
+    error: str | None
+    duration: int
+
+
+class DlqEntry(Struct, forbid_unknown_fields=True, rename="camel"):
+    job: JobShown
+    entered_at: Millis
+    reason: str
+    error: str | None
+    attempts: list[RunShown]
+    retry_count: int
+    last_retry_at: Millis | None
+    next_retry_at: Millis | None
+    expires_at: Millis | None
+
+
+class Dlq(Body):
+    jobs: list[JobShown]
+    entries: list[DlqEntry]
+    total: int
+
+
+class DlqSums(Struct, forbid_unknown_fields=True, rename="camel"):
+    total: int
+    by_reason: dict[str, int]
+    by_queue: dict[str, int]
+    pending_retry: int
+    expired: int
+    oldest_entry: Millis | None
+    newest_entry: Millis | None
+
+
+class DlqStats(Body):
+    stats: DlqSums
+
+
+class Megabytes(Struct, forbid_unknown_fields=True, rename="camel"):
+    heap_used: int
+    heap_total: int
+    rss: int
+    external: int | UnsetType = UNSET
+    array_buffers: int | UnsetType = UNSET
+
+
+class Connections(Struct, forbid_unknown_fields=True):
+    tcp: int
+    ws: int
+    sse: int
+    http: int
+
+
+class HealthQueues(Struct, forbid_unknown_fields=True):
+    waiting: int
+    active: int
+    delayed: int
+    completed: int
+    dlq: int
+
+
+class HealthCluster(Struct, forbid_unknown_fields=True, rename="camel"):
+    node_id: str
+    role: str
+    leader: str | None
+    term: int
+    has_quorum: bool
+    members: int
+    connected: int
+    applied_index: int
+    ready: bool
+    reason: str | UnsetType = UNSET
+
+
+class Health(Body):
+    status: Literal["healthy", "degraded"]
+    uptime: int
+    version: str
+    queues: HealthQueues
+    connections: Connections
+    memory: Megabytes
+    cluster: HealthCluster
+
+
+class Ready(Body):
+    ready: Literal[True]
+
+
+class PongData(Struct, forbid_unknown_fields=True):
+    pong: Literal[True]
+    time: Millis
+
+
+class Pong(Body):
+    data: PongData
+
+
+class TotalsShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    total_pushed: int
+    total_pulled: int
+    total_completed: int
+    total_failed: int
+
+
+class Metrics(Body):
+    metrics: TotalsShown
+
+
+class StatsOf(Struct, forbid_unknown_fields=True, rename="camel"):
+    waiting: int
+    delayed: int
+    active: int
+    completed: int
+    dlq: int
+    prioritized: int
+    waiting_children: int
+    total_pushed: int
+    total_pulled: int
+    total_completed: int
+    total_failed: int
+    uptime: int
+
+
+class Collections(Struct, forbid_unknown_fields=True, rename="camel"):
+    job_index: int
+    completed_jobs: int
+    processing_total: int
+    queued_total: int
+    waiting_deps_total: int
+    temporal_index_total: int
+
+
+class Stats(Body):
+    stats: StatsOf
+    memory: Megabytes
+    collections: Collections
+
+
+class StorageData(Struct, forbid_unknown_fields=True, rename="camel"):
+    disk_full: bool
+    error: str | None
+    since: Millis | None
+    free_bytes: int | None
+    log_bytes: int
+
+
+class Storage(Body):
+    disk_full: bool
+    data: StorageData
+
+
+class Collected(Body):
+    before: Megabytes
+    after: Megabytes
+
+
+class HeapCounts(Struct, forbid_unknown_fields=True, rename="camel"):
+    """object_count: blocks of memory.  protected_count: objects set apart at the start.  global_count: tracked ones."""
+
+    object_count: int
+    protected_count: int
+    global_count: int
+
+
+class ObjectCount(Struct, forbid_unknown_fields=True):
+    type: str
+    count: int
+
+
+class HeapStats(Body):
+    memory: Megabytes
+    heap: HeapCounts
+    collections: Collections
+    top_object_types: list[ObjectCount]

@@ -1,0 +1,502 @@
+"""The one request path: a row of a table, found by method and path, decodes a request into an operation or a query,
+hands it to the node and answers with what the row's view made of the reply.
+
+What the bodies mean and how refusals are worded is each dialect's; sockets and listeners are server.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypedDict, Unpack
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import msgspec
+from aiohttp import web
+
+from cluster.errors import EntryTooLarge, Unavailable
+from node.operation import Operation, Query
+from node.refusals import Refusal
+
+from .limits import DATA_BYTES_MAX, BodyTooLarge, Busy
+
+if TYPE_CHECKING:
+    from node.node import Node
+
+    from .server import Server
+
+log = logging.getLogger(__name__)
+
+Right = Literal["open", "metrics", "produce", "consume", "read", "manage:all", "admin"]
+Body = Literal["none", "small", "data"]
+
+JSON = b"application/json"
+HTML = b"text/html; charset=utf-8"
+TEXT = b"text/plain; charset=utf-8"
+REPLAYING = "the log is being replayed"
+# A reply longer than this waits for the client to read it before the next request of its connection is looked at.
+DRAIN_BYTES = 1 << 16
+
+
+class Reply(web.StreamResponse):
+    """A whole response, written in one piece.
+
+    It takes the place of aiohttp's Response, whose header dictionary and writer cost more than the rest of a small
+    request; aiohttp calls prepare and write_eof and reads keep_alive, and that is all it needs.
+    heads: the first lines by status, with the headers that every reply of a listener has.
+    """
+
+    def __init__(self, status: int, body: bytes, content_type: bytes = JSON, headers: bytes = b"") -> None:
+        self._line = status
+        self._whole = body
+        self._kind = content_type
+        self._more = headers
+        self._stay = True
+        self.heads: Mapping[int, bytes] = HEADS
+
+    @property
+    def status(self) -> int:
+        return self._line
+
+    @property
+    def body(self) -> bytes:
+        return self._whole
+
+    @property
+    def keep_alive(self) -> bool | None:
+        return self._stay
+
+    def end_connection(self) -> Reply:
+        """Close the connection after this reply."""
+        self._stay = False
+        return self
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write the response. A client that is gone is no error."""
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            return
+        body = self._whole
+        head = [self.heads[self._line], DATE.line(), self._more]
+        if self._line != HTTPStatus.NO_CONTENT:
+            head.append(b"Content-Type: %b\r\nContent-Length: %d\r\n" % (self._kind, len(body)))
+        if not request.keep_alive:
+            self._stay = False
+        if not self._stay:
+            head.append(b"Connection: close\r\n")
+        elif request.version < (1, 1):
+            head.append(b"Connection: keep-alive\r\n")
+        head.append(b"\r\n")
+        if request.method != "HEAD":
+            head.append(body)
+        transport.write(b"".join(head))
+        if len(body) > DRAIN_BYTES:
+            await request.writer.drain()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing: prepare has written everything."""
+
+
+class DateLine:
+    """The Date header, worked out once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._text = b""
+
+    def line(self) -> bytes:
+        now = int(time.time())
+        if now != self._second:
+            self._second = now
+            self._text = b"Date: %b\r\n" % formatdate(now, usegmt=True).encode("ascii")
+        return self._text
+
+
+DATE = DateLine()
+HEADS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode("ascii") for s in HTTPStatus}
+
+
+class Invalid(Exception):
+    """A request that its route cannot accept; the message is for the client."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Call:
+    """One request on its way through a route.
+
+    path: the parameters of the path.  body: the whole body, empty for routes that take none.
+    """
+
+    __slots__ = ("_query", "body", "node", "path", "query_text", "request", "route", "server")
+
+    def __init__(
+        self,
+        server: Server,
+        request: web.BaseRequest,
+        route: Route,
+        path: Mapping[str, str],
+        query_text: str,
+        body: bytes,
+    ) -> None:
+        self.server = server
+        self.node: Node = server.node
+        self.request = request
+        self.route = route
+        self.path = path
+        self.query_text = query_text
+        self.body = body
+        self._query: dict[str, str] | None = None
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query's parameters; the first of a repeated name counts."""
+        if self._query is None:
+            self._query = {}
+            if self.query_text:
+                for name, value in parse_qsl(self.query_text, keep_blank_values=True):
+                    self._query.setdefault(name, value)
+        return self._query
+
+    @property
+    def stale(self) -> bool:
+        """Whether the client is content with this node's copy, however old. Raises Invalid."""
+        if not self.query_text:
+            return False
+        wanted = self.query.get("consistency", "linearizable")
+        if wanted not in ("stale", "linearizable"):
+            raise Invalid("consistency must be 'stale' or 'linearizable'")
+        return wanted == "stale"
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+# What a reply becomes: the body of a success, or a refusal that stands inside a reply.
+View = Callable[[Any], bytes | Refusal]
+Answer = tuple[int, str]
+# How a route words the refusals that it words in its own way: status and text, or what makes them of the refusal.
+Wording = Mapping[type[Refusal], Answer | Callable[[Any], Answer]]
+NO_WORDING: Wording = MappingProxyType({})
+
+
+class About(TypedDict, total=False):
+    """What every kind of row says besides."""
+
+    reply: Required[Any]
+    refusals: Wording
+    about: str
+    limited: bool
+
+
+class More(About):
+    """What every row says that is no plain read."""
+
+    right: Right
+
+
+class Text(msgspec.Struct):
+    """Stands for a reply that is text."""
+
+
+class Html(msgspec.Struct):
+    """Stands for a reply that is a page."""
+
+
+class OpenApi(msgspec.Struct):
+    """An OpenAPI document."""
+
+    openapi: str
+    paths: dict[str, Any]
+
+
+class NotReady(msgspec.Struct, forbid_unknown_fields=True):
+    """What a probe answers that says no."""
+
+    ok: Literal[False]
+    ready: Literal[False]
+    error: str
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """A parameter of a route's query, as the OpenAPI document shows it. schema: JSON Schema of its value."""
+
+    name: str
+    text: str
+    schema: Mapping[str, Any]
+
+
+CONSISTENCY = Parameter(
+    "consistency",
+    "`stale` answers from this node's copy, however old; otherwise the answer is linearizable.",
+    {"type": "string", "enum": ["linearizable", "stale"], "default": "linearizable"},
+)
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of a dialect's table.
+
+    path: parameters in braces.  what: the operation or query it runs, None for plain handlers.  reply: the type of
+    the body of a success, which the tests hold every reply against.  body: whether a body is read at all, and
+    whether it carries job data.  refusals: status and text where this route words a refusal in its own way.
+    takes, asks: the type of the body and the parameters of the query, for the OpenAPI document.  about: one sentence
+    for the same, where that of `what` does not fit.  group: the heading under which it is documented.  limited: whether
+    it counts for the request limit of a client.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    what: type[Operation] | type[Query] | None = None
+    reply: Any
+    right: Right
+    body: Body = "none"
+    refusals: Wording = NO_WORDING
+    takes: type[msgspec.Struct] | None = None
+    asks: tuple[Parameter, ...] = ()
+    about: str = ""
+    group: str = ""
+    limited: bool = True
+
+
+def submit(
+    method: str,
+    path: str,
+    what: type[Operation],
+    decode: Callable[[Call], Operation],
+    view: View,
+    *,
+    body: Body | None = None,
+    takes: type[msgspec.Struct] | None = None,
+    **more: Unpack[More],
+) -> Route:
+    """A row that replicates an operation and answers at its local apply. body: by default, one is read if one is taken."""
+
+    async def handler(call: Call) -> Reply:
+        operation = decode(call)
+        began = time.perf_counter()
+        made = await call.node.submit(operation, view)
+        call.server.writes.observe(time.perf_counter() - began)
+        return success(made)
+
+    reads: Body = body or ("none" if takes is None else "small")
+    return Route(method=method, path=path, handler=handler, what=what, body=reads, takes=takes, **more)
+
+
+def ask(
+    method: str,
+    path: str,
+    what: type[Query],
+    decode: Callable[[Call], Query],
+    view: View,
+    *,
+    right: Right = "read",
+    asks: tuple[Parameter, ...] = (),
+    **more: Unpack[About],
+) -> Route:
+    """A row that reads: linearizable unless `?consistency=stale`."""
+
+    async def handler(call: Call) -> Reply:
+        return success(await call.node.ask(decode(call), view, stale=call.stale))
+
+    return Route(method=method, path=path, handler=handler, what=what, right=right, asks=(*asks, CONSISTENCY), **more)
+
+
+def success(made: bytes | Refusal) -> Reply:
+    """Make the reply of what a view made. Raises Refusal."""
+    if isinstance(made, Refusal):
+        raise made
+    return Reply(200, made)
+
+
+def plain(
+    method: str,
+    path: str,
+    handler: Handler,
+    *,
+    what: type[Operation] | type[Query] | None = None,
+    body: Body | None = None,
+    takes: type[msgspec.Struct] | None = None,
+    asks: tuple[Parameter, ...] = (),
+    **more: Unpack[More],
+) -> Route:
+    """A row with a handler of its own: long polls, health, figures."""
+    reads: Body = body or ("none" if takes is None else "small")
+    return Route(method=method, path=path, handler=handler, what=what, body=reads, takes=takes, asks=asks, **more)
+
+
+def grouped(group: str, *routes: Route) -> tuple[Route, ...]:
+    """Put rows under a heading."""
+    return tuple(msgspec.structs.replace(route, group=group) for route in routes)
+
+
+class Dialect(Protocol):
+    """What the request path asks of a dialect."""
+
+    name: str
+    routes: tuple[Route, ...]
+    # Parameters of paths that are taken as they came; the others are percent-decoded.
+    undecoded: frozenset[str]
+
+    def refusal(self, refusal: Refusal) -> Answer:
+        """Word a refusal that its route does not: status and text."""
+
+    def error(self, status: int, text: str, code: str) -> bytes:
+        """Render the body of an error."""
+
+
+class Mount:
+    """A route where a listener serves it, with the dialect that it speaks."""
+
+    __slots__ = ("dialect", "names", "route")
+
+    def __init__(self, dialect: Dialect, route: Route, names: tuple[str, ...]) -> None:
+        self.dialect = dialect
+        self.route = route
+        self.names = names
+
+
+class Branch:
+    """A node of the tree of paths: what follows by literal segment, what follows any segment, what ends here."""
+
+    __slots__ = ("any", "here", "literal")
+
+    def __init__(self) -> None:
+        self.literal: dict[str, Branch] = {}
+        self.any: Branch | None = None
+        self.here: Mount | None = None
+
+
+class Router:
+    """Finds the route of a method and a path. A literal segment goes before a parameter."""
+
+    def __init__(self) -> None:
+        self._roots: dict[str, Branch] = {}
+
+    def mount(self, dialect: Dialect, prefix: str = "") -> None:
+        """Serve a dialect's routes under a prefix."""
+        for route in dialect.routes:
+            branch = self._roots.setdefault(route.method, Branch())
+            names = []
+            for segment in (prefix + route.path).split("/")[1:]:
+                if segment.startswith("{"):
+                    names.append(segment[1:-1])
+                    branch.any = branch.any or Branch()
+                    branch = branch.any
+                else:
+                    branch = branch.literal.setdefault(segment, Branch())
+            assert branch.here is None, f"{route.method} {route.path} is there twice"
+            branch.here = Mount(dialect, route, tuple(names))
+
+    def find(self, method: str, path: str) -> tuple[Mount, dict[str, str]] | None:
+        """Return the route and the path's parameters. Raises Invalid when one of them cannot be decoded."""
+        root = self._roots.get(method)
+        if root is None:
+            return None
+        segments = path.split("/")
+        values: list[str] = []
+        found = walk(root, segments, 1, values)
+        if found is None:
+            return None
+        parameters = dict(zip(found.names, values, strict=True))
+        if "%" in path:
+            for name in found.names:
+                if name not in found.dialect.undecoded:
+                    parameters[name] = percent_decode(parameters[name])
+        return found, parameters
+
+    def mounts(self) -> Iterator[Mount]:
+        """Every route that is served."""
+        branches = list(self._roots.values())
+        while branches:
+            branch = branches.pop()
+            branches += branch.literal.values()
+            if branch.any is not None:
+                branches.append(branch.any)
+            if branch.here is not None:
+                yield branch.here
+
+
+def walk(branch: Branch, segments: list[str], at: int, values: list[str]) -> Mount | None:
+    if at == len(segments):
+        return branch.here
+    segment = segments[at]
+    following = branch.literal.get(segment)
+    if following is not None:
+        found = walk(following, segments, at + 1, values)
+        if found is not None:
+            return found
+    if branch.any is None or not segment:
+        return None
+    values.append(segment)
+    found = walk(branch.any, segments, at + 1, values)
+    if found is None:
+        values.pop()
+    return found
+
+
+MALFORMED = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def percent_decode(text: str) -> str:
+    """Decode a segment. Raises Invalid where decodeURIComponent would raise."""
+    if "%" not in text:
+        return text
+    if MALFORMED.search(text):
+        raise Invalid("Malformed percent-encoding in the path")
+    try:
+        return unquote_to_bytes(text).decode("utf-8")
+    except UnicodeDecodeError:
+        raise Invalid("Malformed percent-encoding in the path") from None
+
+
+async def answer(server: Server, request: web.BaseRequest, found: Mount, path: Mapping[str, str], query: str) -> Reply:
+    """Run a request through its route and word whatever goes wrong in its dialect."""
+    route, dialect = found.route, found.dialect
+    try:
+        body = b"" if route.body == "none" else await server.bodies.read(request)
+        return await route.handler(Call(server, request, route, path, query, body))
+    except Refusal as refusal:
+        wording = route.refusals.get(type(refusal)) or dialect.refusal(refusal)
+        status, text = wording(refusal) if callable(wording) else wording
+        return failure(dialect, status, text, refusal.code)
+    except Invalid as error:
+        return failure(dialect, error.status, str(error), "invalid_request")
+    except Unavailable as error:
+        return failure(dialect, 503, str(error), error.code, retry_after_s=error.retry_after_s)
+    except BodyTooLarge as error:
+        return oversized(dialect, route, error)
+    except Busy:
+        text = "The bodies under way take all the memory set aside for them"
+        return failure(dialect, 503, text, "busy", retry_after_s=1).end_connection()
+    except EntryTooLarge:
+        return failure(dialect, 413, "Request too large for one log entry", "entry_too_large")
+    except web.RequestPayloadError:
+        return failure(dialect, 400, "Malformed request body", "invalid_request").end_connection()
+    except Exception as error:
+        # Where it happened and what kind it is, but not its message, which may quote job data, nor the request.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s %s failed: %s\n%s", route.method, route.path, type(error).__name__, where)
+        return failure(dialect, 500, "Internal server error", "internal_error")
+
+
+def oversized(dialect: Dialect, route: Route, error: BodyTooLarge) -> Reply:
+    """Answer a body beyond the bound: as data that is too long where it cannot be anything else."""
+    if route.body == "data" and error.limit >= DATA_BYTES_MAX:
+        return failure(dialect, 400, "Job data too large (max 10MB)", "data_too_large")
+    return failure(dialect, 413, str(error), "body_too_large")
+
+
+def failure(dialect: Dialect, status: int, text: str, code: str, *, retry_after_s: float | None = None) -> Reply:
+    """Make an error's reply. retry_after_s: seconds after which a repeat is worth it."""
+    headers = b""
+    if retry_after_s is not None:
+        headers = b"Retry-After: %d\r\n" % max(1, math.ceil(retry_after_s))
+    return Reply(status, dialect.error(status, text, code), headers=headers)

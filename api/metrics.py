@@ -1,0 +1,90 @@
+"""Figures in the text format that Prometheus scrapes, and the histograms that the edge itself keeps.
+
+What is counted and what it is called is said by whoever writes a page of figures; here is only how it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+Kind = Literal["gauge", "counter", "histogram"]
+Labels = Mapping[str, str]
+NO_LABELS: Labels = {}
+
+
+class Histogram:
+    """Counts of durations in buckets that double, so that finding a bucket is one instruction.
+
+    Bucket n holds durations of less than 2 to the nth microseconds, down to half of that.
+    """
+
+    __slots__ = ("counts", "micros")
+
+    def __init__(self) -> None:
+        # The last bucket holds what takes longer than half an hour.
+        self.counts = [0] * 32
+        self.micros = 0
+
+    def observe(self, seconds: float) -> None:
+        """Count a duration."""
+        micros = int(seconds * 1_000_000)
+        self.micros += micros
+        self.counts[min(micros.bit_length(), 31)] += 1
+
+
+class Page:
+    """A page of figures in the making."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def write(self, name: str, kind: Kind, text: str, values: Iterable[tuple[Labels, float]]) -> None:
+        """Write one figure with a value for each set of labels."""
+        self._open(name, kind, text)
+        self._lines += [f"{name}{labelled(labels)} {number(value)}" for labels, value in values]
+        self._lines.append("")
+
+    def gauge(self, name: str, text: str, value: float) -> None:
+        self.write(name, "gauge", text, [(NO_LABELS, value)])
+
+    def counter(self, name: str, text: str, value: float) -> None:
+        self.write(name, "counter", text, [(NO_LABELS, value)])
+
+    def histogram(self, name: str, text: str, found: Histogram, *, first: int = 6, last: int = 24) -> None:
+        """Write a histogram in seconds, with the buckets from number `first` to number `last`."""
+        self._open(name, "histogram", text)
+        below = 0
+        for bucket, count in enumerate(found.counts):
+            below += count
+            if first <= bucket <= last:
+                self._lines.append(f'{name}_bucket{{le="{number(2**bucket / 1_000_000)}"}} {below}')
+        self._lines.append(f'{name}_bucket{{le="+Inf"}} {below}')
+        self._lines.append(f"{name}_sum {number(found.micros / 1_000_000)}")
+        self._lines.append(f"{name}_count {below}")
+        self._lines.append("")
+
+    def _open(self, name: str, kind: Kind, text: str) -> None:
+        self._lines.append(f"# HELP {name} {text}")
+        self._lines.append(f"# TYPE {name} {kind}")
+
+    def text(self) -> bytes:
+        return "\n".join(self._lines).encode("utf-8", "replace")
+
+
+def labelled(labels: Labels) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{name}="{escaped(value)}"' for name, value in labels.items()) + "}"
+
+
+def escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def number(value: float) -> str:
+    """Write a number, whole ones without a fraction."""
+    whole = int(value)
+    return str(whole) if whole == value else repr(value)

@@ -1,0 +1,320 @@
+"""The OpenAPI 3.1 document of a listener, and the HTTP reference, both made from the tables of routes.
+
+Nothing is described here by hand: sentences come from the catalogue's docstrings and from the rows, fields and bounds
+from the types of bodies and replies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from .http import Dialect, Html, NotReady, Route, Text
+
+Json = dict[str, Any]
+REF = "#/components/schemas/"
+TITLE = "quorumq"
+ABOUT = """\
+A job queue that survives the loss of machines. Every node answers every request. Every body is JSON; every reply has
+`ok`, and one that is not `ok` has `error`. Where `AUTH_TOKENS` is set, requests carry `Authorization: Bearer <token>`."""
+
+ERRORS = {
+    400: "The request cannot be accepted; `error` says why.",
+    401: "No token, or none that is known.",
+    404: "There is no such thing.",
+    413: "The body is longer than BODY_BYTES_MAX, or too long for one log entry.",
+    429: "Too many requests of this client; `Retry-After` says when to come back.",
+    500: "A defect of the server; nothing was half done.",
+    503: "No quorum, or the node is busy. `code` is `not_applied` when a repeat is safe, else `outcome_unknown`.",
+}
+PARAMETERS = {
+    "queue": ("Name of the queue.", {"type": "string", "pattern": "^[a-zA-Z0-9_.:-]+$", "maxLength": 256}),
+    "id": ("Id of the job, webhook or worker.", {"type": "string"}),
+    "custom_id": ("The `jobId` that the job was pushed with.", {"type": "string"}),
+    "name": ("Name of the cron job.", {"type": "string"}),
+}
+
+
+class Served(msgspec.Struct, frozen=True):
+    """A route with the whole path under which a listener serves it."""
+
+    path: str
+    route: Route
+
+
+def served(dialects: Iterable[tuple[Dialect, str]]) -> list[Served]:
+    """Return every route in the order of the tables."""
+    return [Served(prefix + route.path, route) for dialect, prefix in dialects for route in dialect.routes]
+
+
+def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
+    """Make the whole document."""
+    rows = served(dialects)
+    failure = {"$ref": f"{REF}Failure"}
+    shown: list[Any] = [kind for row in rows for kind in (row.route.takes, row.route.reply) if is_json(kind)]
+    types = list(dict.fromkeys([*shown, NotReady]))
+    references, schemas = msgspec.json.schema_components(types, ref_template=REF + "{name}")
+    kinds = dict(zip(types, references, strict=True))
+    paths: dict[str, Json] = {}
+    for row in rows:
+        paths.setdefault(row.path, {})[row.route.method.lower()] = described(row, kinds)
+    schemas["Failure"] = {
+        "title": "Failure",
+        "type": "object",
+        "description": "Every error. code: for programs, where the text does not tell what to do.",
+        "properties": {"ok": {"const": False}, "error": {"type": "string"}, "code": {"type": "string"}},
+        "required": ["ok", "error"],
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": TITLE, "version": version, "description": ABOUT},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in dict.fromkeys(row.route.group for row in rows)],
+        "security": [{"token": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {name: tidied(schema) for name, schema in sorted(schemas.items())},
+            "responses": {
+                str(status): {"description": text, "content": {"application/json": {"schema": failure}}}
+                for status, text in ERRORS.items()
+            },
+        },
+    }
+
+
+def is_json(kind: Any) -> bool:
+    return kind is not None and kind not in (Text, Html)
+
+
+def described(row: Served, kinds: Mapping[Any, Json]) -> Json:
+    """Describe one route."""
+    route = row.route
+    shown: Json = {
+        "operationId": operation_id(route.method, row.path),
+        "tags": [route.group],
+        "summary": summary(route),
+        "parameters": parameters(row),
+        "responses": responses(route, kinds),
+    }
+    if route.what is not None and (details := " ".join((route.what.__doc__ or "").split())) != shown["summary"]:
+        shown["description"] = details
+    if route.takes is not None:
+        needs = any(is_required(field) for field in msgspec.structs.fields(route.takes))
+        shown["requestBody"] = {
+            "required": needs,
+            "content": {"application/json": {"schema": kinds[route.takes]}},
+        }
+    if route.right in ("open", "metrics"):
+        shown["security"] = [{}] if route.right == "open" else [{}, {"token": []}]
+    else:
+        shown["x-right"] = route.right
+    if not shown["parameters"]:
+        del shown["parameters"]
+    return shown
+
+
+def summary(route: Route) -> str:
+    """Return one sentence: the row's own, else the first of its operation's or query's docstring."""
+    if route.about:
+        return route.about
+    text = " ".join(((route.what.__doc__ if route.what else route.handler.__doc__) or "").split())
+    return text.split(". ")[0].removesuffix(".") + "."
+
+
+def operation_id(method: str, path: str) -> str:
+    words = re.findall(r"[A-Za-z0-9]+", path)
+    return method.lower() + "".join(word[0].upper() + word[1:] for word in words)
+
+
+def parameters(row: Served) -> list[Json]:
+    """List the parameters of the path, then those of the query, then the headers."""
+    found: list[Json] = []
+    for name in re.findall(r"\{(\w+)\}", row.path):
+        text, schema = PARAMETERS[name]
+        found.append({"name": name, "in": "path", "required": True, "description": text, "schema": schema})
+    found += [
+        {"name": one.name, "in": "query", "description": one.text, "schema": dict(one.schema)} for one in row.route.asks
+    ]
+    return found
+
+
+def responses(route: Route, kinds: Mapping[Any, Json]) -> Json:
+    """List the statuses that a route answers with."""
+    found: Json = {"200": {"description": "Done.", "content": content(route.reply, kinds)}}
+    if route.right == "open":
+        if route.path.startswith(("/ready", "/startupz")):
+            not_ready = {"application/json": {"schema": kinds[NotReady]}}
+            found["503"] = {"description": "Not now; `error` says why.", "content": not_ready}
+        return found
+    for status in ERRORS:
+        if status == 413 and route.body == "none":
+            continue
+        if status == 429 and not route.limited:
+            continue
+        found[str(status)] = {"$ref": f"#/components/responses/{status}"}
+    return found
+
+
+def content(reply: Any, kinds: Mapping[Any, Json]) -> Json:
+    if reply is Text:
+        return {"text/plain": {"schema": {"type": "string"}}}
+    if reply is Html:
+        return {"text/html": {"schema": {"type": "string"}}}
+    return {"application/json": {"schema": kinds[reply]}}
+
+
+def is_required(field: Any) -> bool:
+    """Say whether a field of a body has to be there; the types allow its absence, to answer in the documented words."""
+    metas = getattr(field.type, "__metadata__", ())
+    return any((meta.extra_json_schema or {}).get("x-required") for meta in metas)
+
+
+def tidied(schema: Json) -> Json:
+    """Turn what the types cannot say into JSON Schema: fields that must be there, and absence that is no default."""
+    schema = dict(schema)
+    properties = schema.get("properties")
+    if not properties:
+        return schema
+    required = list(schema.get("required", ()))
+    schema["properties"] = shown = {}
+    for name, found in properties.items():
+        one = dict(found)
+        if one.pop("x-required", False):
+            required.append(name)
+        if one.get("default", "") is None:
+            del one["default"]
+        if "x-default" in one:
+            one["default"] = one.pop("x-default")
+        shown[name] = one
+    if required:
+        schema["required"] = required
+    return schema
+
+
+# -- The reference as a page of text -------------------------------------------------------------------------------------
+
+REFERENCE = """\
+# HTTP reference
+
+<!-- Made by scripts/generate from the tables of routes in api/. Change it there. -->
+
+{about}
+
+`GET /openapi.json` gives the same as an OpenAPI 3.1 document, `GET /docs` as a page to browse and try. Where an answer
+differs from bunqueue's document or server, [compatibility.md](compatibility.md) says why.
+
+Statuses of all requests:
+
+| status | meaning |
+| --- | --- |
+| 200 | Done. |
+{errors}
+"""
+
+
+def reference(dialects: Iterable[tuple[Dialect, str]]) -> str:
+    """Write docs/http-reference.md."""
+    whole = document(dialects, "")
+    schemas: Json = whole["components"]["schemas"]
+    errors = "\n".join(f"| {status} | {text} |" for status, text in ERRORS.items())
+    parts = [REFERENCE.format(about=ABOUT, errors=errors)]
+    for tag in whole["tags"]:
+        parts.append(f"\n## {tag['name']}\n")
+        for path, methods in whole["paths"].items():
+            for method, one in methods.items():
+                if tag["name"] in one["tags"]:
+                    parts.append(section(method.upper(), path, one, schemas))
+    return "".join(parts)
+
+
+def section(method: str, path: str, one: Json, schemas: Json) -> str:
+    """Write what there is to say about one route."""
+    right = one.get("x-right")
+    needs = f"Needs the right `{right}`." if right else "Needs no token."
+    parts = [f"\n### {method} {path}\n\n{one.get('description', one['summary'])} {needs}\n"]
+    rows = [
+        [f"`{item['name']}`", item["in"], kind_of(item["schema"]), item["description"] + bounds(item["schema"])]
+        for item in one.get("parameters", ())
+        if item["name"] not in ("queue", "id", "consistency")
+    ]
+    if "requestBody" in one:
+        schema = resolved(one["requestBody"]["content"]["application/json"]["schema"], schemas)
+        required = schema.get("required", ())
+        for name, field in schema["properties"].items():
+            text = ("required. " if name in required else "") + field.get("description", "") + bounds(field)
+            rows.append([f"`{name}`", "body", kind_of(field), text.strip()])
+    if rows:
+        parts.append("\n| name | in | type | what it is |\n| --- | --- | --- | --- |\n")
+        parts += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows]
+    kind, shown = next(iter(one["responses"]["200"]["content"].items()))
+    if kind == "application/json":
+        parts.append(f"\nAnswers `{example(shown['schema'], schemas)}`.\n")
+    else:
+        parts.append(f"\nAnswers `{kind}`.\n")
+    return "".join(parts)
+
+
+def resolved(schema: Json, schemas: Json) -> Json:
+    found: Json = schemas[schema["$ref"].removeprefix(REF)] if "$ref" in schema else schema
+    return found
+
+
+def kind_of(schema: Json) -> str:
+    """Name the type of a field in a word or two; null goes without saying."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).removeprefix(REF)
+    if "anyOf" in schema:
+        names = [kind_of(one) for one in schema["anyOf"] if one != {"type": "null"}]
+        if set(names) <= {"integer", "number"}:
+            return "number"
+        return " or ".join(dict.fromkeys("number" if name == "integer" else name for name in names))
+    if "const" in schema or "enum" in schema:
+        return ", ".join(f"`{msgspec.json.encode(one).decode()}`" for one in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"{kind_of(schema.get('items', {}))}[]"
+    return str(schema.get("type", "any"))
+
+
+def bounds(schema: Json) -> str:
+    """Write the bounds and the default of a field."""
+    low, high = schema.get("minimum"), schema.get("maximum")
+    parts = []
+    if low is not None or high is not None:
+        shown = [f"{one:,}" if one is not None else "" for one in (low, high)]
+        parts.append(f"at least {shown[0]}" if high is None else f"{shown[0]} to {shown[1]}")
+    if "maxLength" in schema:
+        parts.append(f"at most {schema['maxLength']:,} characters")
+    if "maxItems" in schema:
+        parts.append(f"at most {schema['maxItems']:,}")
+    if schema.get("default") not in (None, ""):
+        parts.append(f"default `{msgspec.json.encode(schema['default']).decode()}`")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def example(schema: Json, schemas: Json, depth: int = 0) -> str:
+    """Write the shape of a reply in one line."""
+    name = str(schema.get("$ref", "")).removeprefix(REF)
+    schema = resolved(schema, schemas)
+    if name == "JobShown" or (depth > 3 and "properties" in schema):
+        return "<job>" if name == "JobShown" else f"<{name}>"
+    if "properties" in schema:
+        required = schema.get("required", ())
+        fields = (
+            f'"{key}"{"" if key in required else "?"}: {example(one, schemas, depth + 1)}'
+            for key, one in schema["properties"].items()
+        )
+        return "{" + ", ".join(fields) + "}"
+    if "anyOf" in schema:
+        texts = [example(one, schemas, depth) for one in schema["anyOf"]]
+        return " or ".join(dict.fromkeys("number" if text == "integer" else text for text in texts))
+    if schema.get("type") == "array":
+        return f"[{example(schema.get('items', {}), schemas, depth + 1)}, …]"
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f'{{"…": {example(schema["additionalProperties"], schemas, depth + 1)}}}'
+    if "const" in schema or "enum" in schema:
+        return " or ".join(msgspec.json.encode(one).decode() for one in schema.get("enum", [schema.get("const")]))
+    return str(schema.get("type", "any"))

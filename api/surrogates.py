@@ -1,0 +1,65 @@
+r"""Half surrogate pairs (`"\ud83d"`) in JSON: its grammar allows them, JavaScript writes them, the decoder refuses them.
+
+They are covered by characters of the private use area while a body is decoded and uncovered in the opaque values, which
+nobody parses. Anywhere else (ids, keys, names) they cannot be stored, and the body is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+# Every escape is matched, so that a backslash that is itself escaped is not taken for the start of one.
+ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u([dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+COVERED = re.compile(rb"\\u[eE][0-7][0-9a-fA-F]{2}")
+OFFSET = 0xE000 - 0xD800
+
+
+def cover(body: bytes) -> tuple[bytes, int] | None:
+    """Return the body with its half pairs covered, and how many there were; None when that is no help."""
+    if b"\\u" not in body or COVERED.search(body):
+        return None
+    count = 0
+
+    def replace(match: re.Match[bytes]) -> bytes:
+        nonlocal count
+        half = match[1]
+        if half is None:
+            return match[0]
+        count += 1
+        return b"\\u%04x" % (int(half, 16) + OFFSET)
+
+    covered = ESCAPE.sub(replace, body)
+    return (covered, count) if count else None
+
+
+def uncover(value: Any) -> int:
+    """Put the half pairs back into the opaque values of a decoded body, in place; return how many there were."""
+    count = 0
+    if isinstance(value, list):
+        for position, item in enumerate(value):
+            if isinstance(item, Raw):
+                value[position], found = uncovered(item)
+                count += found
+            else:
+                count += uncover(item)
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            item = getattr(value, name)
+            if isinstance(item, Raw):
+                item, found = uncovered(item)
+                setattr(value, name, item)
+                count += found
+            elif isinstance(item, list):
+                count += uncover(item)
+    return count
+
+
+def uncovered(raw: Raw) -> tuple[Raw, int]:
+    text, count = COVERED.subn(lambda match: b"\\u%04x" % (int(match[0][2:], 16) - OFFSET), bytes(raw))
+    return Raw(text), count

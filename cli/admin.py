@@ -1,0 +1,69 @@
+"""Questions to a running node over its own HTTP.
+
+The table of `quorumq status`, and the probe that `quorumq dev` waits on.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from rich.table import Table
+
+
+class NoAnswer(Exception):
+    """The node cannot be reached, or what answered is no node; the message says which."""
+
+
+def fetch(url: str, *, token: str | None = None, timeout_s: float = 5.0) -> tuple[int, Any]:
+    """GET `url`; return the status and the body, decoded where it is JSON. Raises NoAnswer."""
+    request = urllib.request.Request(url)  # noqa: S310 - the caller's own address
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    # Nodes are asked directly: a proxy that the environment names is meant for other addresses.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_s) as reply:
+            status, text = reply.status, reply.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            status, text = error.code, error.read()
+    except (OSError, ValueError) as error:
+        raise NoAnswer(f"{url} does not answer: {getattr(error, 'reason', None) or error}") from None
+    try:
+        return status, json.loads(text)
+    except ValueError:
+        return status, text.decode("utf-8", "replace")
+
+
+def cluster_status(url: str, token: str | None = None) -> dict[str, Any]:
+    """Ask a node how the cluster is doing. Raises NoAnswer."""
+    status, body = fetch(url.rstrip("/") + "/admin/cluster", token=token)
+    if status != 200 or not isinstance(body, dict):
+        said = body.get("error") if isinstance(body, dict) else None
+        raise NoAnswer(f"{url} answered {status}{f': {said}' if said else ''}")
+    return body
+
+
+def status_table(status: dict[str, Any]) -> Table:
+    """Lay out the members as the asked node sees them; only a leader knows how far the others are behind."""
+    leader = status["leader"] or "none"
+    title = f"cluster {status['cluster_id']}, term {status['term']}, leader {leader}"
+    caption = (
+        f"seen by {status['node_id']}: commit {status['commit_index']}, applied {status['applied_index']}, "
+        f"durable {status['durable_index']}, log from {status['first_index']}, digest {status['digest']}"
+        + ("" if status["has_quorum"] else "; NO QUORUM")
+        + ("" if status["ready"] else f"; not ready: {status['ready_reason']}")
+    )
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for heading in ("node", "address", "role", "connected", "match index", "lag"):
+        table.add_column(heading, justify="right" if heading in ("match index", "lag") else "left")
+    for member in status["members"]:
+        reached = "itself" if member["self"] else ("yes" if member["connected"] else "NO")
+        numbers = ("-" if member[key] is None else str(member[key]) for key in ("match_index", "lag"))
+        # What an unreachable member does at present nobody here knows.
+        role = member["role"] if member["connected"] else "unknown"
+        table.add_row(member["id"], member["address"], role, reached, *numbers)
+    return table

@@ -1,0 +1,280 @@
+"""A whole cluster on this machine, for trying things out: one process per node, watched from one terminal.
+
+Every node has a folder, a log file and a settings file under one directory, so that a node that died, or was killed on
+purpose, can be started again by hand.  Nothing here is meant for production; there each node is a service of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cli.admin import NoAnswer, fetch
+from node.config import settings
+
+HOST = "127.0.0.1"
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+LAST_LINES = 5
+
+
+class DevFailed(Exception):
+    """The cluster cannot be started or went away; the message says what a user can do."""
+
+
+@dataclass
+class Member:
+    """One node of the cluster: where it listens, where its files are, its process."""
+
+    id: str
+    http_port: int
+    bullmq_port: int
+    peer_port: int
+    directory: Path
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.http_port}"
+
+    @property
+    def data(self) -> Path:
+        return self.directory / self.id
+
+    @property
+    def log(self) -> Path:
+        return self.directory / f"{self.id}.log"
+
+    @property
+    def settings_file(self) -> Path:
+        return self.directory / f"{self.id}.toml"
+
+    def last_lines(self) -> str:
+        """Return the end of the node's log, which says why it died."""
+        with self.log.open(encoding="utf-8", errors="replace") as lines:
+            return "".join(deque(lines, maxlen=LAST_LINES)).rstrip()
+
+    def status_text(self) -> str:
+        code = self.process.returncode if self.process else None
+        if code is None:
+            return "is running"
+        return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"exited with status {code}"
+
+
+def members(nodes: int, directory: Path, http_port: int, bullmq_port: int, peer_port: int) -> list[Member]:
+    return [Member(f"n{i + 1}", http_port + i, bullmq_port + i, peer_port + i, directory) for i in range(nodes)]
+
+
+def write_settings(cluster: list[Member]) -> None:
+    """Write each node's settings file, from which it is started here and can be started again by hand."""
+    peers = "".join(f'{m.id} = "{HOST}:{m.peer_port}"\n' for m in cluster)
+    for member in cluster:
+        rows = {
+            "node_id": member.id,
+            "host": HOST,
+            "http_port": member.http_port,
+            "bullmq_port": member.bullmq_port,
+            "peer_port": member.peer_port,
+            "data_path": str(member.data.resolve()),
+            "cluster_name": "dev",
+        }
+        # A JSON text or number is also TOML.
+        lines = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in rows.items())
+        member.settings_file.write_text(f"{lines}\n[peers]\n{peers}", "utf-8")
+
+
+def remove(directory: Path) -> None:
+    """Remove what an earlier cluster left in `directory`, and nothing else that may be there."""
+    for settings_file in sorted(directory.glob("n*.toml")):
+        node_id = settings_file.stem
+        shutil.rmtree(directory / node_id, ignore_errors=True)
+        for left in (directory / f"{node_id}.log", settings_file):
+            left.unlink(missing_ok=True)
+
+
+def child_environment() -> dict[str, str]:
+    """Give the environment without what the settings files say: a variable would win over the file."""
+    own = {"NODE_ID", "HOST", "HTTP_PORT", "BULLMQ_PORT", "PEER_PORT", "DATA_PATH", "CLUSTER_NAME", "PEERS"}
+    assert own <= {setting.env for setting in settings()}
+    return {name: value for name, value in os.environ.items() if name not in own}
+
+
+def check_ports(cluster: list[Member]) -> None:
+    """Raise DevFailed when a port is taken: another cluster may answer there, and be mistaken for this one."""
+    for member in cluster:
+        for name, port in (("HTTP", member.http_port), ("peer", member.peer_port)):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((HOST, port))
+                except OSError as error:
+                    raise DevFailed(
+                        f"the {name} port of {member.id}, {port}, cannot be had: {error.strerror}"
+                    ) from None
+
+
+async def start(member: Member) -> None:
+    """Start the member's process; its log lines go to its file."""
+    with member.log.open("ab") as log:
+        member.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cli.main", "serve"),
+            *("--config", str(member.settings_file), "--while-stdin"),
+            # The pipe ends with this process, and the node with the pipe: no node outlives its terminal.
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=child_environment(),
+            # Ctrl-C reaches this process only, which then stops the nodes in order.
+            start_new_session=True,
+        )
+
+
+async def wait_ready(member: Member, deadline: float) -> None:
+    """Wait until the member answers /ready. Raises DevFailed when it dies first or the time is over."""
+    assert member.process is not None
+    died = asyncio.ensure_future(member.process.wait())
+    reason = "it does not answer"
+    while time.monotonic() < deadline:
+        done, _ = await asyncio.wait([died], timeout=0.05)
+        if done:
+            raise DevFailed(f"{member.id} {member.status_text()} before it was ready:\n{member.last_lines()}")
+        try:
+            status, body = await asyncio.to_thread(fetch, member.url + "/ready", timeout_s=2.0)
+        except NoAnswer:
+            continue
+        if status == 200:
+            died.cancel()
+            return
+        reason = str(body.get("reason") or body.get("error") or body) if isinstance(body, dict) else str(body)
+    raise DevFailed(f"{member.id} is not ready after {READY_TIMEOUT_S:.0f} s ({reason}); its log is {member.log}")
+
+
+async def stop(cluster: list[Member], hurry: asyncio.Event) -> None:
+    """Tell every node to stop and wait for it; kill what does not stop in time, or at once when `hurry` is set."""
+    running = [m.process for m in cluster if m.process and m.process.returncode is None]
+    for process in running:
+        process.terminate()
+    ends = asyncio.gather(*(process.wait() for process in running))
+    impatient = asyncio.ensure_future(hurry.wait())
+    either: list[asyncio.Future[Any]] = [ends, impatient]
+    await asyncio.wait(either, timeout=STOP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    impatient.cancel()
+    for process in running:
+        if process.returncode is None:
+            process.kill()
+    await ends
+
+
+def new_lines(member: Member, offset: int) -> tuple[list[str], int]:
+    """Return the whole lines that the member logged after `offset`, and the offset behind them."""
+    with member.log.open("rb") as log:
+        log.seek(offset)
+        data = log.read(1 << 20)
+    data = data[: data.rfind(b"\n") + 1]
+    return data.decode("utf-8", "replace").splitlines(), offset + len(data)
+
+
+async def follow(member: Member, console: Console, offset: int) -> None:
+    """Print the member's log lines as they come, with its name in front."""
+    while True:
+        lines, offset = new_lines(member, offset)
+        for line in lines:
+            console.print(f"{member.id} | {line}", markup=False, highlight=False, soft_wrap=True)
+        await asyncio.sleep(0.2)
+
+
+def command() -> str:
+    """Return the command as the user's shell knows it."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "quorumq" else "quorumq"
+
+
+def address_table(cluster: list[Member]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for member in cluster:
+        assert member.process is not None
+        table.add_row(f"  {member.id}", member.url, f"pid {member.process.pid}", f"log {member.log}")
+    return table
+
+
+async def watch(cluster: list[Member], console: Console, told: asyncio.Event) -> None:
+    """Say so when a node dies, until told to stop. Raises DevFailed when none is left."""
+    stopping: asyncio.Future[Any] = asyncio.ensure_future(told.wait())
+    ends: dict[asyncio.Future[Any], Member] = {asyncio.ensure_future(m.process.wait()): m for m in cluster if m.process}
+    while not told.is_set():
+        done, _ = await asyncio.wait([stopping, *ends], return_when=asyncio.FIRST_COMPLETED)
+        for end in done - {stopping}:
+            member = ends.pop(end)
+            console.print(
+                f"{member.id} {member.status_text()}; {len(ends)} of {len(cluster)} nodes are left", style="red"
+            )
+            if member.process and member.process.returncode != -signal.SIGKILL:
+                console.print(member.last_lines(), markup=False, highlight=False)
+            console.print(
+                f"start it again: {command()} serve --config {member.settings_file}", highlight=False, soft_wrap=True
+            )
+        if not ends:
+            raise DevFailed("no node is left")
+    stopping.cancel()
+
+
+async def dev(cluster: list[Member], *, fresh: bool, show_logs: bool) -> None:
+    """Run the cluster until Ctrl-C, SIGTERM or SIGHUP. Raises DevFailed."""
+    console = Console()
+    directory = cluster[0].directory
+    directory.mkdir(parents=True, exist_ok=True)
+    check_ports(cluster)
+    if fresh:
+        remove(directory)
+    write_settings(cluster)
+    told, hurry = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, lambda: (hurry if told.is_set() else told).set())
+    began = time.monotonic()
+    offsets = {m.id: m.log.stat().st_size if m.log.exists() else 0 for m in cluster}
+    followers: list[asyncio.Task[None]] = []
+    try:
+        for member in cluster:
+            await start(member)
+        if show_logs:
+            followers = [asyncio.create_task(follow(m, console, offsets[m.id])) for m in cluster]
+        if await ready_or_told(cluster, told):
+            count = f"{len(cluster)} nodes" if len(cluster) > 1 else "1 node"
+            console.print(f"ready: {count} in {time.monotonic() - began:.1f} s, data in {directory}", style="green")
+            console.print(address_table(cluster))
+            console.print("Ctrl-C stops them.")
+            await watch(cluster, console, told)
+    finally:
+        if any(m.process and m.process.returncode is None for m in cluster):
+            console.print("stopping")
+        await stop(cluster, hurry)
+        for task in followers:
+            task.cancel()
+
+
+async def ready_or_told(cluster: list[Member], told: asyncio.Event) -> bool:
+    """Wait until every node is ready; False when told to stop before that. Raises DevFailed when one cannot be."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    stopping = asyncio.ensure_future(told.wait())
+    waits = asyncio.gather(*(wait_ready(member, deadline) for member in cluster))
+    either: list[asyncio.Future[Any]] = [stopping, waits]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if told.is_set():
+        waits.cancel()
+        return False
+    await waits
+    return True

@@ -1,0 +1,149 @@
+"""Run one node until it is told to stop or cannot go on: compose it, start it, watch it, stop it in order.
+
+Exit status: 0 after a stop that was asked for, 1 when the node cannot go on (a damaged log, a refused peer, a port in
+use), 2 for settings that cannot be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+import uvloop
+
+from api.server import Server
+from cli import logs
+from cluster.engine import Engine
+from cluster.errors import ClusterError
+from node.config import NodeConfig, join_address
+from node.machine import Machine
+from node.node import Node
+
+log = logging.getLogger("quorumq")
+
+FAILED = 1
+
+
+def serve(config: NodeConfig, *, while_stdin: bool = False) -> int:
+    """Run the node of `config`; return the exit status.
+
+    while_stdin: stop as if told to when standard input ends, so that nodes do not outlive whoever started them.
+    """
+    logs.set_up(config.log_level, config.log_format, config.node_id)
+    try:
+        return uvloop.run(run(config, while_stdin=while_stdin))
+    except (ClusterError, OSError) as error:
+        log.error("cannot go on: %s", error)
+        return FAILED
+
+
+async def run(config: NodeConfig, *, while_stdin: bool) -> int:
+    stop = stop_event(while_stdin=while_stdin)
+    machine = Machine()
+    engine = Engine(config.cluster(), machine)
+    node = Node(engine, machine, config)
+    server = Server(node, config)
+    warn(config)
+    await engine.start()
+    try:
+        await node.start()
+        await listen(server, config)
+    except BaseException:
+        await engine.stop(transfer=False)
+        raise
+    tune_garbage_collector()
+    log.info("serving", extra={"http": server.address, "peers": config.cluster().listen, "pid": os.getpid()})
+    status = await watch(engine, stop)
+    await (shut_down(config, server, node, engine) if status == 0 else close(server, node, engine))
+    log.info("stopped")
+    return status
+
+
+async def listen(server: Server, config: NodeConfig) -> None:
+    """Open the HTTP listener. Raises OSError with the address in its message."""
+    try:
+        await server.start()
+    except OSError as error:
+        where = join_address(config.host, config.http_port)
+        raise OSError(f"cannot listen on {where} (HTTP_PORT): {error.strerror or error}") from None
+
+
+def stop_event(*, while_stdin: bool) -> asyncio.Event:
+    """Return what SIGTERM, SIGINT and (if wanted) the end of standard input set; a second signal ends the process."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def told(what: str) -> None:
+        if stop.is_set():
+            os._exit(FAILED)
+        log.info("stopping: %s", what)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told, number.name)
+    if while_stdin:
+        descriptor = sys.stdin.fileno()
+
+        def readable() -> None:
+            if not os.read(descriptor, 4096):
+                loop.remove_reader(descriptor)
+                told("standard input ended")
+
+        loop.add_reader(descriptor, readable)
+    return stop
+
+
+def warn(config: NodeConfig) -> None:
+    """Say what is allowed but hardly meant."""
+    if len(config.members()) > 1 and not config.cluster_secret and not is_loopback(config.host):
+        log.warning("CLUSTER_SECRET is not set: whoever reaches the peer port can join the cluster")
+    if not config.auth_tokens and not is_loopback(config.host):
+        log.warning("AUTH_TOKENS is not set: whoever reaches the HTTP port has every right")
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def tune_garbage_collector() -> None:
+    """Keep collections short: what start-up made stays, and requests make little that needs a collector."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+
+
+async def watch(engine: Engine, stop: asyncio.Event) -> int:
+    """Wait for the order to stop, or for the engine to give up."""
+    stopping = asyncio.ensure_future(stop.wait())
+    either: list[asyncio.Future[Any]] = [stopping, engine.failed]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not engine.failed.done():
+        return 0
+    stopping.cancel()
+    log.error("cannot go on: %s", engine.failed.exception() or "the engine stopped")
+    return FAILED
+
+
+async def shut_down(config: NodeConfig, server: Server, node: Node, engine: Engine) -> None:
+    """Stop in the order that costs clients least.
+
+    Leadership goes to another node while this one still answers; then it takes nothing new and finishes what is under
+    way, as far as the time allows; then everything closes.
+    """
+    node.drain()
+    if engine.is_leader and len(config.members()) > 1:
+        await engine.transfer_leadership()
+    await server.stop(config.shutdown_timeout_ms / 1000)
+    await node.stop()
+    await engine.stop()
+
+
+async def close(server: Server, node: Node, engine: Engine) -> None:
+    """Stop a node whose engine gave up: what is under way cannot end well, so it fails first and is answered so."""
+    await engine.stop(transfer=False)
+    await server.stop(1)
+    await node.stop()

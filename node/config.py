@@ -1,0 +1,500 @@
+"""The settings of a node: one table, and where a value comes from.
+
+Each field of NodeConfig is one setting; its type, default, unit and help give the flags, the environment variables, the
+keys of a TOML file and docs/configuration.md.  A flag wins over the environment, the environment over the file, the
+file over the default.  Nothing here starts anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cluster.config import ClusterConfig
+
+NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+PEER_PORT = 7790
+
+
+class SettingError(Exception):
+    """A setting that cannot be used; the message names the setting and where its value came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What the type of a setting cannot say.
+
+    low, high: bounds, both included.  secret: never a flag (the process list shows flags) and never printed.
+    default_text: said in place of the default where the default is worked out.
+    """
+
+    group: str
+    help: str
+    unit: str = ""
+    low: int | None = None
+    high: int | None = None
+    secret: bool = False
+    default_text: str = ""
+    # The word Infinity is taken for None: no bound.
+    infinite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """Every setting of one node. Times in milliseconds, sizes in bytes."""
+
+    # -- Listening
+    host: Annotated[
+        str,
+        About(group="Listening", help="Address that the HTTP and peer listeners bind."),
+    ] = "0.0.0.0"  # noqa: S104 - as the documented server does; docs/operations.md says what to close
+    http_port: Annotated[
+        int,
+        About(
+            group="Listening",
+            help="Port of the bunqueue dialect and of `/admin`; 0 lets the system choose one.",
+            low=0,
+            high=65535,
+        ),
+    ] = 6790
+    bullmq_port: Annotated[
+        int,
+        About(
+            group="Listening",
+            help="Port reserved for the BullMQ dialect; nothing listens on it yet.",
+            low=0,
+            high=65535,
+        ),
+    ] = 8080
+    peer_port: Annotated[
+        int | None,
+        About(
+            group="Listening",
+            help="Port on which the other nodes reach this one.",
+            low=1,
+            high=65535,
+            default_text=f"the port of this node's own address in PEERS, else {PEER_PORT}",
+        ),
+    ] = None
+
+    # -- Cluster
+    node_id: Annotated[
+        str,
+        About(group="Cluster", help="Name of this node; it stays the same for the life of its data."),
+    ] = "n1"
+    peers: Annotated[
+        Mapping[str, str],
+        About(
+            group="Cluster",
+            help="Every node of the cluster with its peer address, this one included, as `n1=host:7790,n2=host:7790`.",
+            default_text="this node alone",
+        ),
+    ] = field(default_factory=dict)
+    cluster_name: Annotated[
+        str,
+        About(group="Cluster", help="Name of the cluster; nodes of another name are refused."),
+    ] = "quorumq"
+    cluster_secret: Annotated[
+        str,
+        About(
+            group="Cluster", help="Secret that nodes prove to each other to know; all nodes have the same.", secret=True
+        ),
+    ] = ""
+    cluster_secret_file: Annotated[
+        Path | None,
+        About(group="Cluster", help="File that holds the secret, in place of CLUSTER_SECRET.", default_text="none"),
+    ] = None
+    heartbeat_ms: Annotated[
+        int,
+        About(group="Cluster", help="How often a leader makes itself heard.", unit="ms", low=10, high=10_000),
+    ] = 100
+    election_min_ms: Annotated[
+        int,
+        About(
+            group="Cluster",
+            help="Shortest silence of the leader after which a node stands for election; more than three heartbeats.",
+            unit="ms",
+            low=50,
+            high=60_000,
+        ),
+    ] = 600
+    election_max_ms: Annotated[
+        int,
+        About(
+            group="Cluster",
+            help="Longest such silence; nodes choose at random between the two.",
+            unit="ms",
+            low=60,
+            high=120_000,
+        ),
+    ] = 1200
+
+    # -- Data
+    data_path: Annotated[
+        Path,
+        About(group="Data", help="Folder of the log and the snapshots; made when missing, used by one node at a time."),
+    ] = Path("data")
+    snapshot_log_bytes: Annotated[
+        int,
+        About(
+            group="Data",
+            help="A snapshot is taken, and the log before it dropped, when the log has grown by this much.",
+            unit="bytes",
+            low=1 << 20,
+        ),
+    ] = 128 << 20
+    snapshot_log_entries: Annotated[
+        int,
+        About(group="Data", help="The same by number of log entries.", unit="entries", low=1_000),
+    ] = 200_000
+
+    # -- HTTP
+    auth_tokens: Annotated[
+        tuple[str, ...],
+        About(
+            group="HTTP",
+            help="Tokens of which a client must send one, separated by commas.",
+            secret=True,
+            default_text="none: open to everyone",
+        ),
+    ] = ()
+    cors_allow_origin: Annotated[
+        str,
+        About(group="HTTP", help="Value of `Access-Control-Allow-Origin`."),
+    ] = "*"
+    body_bytes_max: Annotated[
+        int,
+        About(
+            group="HTTP",
+            help="Longest request body; a longer one is answered 413.",
+            unit="bytes",
+            low=1 << 10,
+            high=22 << 20,
+        ),
+    ] = 16 << 20
+    rate_limit_max_requests: Annotated[
+        int | None,
+        About(
+            group="HTTP",
+            help="Requests of one client in each window; more are answered 429. 0 or Infinity: as many as it likes.",
+            low=0,
+            default_text="Infinity",
+            infinite=True,
+        ),
+    ] = None
+    rate_limit_window_ms: Annotated[
+        int,
+        About(group="HTTP", help="Length of the sliding window of that limit.", unit="ms", low=10, high=86_400_000),
+    ] = 60_000
+    rate_limit_cleanup_ms: Annotated[
+        int,
+        About(
+            group="HTTP",
+            help="How often clients that have sent nothing for a window are forgotten.",
+            unit="ms",
+            low=100,
+            high=86_400_000,
+        ),
+    ] = 60_000
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        About(
+            group="HTTP",
+            help="Addresses or networks whose `X-Forwarded-For` and `X-Real-IP` say who the client is, separated by "
+            "commas; `*` for everyone, `none` for nobody.",
+            default_text="`*`",
+        ),
+    ] = ("*",)
+    metrics_auth: Annotated[
+        Literal["false", "true"],
+        About(group="HTTP", help="Whether `GET /prometheus` needs a token like everything else."),
+    ] = "false"
+    write_timeout_ms: Annotated[
+        int,
+        About(
+            group="HTTP",
+            help="How long a request waits for the cluster before it is answered 503 with `Retry-After`.",
+            unit="ms",
+            low=100,
+            high=600_000,
+        ),
+    ] = 15_000
+    shutdown_timeout_ms: Annotated[
+        int,
+        About(
+            group="HTTP",
+            help="How long a node that was told to stop goes on with the requests under way.",
+            unit="ms",
+            low=0,
+            high=600_000,
+        ),
+    ] = 10_000
+
+    # -- Logging
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        About(group="Logging", help="Least serious lines that are logged."),
+    ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        About(group="Logging", help="One line of text, or one JSON object, per line on standard error."),
+    ] = "text"
+
+    def __repr__(self) -> str:
+        shown = (f"{s.key}={s.shown(getattr(self, s.key))}" for s in settings())
+        return f"NodeConfig({', '.join(shown)})"
+
+    def members(self) -> dict[str, str]:
+        """Every node's peer address; a node without PEERS is a cluster of its own."""
+        return dict(self.peers) or {self.node_id: f"127.0.0.1:{self.peer_port or PEER_PORT}"}
+
+    def cluster(self) -> ClusterConfig:
+        """Give the part that consensus needs. Raises SettingError when values cannot work together."""
+        members = self.members()
+        port = self.peer_port
+        if port is None and self.node_id in members:
+            port = split_address(members[self.node_id])[1]
+        config = ClusterConfig(
+            node_id=self.node_id,
+            peers=members,
+            listen=join_address(self.host, port or PEER_PORT),
+            data_dir=self.data_path,
+            cluster_name=self.cluster_name,
+            secret=self.cluster_secret,
+            heartbeat_ms=self.heartbeat_ms,
+            election_min_ms=self.election_min_ms,
+            election_max_ms=self.election_max_ms,
+            snapshot_log_bytes=self.snapshot_log_bytes,
+            snapshot_log_entries=self.snapshot_log_entries,
+        )
+        try:
+            config.validate()
+        except ValueError as error:
+            raise SettingError(str(error)) from None
+        return config
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    key: the field and the file's key.  env: the environment's variable.  flag: the command line's, None for secrets.
+    """
+
+    key: str
+    type: Any
+    default: Any
+    about: About
+
+    @property
+    def env(self) -> str:
+        return self.key.upper()
+
+    @property
+    def flag(self) -> str | None:
+        return None if self.about.secret else "--" + self.key.replace("_", "-")
+
+    @property
+    def type_name(self) -> str:
+        """What a user has to write, in a word or two."""
+        kind = required(self.type)
+        if typing.get_origin(kind) is Literal:
+            return ", ".join(typing.get_args(kind))
+        names: dict[Any, str] = {int: "whole number", str: "text", Path: "path"}
+        if self.about.infinite:
+            return "whole number or Infinity"
+        return names.get(kind) or ("id=host:port, …" if typing.get_origin(kind) is Mapping else "list")
+
+    @property
+    def default_text(self) -> str:
+        """The default as a user would write it."""
+        return self.about.default_text or str(self.default)
+
+    def shown(self, value: Any) -> str:
+        """The value as it may be printed: a secret only says whether it is set."""
+        if self.about.secret:
+            return "(set)" if value else "(not set)"
+        return ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+
+    def parse(self, raw: Any) -> Any:
+        """Turn what a flag, a variable or a file says into the value. Raises ValueError saying what was expected."""
+        kind = required(self.type)
+        if self.about.infinite and (raw == math.inf or (isinstance(raw, str) and raw.strip().lower() == "infinity")):
+            return None
+        if kind is int:
+            return self.parse_int(raw)
+        if kind is str:
+            return parse_text(raw)
+        if kind is Path:
+            return Path(parse_text(raw)).expanduser()
+        origin = typing.get_origin(kind)
+        if origin is Literal:
+            words: tuple[str, ...] = typing.get_args(kind)
+            if raw not in words:
+                raise ValueError(f"must be one of {', '.join(words)}")
+            return raw
+        if origin is Mapping:
+            return parse_peers(raw)
+        return parse_list(raw)
+
+    def parse_int(self, raw: Any) -> int:
+        # A boolean is an int to Python, and `http_port = true` in a file is a mistake.
+        if isinstance(raw, str) and re.fullmatch(r"\s*-?\d[\d_]*\s*", raw):
+            raw = int(raw)
+        if not isinstance(raw, int) or isinstance(raw, bool):
+            raise ValueError("must be a whole number")
+        low, high = self.about.low, self.about.high
+        if low is not None and raw < low:
+            raise ValueError(f"must be at least {low}")
+        if high is not None and raw > high:
+            raise ValueError(f"must be at most {high}")
+        return raw
+
+
+def required(kind: Any) -> Any:
+    """Take `| None` off a type."""
+    if isinstance(kind, types.UnionType):
+        return next(part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def parse_text(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise ValueError("must be text")
+    return raw
+
+
+def parse_list(raw: Any) -> tuple[str, ...]:
+    if isinstance(raw, str):
+        raw = raw.split(",")
+    if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
+        raise ValueError("must be a list of texts")
+    return tuple(item.strip() for item in raw if item.strip())
+
+
+def parse_peers(raw: Any) -> dict[str, str]:
+    """Parse `n1=host:7790,n2=…` or a table of the same; ids and addresses must each be given once."""
+    if isinstance(raw, str):
+        rows = [row.partition("=") for row in raw.split(",") if row.strip()]
+        if bad := [row[0].strip() for row in rows if not row[1]]:
+            raise ValueError(f"must be written id=host:port, and {bad[0]!r} is not")
+        pairs = [(name.strip(), address.strip()) for name, _, address in rows]
+    elif isinstance(raw, Mapping):
+        pairs = [(name, address if isinstance(address, str) else "") for name, address in raw.items()]
+    else:
+        raise ValueError("must be written id=host:port, separated by commas")
+    for name, address in pairs:
+        if not NODE_ID.fullmatch(name):
+            raise ValueError(
+                f"has a node id that cannot be used: {name!r} (letters, digits, '.', '_' and '-', at most 63)"
+            )
+        split_address(address)
+    for what, values in (("node id", [name for name, _ in pairs]), ("address", [address for _, address in pairs])):
+        if repeated := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"names the {what} {repeated[0]!r} more than once")
+    return dict(pairs)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port`, or `[v6]:port`. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"must be written id=host:port, and {address!r} is not an address")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@functools.cache
+def settings() -> tuple[Setting, ...]:
+    """The table, in the order of the fields."""
+    hints = typing.get_type_hints(NodeConfig, include_extras=True)
+    rows = []
+    for item in fields(NodeConfig):
+        kind, about = typing.get_args(hints[item.name])
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        rows.append(Setting(item.name, kind, default, about))
+    return tuple(rows)
+
+
+def load(flags: Mapping[str, str | None], environment: Mapping[str, str], file: Path | None = None) -> NodeConfig:
+    """Collect the settings from where they are given and check them.
+
+    flags: by key; None is a flag that was not given.  An empty variable counts as one that is not set.
+    Raises SettingError.
+    """
+    in_file = read_file(file) if file else {}
+    values: dict[str, Any] = {}
+    for setting in settings():
+        raw: Any = flags.get(setting.key)
+        origin = f"from the flag {setting.flag}"
+        if raw is None:
+            raw, origin = environment.get(setting.env) or None, "from the environment"
+        if raw is None:
+            raw, origin = in_file.get(setting.key), f"from {file}"
+        if raw is None:
+            continue
+        try:
+            values[setting.key] = setting.parse(raw)
+        except ValueError as error:
+            given = "" if setting.about.secret else f" {raw!r}"
+            raise SettingError(f"{setting.env}{given} ({origin}) {error}") from None
+    return finish(NodeConfig(**values))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a TOML file of settings by their lower-case names; a name that is no setting is an error."""
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(
+            f"the settings file {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"the settings file {path} is not valid TOML: {error}") from None
+    known = {setting.key for setting in settings()}
+    if unknown := sorted(set(content) - known):
+        raise SettingError(
+            f"the settings file {path} has {unknown[0]!r}, which is no setting (see docs/configuration.md)"
+        )
+    return content
+
+
+def finish(config: NodeConfig) -> NodeConfig:
+    """Check what no single setting can tell, and read the secret from its file."""
+    if not NODE_ID.fullmatch(config.node_id):
+        raise SettingError(f"NODE_ID {config.node_id!r} cannot be used: letters, digits, '.', '_' and '-', at most 63")
+    for text in config.trusted_proxies:
+        try:
+            text in ("*", "none") or ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise SettingError(f"TRUSTED_PROXIES {text!r} is no address and no network") from None
+    if config.cluster_secret_file is not None:
+        if config.cluster_secret:
+            raise SettingError("CLUSTER_SECRET and CLUSTER_SECRET_FILE are both given; keep one")
+        config = with_secret(config, config.cluster_secret_file)
+    config.cluster()
+    return config
+
+
+def with_secret(config: NodeConfig, path: Path) -> NodeConfig:
+    try:
+        secret = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SettingError(f"CLUSTER_SECRET_FILE {str(path)!r} cannot be read: {reason}") from None
+    if not secret:
+        raise SettingError(f"CLUSTER_SECRET_FILE {str(path)!r} is empty")
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    return NodeConfig(**(values | {"cluster_secret": secret}))

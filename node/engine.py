@@ -1,0 +1,52 @@
+"""What a node asks of the replication engine under it: `cluster.engine.Engine`, or a stand-in for tests.
+
+The node knows only this much of it, so everything above can run over one process without consensus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from cluster.engine import Status
+    from cluster.errors import ClusterError
+
+
+class Engine(Protocol):
+    """The replicated log as the node sees it: submit, read_index, roles."""
+
+    node_id: str
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node believes it leads; may be stale."""
+
+    @property
+    def leader_id(self) -> str | None:
+        """The leader as far as this node knows."""
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last entry applied here."""
+
+    def submit(self, payload: bytes, deadline: float, done: Callable[[Any, ClusterError | None], None]) -> None:
+        """Replicate one batch; `done(outcome, None)` or `done(None, error)` exactly once.
+
+        deadline: in loop.time() seconds.  `done` runs synchronously inside the local apply.
+        """
+
+    async def read_index(self, deadline: float) -> None:
+        """Return when the local state is fresh enough for a linearizable read. Raises Unavailable."""
+
+    def on_role_change(self, listener: Callable[[bool], None]) -> None:
+        """Call `listener(True)` when this node became leader, `listener(False)` when it stopped being it."""
+
+    def status(self) -> Status:
+        """The node's view of the cluster."""
+
+    async def start(self) -> None:
+        """Join the cluster."""
+
+    async def stop(self, *, transfer: bool = True) -> None:
+        """Leave it, handing leadership over first when asked to."""

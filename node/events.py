@@ -1,0 +1,279 @@
+"""What happens to jobs and queues, one struct per event, named as the API names it.
+
+Events come out of `apply` in the same order on every node, so an event's identity is its log index and its position.
+They carry ids, not records: whoever renders one looks at the state of the same moment.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, gc=False, tag_field="event", rename="camel", omit_defaults=True):
+    """Base of all events."""
+
+    @property
+    def name(self) -> str:
+        """The event's name as clients subscribe to it, such as `job:completed`."""
+        return str(self.__struct_config__.tag)
+
+
+class JobPushed(Event, frozen=True, tag="job:pushed"):
+    """A job was added to a queue."""
+
+    queue: str
+    job_id: str
+
+
+class JobDuplicated(Event, frozen=True, tag="job:duplicated"):
+    """A push found an unfinished job with its id or unique key and added nothing."""
+
+    queue: str
+    job_id: str
+
+
+class JobActive(Event, frozen=True, tag="job:active"):
+    """A worker took a job."""
+
+    queue: str
+    job_id: str
+
+
+class JobCompleted(Event, frozen=True, tag="job:completed"):
+    """A job finished successfully."""
+
+    queue: str
+    job_id: str
+
+
+class JobFailed(Event, frozen=True, tag="job:failed"):
+    """A run of a job failed. final: no retry follows."""
+
+    queue: str
+    job_id: str
+    error: str | None = None
+    final: bool = False
+
+
+class JobRetried(Event, frozen=True, tag="job:retried"):
+    """A failed job was put back for another run."""
+
+    queue: str
+    job_id: str
+
+
+class JobDelayed(Event, frozen=True, tag="job:delayed"):
+    """A job waits until its time comes. delay: milliseconds from now."""
+
+    queue: str
+    job_id: str
+    delay: int
+
+
+class JobWaiting(Event, frozen=True, tag="job:waiting"):
+    """A job that was delayed, active or waiting for others may now be taken."""
+
+    queue: str
+    job_id: str
+
+
+class JobWaitingChildren(Event, frozen=True, tag="job:waiting-children"):
+    """A job waits for the jobs it depends on."""
+
+    queue: str
+    job_id: str
+
+
+class JobPromoted(Event, frozen=True, tag="job:promoted"):
+    """A delayed job was made to wait no longer."""
+
+    queue: str
+    job_id: str
+
+
+class JobProgressed(Event, frozen=True, tag="job:progress"):
+    """A worker reported progress."""
+
+    queue: str
+    job_id: str
+    progress: int | float
+
+
+class JobStalled(Event, frozen=True, tag="job:stalled"):
+    """An active job gave no sign of life for too long."""
+
+    queue: str
+    job_id: str
+
+
+class JobLockExpired(Event, frozen=True, tag="job:lock-expired"):
+    """The lock of an active job ran out."""
+
+    queue: str
+    job_id: str
+
+
+class JobTimedOut(Event, frozen=True, tag="job:timeout"):
+    """A run took longer than the job allows."""
+
+    queue: str
+    job_id: str
+
+
+class JobExpired(Event, frozen=True, tag="job:expired"):
+    """Nobody took the job within its time to live."""
+
+    queue: str
+    job_id: str
+    ttl: int | float
+    age: int
+
+
+class JobRemoved(Event, frozen=True, tag="job:removed"):
+    """A job was cancelled or deleted."""
+
+    queue: str
+    job_id: str
+
+
+class JobDiscarded(Event, frozen=True, tag="job:discarded"):
+    """A job was sent to the dead letter queue on request."""
+
+    queue: str
+    job_id: str
+
+
+class JobPriorityChanged(Event, frozen=True, tag="job:priority-changed"):
+    """A job's priority was changed."""
+
+    queue: str
+    job_id: str
+    new_priority: int
+
+
+class JobDataUpdated(Event, frozen=True, tag="job:data-updated"):
+    """A job's data was replaced."""
+
+    queue: str
+    job_id: str
+
+
+class JobDelayChanged(Event, frozen=True, tag="job:delay-changed"):
+    """A job's delay was changed. new_delay: milliseconds from now."""
+
+    queue: str
+    job_id: str
+    new_delay: int | float
+
+
+class DlqAdded(Event, frozen=True, tag="dlq:added"):
+    """A job entered the dead letter queue."""
+
+    queue: str
+    job_id: str
+    reason: str
+
+
+class DlqRetried(Event, frozen=True, tag="dlq:retried"):
+    """A job went back from the dead letter queue."""
+
+    queue: str
+    job_id: str
+
+
+class DlqRetriedAll(Event, frozen=True, tag="dlq:retry-all"):
+    """All jobs of a dead letter queue went back."""
+
+    queue: str
+    count: int
+
+
+class DlqPurged(Event, frozen=True, tag="dlq:purged"):
+    """A dead letter queue was emptied."""
+
+    queue: str
+    count: int
+
+
+class DlqExpired(Event, frozen=True, tag="dlq:expired"):
+    """A job left the dead letter queue because it grew too old or too many."""
+
+    queue: str
+    job_id: str
+
+
+class QueueCreated(Event, frozen=True, tag="queue:created"):
+    """A queue came into being."""
+
+    queue: str
+
+
+class QueuePaused(Event, frozen=True, tag="queue:paused"):
+    """A queue gives out no jobs any more."""
+
+    queue: str
+
+
+class QueueResumed(Event, frozen=True, tag="queue:resumed"):
+    """A queue gives out jobs again."""
+
+    queue: str
+
+
+class QueueDrained(Event, frozen=True, tag="queue:drained"):
+    """The waiting and delayed jobs of a queue were removed."""
+
+    queue: str
+    count: int
+
+
+class QueueCleaned(Event, frozen=True, tag="queue:cleaned"):
+    """Old jobs of a queue were removed."""
+
+    queue: str
+    state: str | None
+    count: int
+
+
+class QueueObliterated(Event, frozen=True, tag="queue:obliterated"):
+    """A queue was destroyed with all its jobs."""
+
+    queue: str
+
+
+class RateLimitSet(Event, frozen=True, tag="ratelimit:set"):
+    """A queue's rate limit was set. max: jobs per window."""
+
+    queue: str
+    max: int
+
+
+class RateLimitCleared(Event, frozen=True, tag="ratelimit:cleared"):
+    """A queue's rate limit was taken away."""
+
+    queue: str
+
+
+class ConcurrencySet(Event, frozen=True, tag="concurrency:set"):
+    """A queue's limit of active jobs was set."""
+
+    queue: str
+    concurrency: int
+
+
+class ConcurrencyCleared(Event, frozen=True, tag="concurrency:cleared"):
+    """A queue's limit of active jobs was taken away."""
+
+    queue: str
+
+
+class StallConfigChanged(Event, frozen=True, tag="config:stall-changed"):
+    """A queue's stall detection was configured."""
+
+    queue: str
+
+
+class DlqConfigChanged(Event, frozen=True, tag="config:dlq-changed"):
+    """A queue's dead letter queue was configured."""
+
+    queue: str

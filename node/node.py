@@ -1,0 +1,228 @@
+"""A node: the state machine, the engine under it and those who wait on it, behind a handful of calls.
+
+Everything above (HTTP, WebSocket, command line) changes the state through `submit` and `pull` and reads it through
+`ask`; nothing above touches the state itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from cluster.errors import ClusterError
+from node.batching import Batcher
+from node.engine import Engine
+from node.machine import Machine
+from node.operation import Operation, Query
+from node.operations.jobs import Pulled, PullJobs, ReleaseJobs
+from node.pulse import Pulse
+from node.state.job import COMPLETED, Job
+from node.waiters import Waiters
+
+if TYPE_CHECKING:
+    from cluster.engine import Status
+    from node.config import NodeConfig
+
+T = TypeVar("T")
+
+WRITE_TIMEOUT_S = 15.0
+
+
+def wall_ms() -> int:
+    """Return the time of this machine in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class Node:
+    """One node of the cluster, as its API sees it.
+
+    clock: milliseconds since the epoch, for deciding when to look at the state again; the log has its own time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        machine: Machine,
+        config: NodeConfig | None = None,
+        *,
+        clock: Callable[[], int] = wall_ms,
+    ) -> None:
+        self.engine = engine
+        self.machine = machine
+        self.id = engine.node_id
+        self.draining = False
+        self.timeout_s = WRITE_TIMEOUT_S if config is None else config.write_timeout_ms / 1000
+        self.batcher = Batcher(engine)
+        self.waiters = Waiters(machine, clock)
+        self.pulse = Pulse(engine, machine, self.batcher, clock)
+        self._clock = clock
+
+    # -- Life
+
+    async def start(self) -> None:
+        """Begin to beat when leading. The engine is started by whoever made it."""
+        self.pulse.start()
+
+    def drain(self) -> None:
+        """Take no new long polls and end those that wait, so that stopping takes no longer than the work under way."""
+        self.draining = True
+        self.waiters.close()
+
+    async def stop(self) -> None:
+        """Finish what is under way. The engine is stopped by whoever made it."""
+        self.drain()
+        self.pulse.stop()
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await self.batcher.idle()
+        except TimeoutError:
+            # What is under way without a quorum stays so; its callers get their answer from the engine.
+            pass
+
+    def status(self) -> Status:
+        """Return the node's view of the cluster."""
+        return self.engine.status()
+
+    # -- Writing
+
+    @overload
+    async def submit(self, op: Operation, *, timeout_s: float | None = None) -> Any: ...
+    @overload
+    async def submit(self, op: Operation, view: Callable[[Any], T], *, timeout_s: float | None = None) -> T: ...
+    async def submit(
+        self, op: Operation, view: Callable[[Any], Any] | None = None, *, timeout_s: float | None = None
+    ) -> Any:
+        """Replicate an operation and return `view(reply)`.
+
+        `view` runs inside the local apply and sees the state of that moment; records in a reply are live and must not be
+        kept. Raises Refusal, cluster.errors.Unavailable, cluster.errors.EntryTooLarge.
+        """
+        return await self.batcher.submit(op, view or _same, timeout_s or self.timeout_s)
+
+    # -- Reading
+
+    @overload
+    async def ask(self, query: Query, *, stale: bool = False) -> Any: ...
+    @overload
+    async def ask(self, query: Query, view: Callable[[Any], T], *, stale: bool = False) -> T: ...
+    async def ask(self, query: Query, view: Callable[[Any], Any] | None = None, *, stale: bool = False) -> Any:
+        """Answer a query from the local state, made fresh first unless `stale`. Raises Refusal, Unavailable."""
+        if not stale:
+            await self._refresh()
+        answer = query.answer(self.machine.state)
+        return answer if view is None else view(answer)
+
+    async def _refresh(self) -> None:
+        await self.engine.read_index(asyncio.get_running_loop().time() + self.timeout_s)
+
+    # -- Taking jobs
+
+    async def pull(self, op: PullJobs, view: Callable[[Pulled], T], *, wait_ms: float = 0) -> T:
+        """Take jobs, or wait up to wait_ms for one; return `view` of what was taken, which may be nothing.
+
+        An empty answer at once is as true as any linearizable read, and costs no log entry. When the caller is cancelled,
+        jobs taken for it go back as they were. Raises Unavailable.
+        """
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + wait_ms / 1000
+        if not self._promising(op.queue):
+            await self._refresh()
+        if self._promising(op.queue) and not self.waiters.waiting_for(op.queue):
+            found, result = await self._take(op, view)
+            if found:
+                return result
+        if wait_ms <= 0 or self.draining:
+            if self._promising(op.queue):
+                return (await self._take(op, view))[1]
+            return view(_nothing_for(op))
+        waiter = self.waiters.join(op.queue, op.count)
+        try:
+            while not self.draining and await waiter.sleep(ends - loop.time()):
+                try:
+                    found, result = await self._take(op, view)
+                finally:
+                    self.waiters.tried(waiter)
+                if found:
+                    return result
+                self.waiters.look(waiter)
+        finally:
+            self.waiters.leave(waiter)
+        return view(_nothing_for(op))
+
+    def _promising(self, queue_name: str) -> bool:
+        """Whether a pull may find something, as far as this node knows: a job, or something due that may become one."""
+        state = self.machine.state
+        now_ms = max(self._clock(), state.now_ms)
+        queue = state.queues.get(queue_name)
+        if queue is None or queue.settings.paused:
+            return False
+        if queue.claimable(now_ms) > 0:
+            return True
+        first = queue.delayed.first()
+        return first is not None and first.run_at <= now_ms
+
+    async def _take(self, op: PullJobs, view: Callable[[Pulled], T]) -> tuple[bool, T]:
+        """Pull, and say whether there was anything. What was taken for a caller that is gone, or failed, goes back."""
+        taken: list[tuple[str, int]] = []
+
+        def look(reply: Pulled) -> tuple[bool, T]:
+            taken.extend([(job.id, job.fence) for job in reply.jobs])
+            return bool(taken), view(reply)
+
+        def leave(reply: Pulled) -> None:
+            self._give_back([(job.id, job.fence) for job in reply.jobs])
+
+        future = self.batcher.submit(op, look, self.timeout_s, leave)
+        try:
+            return await future
+        except BaseException:
+            # The caller may be cancelled after the jobs were taken and before it could hear of them.
+            self._give_back(taken)
+            raise
+
+    def _give_back(self, taken: list[tuple[str, int]]) -> None:
+        """Return jobs, by id and fence, as they were."""
+        if not taken:
+            return
+        try:
+            future = self.batcher.submit(ReleaseJobs(taken), _same, self.timeout_s)
+        except ClusterError:
+            # Their locks, or stall detection, bring them back.
+            return
+        future.add_done_callback(_heard)
+
+    # -- Waiting for an end
+
+    async def wait_finished(self, job_id: str, wait_ms: float, view: Callable[[Job | None], T]) -> T:
+        """Wait until a job completes; return `view(job)`, or `view(None)` when it did not within wait_ms.
+
+        Raises JobNotFound, Unavailable.
+        """
+        await self._refresh()
+        job = self.machine.state.job(job_id)
+        if job.state == COMPLETED:
+            return view(job)
+        if wait_ms <= 0 or self.draining:
+            return view(None)
+        future = self.waiters.on_end(job_id, view)
+        try:
+            done, _ = await asyncio.wait([future], timeout=wait_ms / 1000)
+            return future.result() if done and not future.cancelled() else view(None)
+        finally:
+            self.waiters.off_end(job_id, future)
+
+
+def _same(reply: Any) -> Any:
+    return reply
+
+
+def _nothing_for(op: PullJobs) -> Pulled:
+    return Pulled([], None if op.owner is None else [])
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    # Asking for the exception keeps the loop from reporting one that nobody waits for.
+    if not future.cancelled():
+        future.exception()

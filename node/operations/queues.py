@@ -1,0 +1,517 @@
+"""What can be done with and asked about queues as a whole, their dead letter queues included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import merge
+from itertools import chain, islice, takewhile
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from node import events as happened
+from node.operation import Operation, Query, operation, query
+from node.operations.jobs import Counted, JobId, QueueName
+from node.state.job import ACTIVE, COMPLETED, DELAYED, FAILED, WAITING, WAITING_CHILDREN, Job, rank_of
+from node.state.queue import DlqConfig, Queue, QueueCounters, QueueSettings, RateLimit, StallConfig
+
+if TYPE_CHECKING:
+    from node.machine import Entry
+    from node.state import State
+
+
+# -- Operations
+
+
+@operation(emits=(happened.QueuePaused, happened.QueueCreated))
+class PauseQueue(Operation, frozen=True, tag="queue.pause"):
+    """Give out no jobs of a queue any more; active ones go on. True when that is a change."""
+
+    queue: QueueName
+
+    def apply(self, state: State, entry: Entry) -> bool:
+        queue = state.queue(self.queue)
+        if queue.settings.paused:
+            return False
+        queue.settings = msgspec.structs.replace(queue.settings, paused=True)
+        state.emit(happened.QueuePaused(queue.name))
+        return True
+
+
+@operation(emits=(happened.QueueResumed,))
+class ResumeQueue(Operation, frozen=True, tag="queue.resume"):
+    """Give out jobs of a queue again. True when that is a change."""
+
+    queue: QueueName
+
+    def apply(self, state: State, entry: Entry) -> bool:
+        queue = state.queues.get(self.queue)
+        if queue is None or not queue.settings.paused:
+            return False
+        queue.settings = msgspec.structs.replace(queue.settings, paused=False)
+        state.woken[queue.name] = None
+        state.emit(happened.QueueResumed(queue.name))
+        return True
+
+
+@operation(emits=(happened.QueueDrained,))
+class DrainQueue(Operation, frozen=True, tag="queue.drain"):
+    """Remove all waiting and delayed jobs of a queue; active ones and those that wait for others stay."""
+
+    queue: QueueName
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        queue = state.queues.get(self.queue)
+        count = 0 if queue is None else state.drain(queue)
+        state.emit(happened.QueueDrained(self.queue, count))
+        return Counted(count)
+
+
+@operation(emits=(happened.QueueObliterated,))
+class ObliterateQueue(Operation, frozen=True, tag="queue.obliterate"):
+    """Destroy a queue with all its jobs, active ones too, and its settings."""
+
+    queue: QueueName
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        queue = state.queues.get(self.queue)
+        count = 0 if queue is None else state.obliterate(queue)
+        state.emit(happened.QueueObliterated(self.queue))
+        return Counted(count)
+
+
+class Cleaned(msgspec.Struct, frozen=True, gc=False):
+    """Ids of the jobs removed, oldest first."""
+
+    job_ids: list[str]
+
+
+@operation(emits=(happened.QueueCleaned,))
+class CleanQueue(Operation, frozen=True, tag="queue.clean"):
+    """Remove the oldest jobs of a state that are at least grace_ms old, at most `limit`.
+
+    state: waiting, prioritized, delayed, completed or failed; None for waiting and delayed.  The age of a finished job
+    counts from its end, of any other from its creation.
+    """
+
+    queue: QueueName
+    grace_ms: int | float = 0
+    state: str | None = None
+    limit: int = 1000
+
+    def apply(self, state: State, entry: Entry) -> Cleaned:
+        queue = state.queues.get(self.queue)
+        gone = [] if queue is None else list(islice(self.candidates(queue, state.now_ms), max(self.limit, 0)))
+        for job in gone:
+            state.delete(job)
+        state.emit(happened.QueueCleaned(self.queue, self.state, len(gone)))
+        return Cleaned([job.id for job in gone])
+
+    def candidates(self, queue: Queue, now_ms: int) -> Iterator[Job]:
+        """Iterate over the jobs to remove, oldest first."""
+        until = now_ms - self.grace_ms
+        if self.state in (COMPLETED, FAILED):
+            # In order of their ends, so the first that is too young ends it.
+            ended = queue.completed if self.state == COMPLETED else queue.failed
+            return takewhile(lambda job: (job.finished_at or 0) <= until, ended)
+        old = takewhile(lambda job: job.created_at <= until, queue.jobs.values())
+        if self.state is None:
+            return (job for job in old if job.state in (WAITING, DELAYED))
+        if self.state in (WAITING, DELAYED):
+            return (job for job in old if job.state == self.state)
+        return (job for job in old if self.state == "prioritized" and job.shown_state == self.state)
+
+
+@operation(emits=(happened.JobWaiting,))
+class PromoteJobs(Operation, frozen=True, tag="queue.promote_jobs"):
+    """Let the delayed jobs of a queue wait no longer, those due first first, at most `count` of them."""
+
+    queue: QueueName
+    count: int | None = None
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        queue = state.queues.get(self.queue)
+        jobs = [] if queue is None else queue.delayed.slice(0, None if self.count is None else max(self.count, 0))
+        for job in jobs:
+            state.undelay(job)
+            job.run_at = state.now_ms
+        return Counted(len(jobs))
+
+
+@operation(emits=(happened.JobWaiting,))
+class RetryCompleted(Operation, frozen=True, tag="queue.retry_completed"):
+    """Let one completed job of a queue, or all of them, run again from the start."""
+
+    queue: QueueName
+    job_id: JobId | None = None
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        jobs = finished_jobs(state, self.queue, COMPLETED, self.job_id)
+        for job in jobs:
+            state.revive(job)
+            state.emit(happened.JobWaiting(job.queue, job.id))
+        return Counted(len(jobs))
+
+
+@operation(emits=(happened.DlqRetried, happened.DlqRetriedAll))
+class RetryDlq(Operation, frozen=True, tag="dlq.retry"):
+    """Let one job of a dead letter queue, or all of them, run again with their attempts from zero."""
+
+    queue: QueueName
+    job_id: JobId | None = None
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        jobs = finished_jobs(state, self.queue, FAILED, self.job_id)
+        for job in jobs:
+            state.revive(job)
+        if self.job_id is None:
+            state.emit(happened.DlqRetriedAll(self.queue, len(jobs)))
+        elif jobs:
+            state.emit(happened.DlqRetried(self.queue, self.job_id))
+        return Counted(len(jobs))
+
+
+@operation(emits=(happened.DlqPurged,))
+class PurgeDlq(Operation, frozen=True, tag="dlq.purge"):
+    """Remove all jobs of a dead letter queue for good."""
+
+    queue: QueueName
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        jobs = finished_jobs(state, self.queue, FAILED, None)
+        for job in jobs:
+            state.delete(job)
+        state.emit(happened.DlqPurged(self.queue, len(jobs)))
+        return Counted(len(jobs))
+
+
+def finished_jobs(state: State, name: str, kind: str, job_id: str | None) -> list[Job]:
+    """Return one finished job of a queue, or all of its kind, oldest end first."""
+    queue = state.queues.get(name)
+    if queue is None:
+        return []
+    if job_id is not None:
+        job = queue.jobs.get(job_id)
+        return [job] if job is not None and job.state == kind else []
+    return list(queue.completed if kind == COMPLETED else queue.failed)
+
+
+# -- Settings
+
+
+def configure(state: State, name: str, **settings: object) -> Queue:
+    """Set some settings of a queue, created when it is new."""
+    queue = state.queue(name)
+    state.configure(queue, msgspec.structs.replace(queue.settings, **settings))
+    return queue
+
+
+@operation(emits=(happened.RateLimitSet, happened.QueueCreated))
+class SetRateLimit(Operation, frozen=True, tag="queue.set_rate_limit"):
+    """Let at most `limit` jobs of a queue start in duration_ms; the limit starts with all of them free."""
+
+    queue: QueueName
+    limit: int
+    duration_ms: int = 1000
+
+    def apply(self, state: State, entry: Entry) -> None:
+        configure(state, self.queue, rate=RateLimit(max(self.limit, 0), max(self.duration_ms, 1)))
+        state.emit(happened.RateLimitSet(self.queue, self.limit))
+
+
+@operation(emits=(happened.RateLimitCleared, happened.QueueCreated))
+class ClearRateLimit(Operation, frozen=True, tag="queue.clear_rate_limit"):
+    """Take a queue's rate limit away."""
+
+    queue: QueueName
+
+    def apply(self, state: State, entry: Entry) -> None:
+        configure(state, self.queue, rate=None)
+        state.emit(happened.RateLimitCleared(self.queue))
+
+
+@operation(emits=(happened.ConcurrencySet, happened.QueueCreated))
+class SetConcurrency(Operation, frozen=True, tag="queue.set_concurrency"):
+    """Let at most `limit` jobs of a queue be active at once."""
+
+    queue: QueueName
+    limit: int
+
+    def apply(self, state: State, entry: Entry) -> None:
+        configure(state, self.queue, concurrency=max(self.limit, 0))
+        state.emit(happened.ConcurrencySet(self.queue, self.limit))
+
+
+@operation(emits=(happened.ConcurrencyCleared, happened.QueueCreated))
+class ClearConcurrency(Operation, frozen=True, tag="queue.clear_concurrency"):
+    """Take a queue's limit of active jobs away."""
+
+    queue: QueueName
+
+    def apply(self, state: State, entry: Entry) -> None:
+        configure(state, self.queue, concurrency=None)
+        state.emit(happened.ConcurrencyCleared(self.queue))
+
+
+@operation(emits=(happened.StallConfigChanged, happened.QueueCreated))
+class SetStallConfig(Operation, frozen=True, tag="queue.set_stall_config"):
+    """Configure a queue's stall detection; what is not given stays. It holds for jobs that are active already, too."""
+
+    queue: QueueName
+    enabled: bool | None = None
+    interval_ms: int | None = None
+    max_stalls: int | None = None
+    grace_ms: int | None = None
+
+    def apply(self, state: State, entry: Entry) -> StallConfig:
+        given = {name: value for name in GIVEN_STALL if (value := getattr(self, name)) is not None}
+        stall = msgspec.structs.replace(state.queue(self.queue).settings.stall, **given)
+        configure(state, self.queue, stall=stall)
+        state.emit(happened.StallConfigChanged(self.queue))
+        return stall
+
+
+GIVEN_STALL = ("enabled", "interval_ms", "max_stalls", "grace_ms")
+
+
+@operation(emits=(happened.DlqConfigChanged, happened.DlqExpired, happened.QueueCreated))
+class SetDlqConfig(Operation, frozen=True, tag="queue.set_dlq_config"):
+    """Configure a queue's dead letter queue; what is not given stays. max_age_ms: 0 keeps jobs for good."""
+
+    queue: QueueName
+    auto_retry: bool | None = None
+    auto_retry_interval_ms: int | None = None
+    max_auto_retries: int | None = None
+    max_age_ms: int | None = None
+    max_entries: int | None = None
+
+    def apply(self, state: State, entry: Entry) -> DlqConfig:
+        given = {name: value for name in GIVEN_DLQ if (value := getattr(self, name)) is not None}
+        if given.get("max_age_ms") == 0:
+            given["max_age_ms"] = None
+        dlq = msgspec.structs.replace(state.queue(self.queue).settings.dlq, **given)
+        configure(state, self.queue, dlq=dlq)
+        state.emit(happened.DlqConfigChanged(self.queue))
+        return dlq
+
+
+GIVEN_DLQ = ("auto_retry", "auto_retry_interval_ms", "max_auto_retries", "max_age_ms", "max_entries")
+
+
+@operation()
+class SetRetention(Operation, frozen=True, tag="queue.set_retention"):
+    """Set how many completed jobs of a queue are kept, and how many bytes of data and results; what is not given stays."""
+
+    queue: QueueName
+    keep_completed: int | None = None
+    keep_completed_bytes: int | None = None
+
+    def apply(self, state: State, entry: Entry) -> None:
+        given = {name: value for name in GIVEN_RETENTION if (value := getattr(self, name)) is not None}
+        configure(state, self.queue, **given)
+
+
+GIVEN_RETENTION = ("keep_completed", "keep_completed_bytes")
+
+
+# -- Questions
+
+
+class Counts(msgspec.Struct, gc=False):
+    """Jobs of a queue by state. waiting: all that may be taken, prioritized: those of them with a priority above zero.
+
+    paused: whether the queue is; how its waiting jobs are shown then is the dialect's affair.
+    """
+
+    waiting: int = 0
+    prioritized: int = 0
+    delayed: int = 0
+    active: int = 0
+    waiting_children: int = 0
+    completed: int = 0
+    failed: int = 0
+    paused: bool = False
+
+    def add(self, queue: Queue) -> None:
+        """Add a queue's jobs to the sums."""
+        self.waiting += queue.waiting_count
+        self.prioritized += queue.prioritized
+        self.delayed += len(queue.delayed)
+        self.active += len(queue.active)
+        self.waiting_children += len(queue.waiting_children)
+        self.completed += len(queue.completed)
+        self.failed += len(queue.failed)
+
+
+class Total(msgspec.Struct, gc=False):
+    """Sums over all queues: jobs by state, and how many went through since the beginning."""
+
+    queues: int
+    counts: Counts
+    pushed: int = 0
+    pulled: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class DlqPage(msgspec.Struct, frozen=True, gc=False):
+    """Jobs of a dead letter queue, oldest first. total: all it holds.  max_age_ms: how long it keeps one, None for ever."""
+
+    jobs: list[Job]
+    total: int
+    max_age_ms: int | None
+
+
+@query
+class QueueCounts(Query, frozen=True):
+    """Jobs of a queue by state; all zero for an unknown queue."""
+
+    queue: QueueName
+
+    def answer(self, state: State) -> Counts:
+        counts = Counts()
+        queue = state.queues.get(self.queue)
+        if queue is not None:
+            counts.add(queue)
+            counts.paused = queue.settings.paused
+        return counts
+
+
+@query
+class QueueCount(Query, frozen=True):
+    """All jobs of a queue, in whatever state."""
+
+    queue: QueueName
+
+    def answer(self, state: State) -> int:
+        queue = state.queues.get(self.queue)
+        return 0 if queue is None else len(queue.jobs)
+
+
+@query
+class PriorityCounts(Query, frozen=True):
+    """Waiting and delayed jobs of a queue by priority, lowest first."""
+
+    queue: QueueName
+
+    def answer(self, state: State) -> dict[int, int]:
+        queue = state.queues.get(self.queue)
+        return {} if queue is None else queue.priority_counts()
+
+
+@query
+class ListQueues(Query, frozen=True):
+    """Names of all queues in order of creation."""
+
+    def answer(self, state: State) -> list[str]:
+        return list(state.queues)
+
+
+@query
+class IsPaused(Query, frozen=True):
+    """Whether a queue gives out no jobs."""
+
+    queue: QueueName
+
+    def answer(self, state: State) -> bool:
+        queue = state.queues.get(self.queue)
+        return queue is not None and queue.settings.paused
+
+
+@query
+class ListJobs(Query, frozen=True):
+    """Jobs of a queue, highest priority first, oldest first among equals; completed and failed ones oldest first.
+
+    state: waiting, prioritized, delayed, active, waiting-children, completed, failed or paused; None for every state.
+    """
+
+    queue: QueueName
+    state: str | None = None
+    limit: int | None = None
+    offset: int = 0
+
+    def answer(self, state: State) -> list[Job]:
+        queue = state.queues.get(self.queue)
+        if queue is None or (self.limit is not None and self.limit <= 0):
+            return []
+        return self.of(queue)
+
+    def of(self, queue: Queue) -> list[Job]:
+        limit, offset = self.limit, max(self.offset, 0)
+        if self.state is None:
+            # The waiting jobs may be a million and are in order already; the others are few.
+            others = (
+                queue.delayed,
+                queue.active.values(),
+                queue.waiting_children.values(),
+                queue.completed,
+                queue.failed,
+            )
+            rest = sorted(chain.from_iterable(others), key=rank_of)
+            return list(islice(merge(queue.waiting(), rest, key=rank_of), offset, limit and offset + limit))
+        if self.state == "paused":
+            return self.page(list(queue.waiting())) if queue.settings.paused else []
+        if self.state == "prioritized":
+            return list(islice(islice(queue.waiting(), queue.prioritized), offset, limit and offset + limit))
+        if self.state == WAITING and not queue.parked:
+            return queue.ready.slice(offset, limit)
+        if self.state == COMPLETED:
+            return queue.completed.slice(offset, limit)
+        if self.state == FAILED:
+            return queue.failed.slice(offset, limit)
+        if self.state == WAITING:
+            return list(islice(queue.waiting(), offset, limit and offset + limit))
+        if self.state == DELAYED:
+            return self.page(sorted(queue.delayed, key=rank_of))
+        if self.state == ACTIVE:
+            return self.page(sorted(queue.active.values(), key=rank_of))
+        if self.state == WAITING_CHILDREN:
+            return self.page(sorted(queue.waiting_children.values(), key=rank_of))
+        return []
+
+    def page(self, jobs: list[Job]) -> list[Job]:
+        offset = max(self.offset, 0)
+        return jobs[offset : None if self.limit is None else offset + self.limit]
+
+
+@query
+class ListDlq(Query, frozen=True):
+    """Jobs of a queue's dead letter queue, oldest first."""
+
+    queue: QueueName
+    limit: int | None = 100
+    offset: int = 0
+
+    def answer(self, state: State) -> DlqPage:
+        queue = state.queues.get(self.queue)
+        if queue is None:
+            return DlqPage([], 0, None)
+        jobs = [] if self.limit is not None and self.limit <= 0 else queue.failed.slice(max(self.offset, 0), self.limit)
+        return DlqPage(jobs, len(queue.failed), queue.settings.dlq.max_age_ms)
+
+
+@query
+class GetQueueSettings(Query, frozen=True):
+    """The settings of a queue; the defaults for an unknown one."""
+
+    queue: QueueName
+
+    def answer(self, state: State) -> QueueSettings:
+        queue = state.queues.get(self.queue)
+        return QueueSettings() if queue is None else queue.settings
+
+
+@query
+class Totals(Query, frozen=True):
+    """Sums over all queues."""
+
+    def answer(self, state: State) -> Total:
+        total = Total(len(state.queues), Counts())
+        for queue in state.queues.values():
+            total.counts.add(queue)
+            counters: QueueCounters = queue.counters
+            total.pushed += counters.pushed
+            total.pulled += counters.pulled
+            total.completed += counters.completed
+            total.failed += counters.failed
+        return total

@@ -1,0 +1,118 @@
+"""Why an operation or a query was refused, one class per reason.
+
+A refusal is part of an operation's outcome: every replica reaches the same one. It carries the facts as attributes;
+the message is for people who read logs, and a dialect may word it differently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Refusal(Exception):
+    """Base of all refusals.
+
+    code: a stable word for programs.  Arguments are the attributes, in the order of `fields`.
+    """
+
+    code = "refused"
+    text = "The request was refused"
+    fields: tuple[str, ...] = ()
+
+    def __init__(self, *values: Any) -> None:
+        super().__init__(*values)
+        for name, value in zip(self.fields, values, strict=True):
+            setattr(self, name, value)
+
+    @property
+    def message(self) -> str:
+        """One sentence for people."""
+        return self.text.format(**{name: getattr(self, name) for name in self.fields})
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class JobNotFound(Refusal):
+    """No job has this id."""
+
+    code = "job_not_found"
+    text = "Job not found: {job_id}"
+    fields = ("job_id",)
+    job_id: str
+
+
+class JobNotActive(Refusal):
+    """The job exists, but nobody is working on it."""
+
+    code = "job_not_active"
+    text = "Job {job_id} is not active (current state: {state})"
+    fields = ("job_id", "state")
+    job_id: str
+    state: str
+
+
+class JobInWrongState(Refusal):
+    """The job exists, but its state does not allow this."""
+
+    code = "job_in_wrong_state"
+    text = "Job {job_id} is {state}; this needs it {needed}"
+    fields = ("job_id", "state", "needed")
+    job_id: str
+    state: str
+    needed: str
+
+
+class LockRequired(Refusal):
+    """The job is locked and the caller showed no token."""
+
+    code = "lock_required"
+    text = "Lock token required for job {job_id}"
+    fields = ("job_id",)
+    job_id: str
+
+
+class LockLost(Refusal):
+    """The token shown is not the one that holds the job."""
+
+    code = "lock_lost"
+    text = "Invalid or expired lock token for job {job_id}"
+    fields = ("job_id",)
+    job_id: str
+
+
+class JobNotLocked(Refusal):
+    """The caller acts on a lock that the job does not have."""
+
+    code = "job_not_locked"
+    text = "Job {job_id} is not locked"
+    fields = ("job_id",)
+    job_id: str
+
+
+class DependencyNotFound(Refusal):
+    """A job depends on an id that no job has. position: index of the job in its push."""
+
+    code = "dependency_not_found"
+    text = "Dependency job not found: {dependency_id}"
+    fields = ("position", "dependency_id")
+    position: int
+    dependency_id: str
+
+
+class OperationNotKnown(Refusal):
+    """The batch holds an operation that this version does not know or cannot read."""
+
+    code = "operation_not_known"
+    text = "The operation cannot be read: {reason}"
+    fields = ("reason",)
+    reason: str
+
+
+class InternalError(Refusal):
+    """A bug in an operation, met by every replica alike. index: the log entry that shows it."""
+
+    code = "internal_error"
+    text = "Internal error (log index {index})"
+    fields = ("index",)
+    index: int

@@ -1,0 +1,231 @@
+"""The record of a queue: its settings, counters and one index per state of its jobs.
+
+An index is only a place to find jobs in order; which job belongs in which index is decided in `node.state.state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import merge
+
+import msgspec
+
+from node.state.job import (
+    ACTIVE,
+    COMPLETED,
+    DELAYED,
+    FAILED,
+    WAITING,
+    WAITING_CHILDREN,
+    Job,
+    rank_of,
+)
+from node.state.ranked import Ranked
+
+KEEP_COMPLETED = 10_000
+KEEP_COMPLETED_BYTES = 256 * 1024 * 1024
+
+
+class StallConfig(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """When an active job without a lock counts as abandoned. Times in milliseconds.
+
+    interval_ms: silence since the last heartbeat.  grace_ms: time after the start that is never counted as a stall.
+    max_stalls: stalls after which the job goes to the dead letter queue.
+    """
+
+    enabled: bool = True
+    interval_ms: int = 30_000
+    max_stalls: int = 3
+    grace_ms: int = 5_000
+
+
+class DlqConfig(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What becomes of jobs in the dead letter queue. max_age_ms: None keeps them for good."""
+
+    auto_retry: bool = False
+    auto_retry_interval_ms: int = 3_600_000
+    max_auto_retries: int = 3
+    max_age_ms: int | None = 604_800_000
+    max_entries: int = 10_000
+
+
+class RateLimit(msgspec.Struct, frozen=True, gc=False):
+    """A token bucket that holds `limit` tokens and refills by `limit` every `duration_ms`, continuously."""
+
+    limit: int
+    duration_ms: int = 1000
+
+
+class QueueSettings(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What an operator can set on a queue. keep_completed: the most recent completed jobs that are kept."""
+
+    paused: bool = False
+    stall: StallConfig = StallConfig()
+    dlq: DlqConfig = DlqConfig()
+    rate: RateLimit | None = None
+    concurrency: int | None = None
+    keep_completed: int = KEEP_COMPLETED
+    keep_completed_bytes: int = KEEP_COMPLETED_BYTES
+
+
+class QueueCounters(msgspec.Struct, gc=False):
+    """How many jobs went through a queue since it was created."""
+
+    pushed: int = 0
+    pulled: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class Group:
+    """The jobs of one queue with the same group id: at most `limit` of them are worked on at once.
+
+    heads: waiting jobs of the group that stand in the queue's ready index.  parked: the others that wait, in order.
+    The heads are always those of the lowest ranks, and as many as may start.
+    """
+
+    __slots__ = ("active", "heads", "limit", "parked")
+
+    def __init__(self, limit: int = 1) -> None:
+        self.limit = limit
+        self.active = 0
+        self.heads: list[Job] = []
+        self.parked = Ranked()
+
+    @property
+    def room(self) -> int:
+        """How many more heads there may be."""
+        return self.limit - self.active - len(self.heads)
+
+
+class Queue:
+    """One queue. ready: jobs that a worker may take now, in order; the rest as the names say."""
+
+    __slots__ = (
+        "active",
+        "completed",
+        "completed_bytes",
+        "counters",
+        "delayed",
+        "failed",
+        "groups",
+        "jobs",
+        "name",
+        "parked",
+        "priorities",
+        "prioritized",
+        "rate_at",
+        "rate_level",
+        "ready",
+        "settings",
+        "unique",
+        "waiting_children",
+    )
+
+    def __init__(self, name: str, settings: QueueSettings | None = None) -> None:
+        self.name = name
+        self.settings = settings or QueueSettings()
+        self.counters = QueueCounters()
+        # Every job of the queue in order of creation: the temporal index.
+        self.jobs: dict[str, Job] = {}
+        self.ready = Ranked()
+        self.delayed = Ranked()
+        self.active: dict[str, Job] = {}
+        self.waiting_children: dict[str, Job] = {}
+        self.completed = Ranked()
+        self.completed_bytes = 0
+        self.failed = Ranked()
+        self.unique: dict[str, str] = {}
+        self.groups: dict[str, Group] = {}
+        # Waiting jobs outside the ready index, because others of their group come first.
+        self.parked = 0
+        # Waiting jobs with a priority above zero.
+        self.prioritized = 0
+        # Waiting and delayed jobs by priority, without those of priority zero.
+        self.priorities: dict[int, int] = {}
+        # The token bucket: tokens times duration_ms, as of rate_at, so that a refill is exact in whole numbers.
+        self.rate_level = 0
+        self.rate_at = 0
+
+    # -- Questions
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self.ready) + self.parked
+
+    def count(self, state: str) -> int:
+        """Return how many jobs are in a state."""
+        if state == WAITING:
+            return self.waiting_count
+        if state == DELAYED:
+            return len(self.delayed)
+        if state == ACTIVE:
+            return len(self.active)
+        if state == WAITING_CHILDREN:
+            return len(self.waiting_children)
+        if state == COMPLETED:
+            return len(self.completed)
+        return len(self.failed) if state == FAILED else 0
+
+    def waiting(self) -> Iterator[Job]:
+        """Iterate over the waiting jobs in the order in which they would be taken if groups had no limit."""
+        if not self.parked:
+            return iter(self.ready)
+        parked = [group.parked for group in self.groups.values() if len(group.parked)]
+        return merge(self.ready, *parked, key=rank_of)
+
+    def claimable(self, now_ms: int) -> int:
+        """Return how many jobs a worker could take at this moment."""
+        settings = self.settings
+        if settings.paused:
+            return 0
+        count = len(self.ready)
+        if count and settings.concurrency is not None:
+            count = min(count, max(0, settings.concurrency - len(self.active)))
+        if count and settings.rate is not None:
+            count = min(count, self.tokens(now_ms))
+        return count
+
+    def priority_counts(self) -> dict[int, int]:
+        """Return how many jobs wait (delayed ones too) at each priority."""
+        queued = self.waiting_count + len(self.delayed)
+        rest = queued - sum(self.priorities.values())
+        counts = dict(self.priorities)
+        if rest:
+            counts[0] = rest
+        return {priority: counts[priority] for priority in sorted(counts)}
+
+    # -- The rate limit
+
+    def tokens(self, now_ms: int) -> int:
+        """Return how many jobs the rate limit lets through at this moment."""
+        rate = self.settings.rate
+        assert rate is not None
+        return self._level(rate, now_ms) // rate.duration_ms
+
+    def next_token_ms(self, now_ms: int) -> int | None:
+        """Return when the rate limit lets the next job through; None when it never does."""
+        rate = self.settings.rate
+        if rate is None:
+            return now_ms
+        if rate.limit <= 0:
+            return None
+        missing = rate.duration_ms - self._level(rate, now_ms)
+        return now_ms if missing <= 0 else now_ms - (-missing // rate.limit)
+
+    def spend(self, count: int, now_ms: int) -> None:
+        """Take tokens out of the bucket."""
+        rate = self.settings.rate
+        assert rate is not None
+        self.rate_level = self._level(rate, now_ms) - count * rate.duration_ms
+        self.rate_at = now_ms
+
+    def fill_bucket(self, now_ms: int) -> None:
+        """Start with a full bucket, as a new limit does."""
+        rate = self.settings.rate
+        self.rate_level = rate.limit * rate.duration_ms if rate else 0
+        self.rate_at = now_ms
+
+    def _level(self, rate: RateLimit, now_ms: int) -> int:
+        full = rate.limit * rate.duration_ms
+        return min(full, self.rate_level + (now_ms - self.rate_at) * rate.limit)

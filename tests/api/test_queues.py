@@ -1,0 +1,128 @@
+"""Queues over HTTP: counts, lists, pausing, dependencies seen from outside."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.api.conftest import Client
+
+NOTHING = {
+    "waiting": 0,
+    "prioritized": 0,
+    "delayed": 0,
+    "active": 0,
+    "completed": 0,
+    "failed": 0,
+    "waiting-children": 0,
+    "paused": 0,
+}
+
+
+async def one_of_each(client: Client) -> dict[str, str]:
+    """Bring one job of a queue into each state, priorities as given; return their ids by state."""
+    completed = await client.push(priority=9)
+    await client.pull()
+    await client.post(f"/jobs/{completed}/ack")
+    failed = await client.push(priority=8, maxAttempts=1)
+    await client.pull()
+    await client.post(f"/jobs/{failed}/fail")
+    active = await client.push(priority=7)
+    await client.pull()
+    waiting = await client.push()
+    return {
+        "completed": completed,
+        "failed": failed,
+        "active": active,
+        "waiting": waiting,
+        "prioritized": await client.push(priority=5),
+        "delayed": await client.push(delay=60_000),
+        "waiting-children": await client.push(dependsOn=[waiting]),
+    }
+
+
+async def test_counts(client: Client) -> None:
+    assert await client.counts("never") == NOTHING
+    await one_of_each(client)
+    expected = {"waiting": 2, "delayed": 1, "active": 1, "completed": 1, "failed": 1, "waiting-children": 1}
+    assert await client.counts() == NOTHING | expected
+    # What is neither completed nor dead, as the document's example adds up.
+    assert (await client.get("/queues/q/count")).json["count"] == 5
+    by_priority = (await client.get("/queues/q/priority-counts")).json
+    assert by_priority == {"ok": True, "queue": "q", "counts": {"0": 2, "5": 1}}
+    assert (await client.get("/queues/never/priority-counts")).json["counts"] == {}
+
+
+async def test_lists_by_state(client: Client) -> None:
+    ids = await one_of_each(client)
+    for state in ("completed", "failed", "active", "delayed", "waiting-children", "prioritized"):
+        jobs = (await client.get(f"/queues/q/jobs/list?state={state}")).json["jobs"]
+        assert [job["id"] for job in jobs] == [ids[state]], state
+        assert jobs[0]["state"] == ("waiting" if state == "prioritized" else state)
+    waiting = (await client.get("/queues/q/jobs/list?state=waiting")).json["jobs"]
+    assert [job["id"] for job in waiting] == [ids["prioritized"], ids["waiting"]]
+    assert (await client.get("/queues/q/jobs/list?state=zzz")).json["jobs"] == []
+    everything = (await client.get("/queues/q/jobs/list")).json["jobs"]
+    assert [job["priority"] for job in everything] == [9, 8, 7, 5, 0, 0, 0]
+
+
+async def test_pages(client: Client) -> None:
+    await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": n} for n in range(150)]})
+
+    async def page(query: str) -> list[int]:
+        return [job["data"] for job in (await client.get(f"/queues/q/jobs/list{query}")).json["jobs"]]
+
+    assert await page("") == list(range(150))
+    assert await page("?state=waiting&limit=2&offset=1") == [1, 2]
+    assert await page("?limit=2&offset=149") == [149]
+    assert await page("?limit=0") == []
+    for query in ("limit=abc", "offset=-1"):
+        assert (await client.get(f"/queues/q/jobs/list?{query}")).status == 400
+
+
+async def test_queue_names_in_order_of_creation(client: Client) -> None:
+    for name in ("b", "a", "c"):
+        await client.push(name)
+    assert (await client.get("/queues")).json == {"ok": True, "queues": ["b", "a", "c"]}
+
+
+@pytest.mark.parametrize("name", ["q", "b%20d", "%E2%82%AC"])
+async def test_pause(client: Client, name: str) -> None:
+    path = f"/queues/{name}"
+    assert (await client.get(f"{path}/paused")).json == {"ok": True, "paused": False}
+    for _ in range(2):
+        assert (await client.post(f"{path}/pause")).json == {"ok": True}
+    assert (await client.get(f"{path}/paused")).json == {"ok": True, "paused": True}
+    assert len((await client.get("/queues")).json["queues"]) == 1
+    for _ in range(2):
+        assert (await client.post(f"{path}/resume")).json == {"ok": True}
+    assert (await client.get(f"{path}/paused")).json["paused"] is False
+
+
+async def test_a_paused_queue_gives_nothing_out(client: Client) -> None:
+    held = await client.push()
+    await client.pull()
+    await client.post("/queues/q/pause")
+    waiting = await client.push()
+    assert await client.pull() is None
+    assert (await client.post("/queues/q/jobs/pull-batch", {"count": 2})).json["jobs"] == []
+    assert await client.counts() == NOTHING | {"waiting": 1, "paused": 1, "active": 1}
+    assert await client.state(waiting) == "waiting"
+    assert (await client.post(f"/jobs/{held}/ack")).status == 200
+    await client.post("/queues/q/resume")
+    assert (await client.pull())["id"] == waiting
+
+
+async def test_dependencies_and_their_values(client: Client) -> None:
+    first, second = await client.push(data="a"), await client.push(data="b")
+    parent = await client.push(dependsOn=[first, second])
+    shown = (await client.get(f"/jobs/{parent}")).json["job"]
+    assert (shown["state"], shown["dependsOn"]) == ("waiting-children", [first, second])
+    assert (await client.get(f"/jobs/{parent}/children")).json == {"ok": True, "values": {}, "data": {"values": {}}}
+    for job_id, body in ((first, {"result": {"x": 1}}), (second, None)):
+        assert (await client.pull())["id"] == job_id
+        await client.post(f"/jobs/{job_id}/ack", body)
+    values = {first: {"x": 1}, second: None}
+    answer = (await client.get(f"/jobs/{parent}/children")).json
+    assert answer == {"ok": True, "values": values, "data": {"values": values}}
+    assert (await client.pull())["id"] == parent
+    assert (await client.get("/jobs/nope/children")).json["values"] == {}

@@ -1,0 +1,100 @@
+"""The cases recorded from the real server, run against one node in this process.
+
+They are not part of this repository: QUORUMQ_CONFORMANCE names their folder, else `../shared/conformance` beside the
+repository is tried, else these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.api.conftest import Serve
+
+FOLDER = Path(os.environ.get("QUORUMQ_CONFORMANCE") or Path(__file__).parents[2].parent / "shared" / "conformance")
+RUNNER = FOLDER / "replay.py"
+
+pytestmark = pytest.mark.skipif(not RUNNER.is_file(), reason=f"the recorded cases are not in {FOLDER}")
+
+WHOLE_GROUPS = [
+    "push",
+    "bulk",
+    "pull",
+    "ack",
+    "fail",
+    "identity",
+    "http",
+    "query",
+    "manage",
+    "queues",
+    "flow",
+    "dlq",
+    "limits",
+    "config",
+    "monitoring",
+]
+# Of what the document promises and the real server breaks: what has its routes already.
+SEED = [
+    "cancel-active",
+    "ack-error-string",
+    "dlq-jobs-key",
+    "dlq-count-param",
+    "storage-flat",
+    "count-all-states",
+    "list-priority-order",
+    "list-no-limit",
+    "clean-waiting-only",
+    "late-ack-refused",
+]
+
+
+async def replay(base: str, results: Path, *arguments: str) -> list[dict[str, str]]:
+    """Run the runner; return what became of each case."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(RUNNER),
+        "--base",
+        base,
+        "--json",
+        str(results),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert results.is_file(), output.decode()
+    outcomes: list[dict[str, str]] = json.loads(results.read_text("utf-8"))
+    return outcomes
+
+
+@pytest.mark.parametrize("group", WHOLE_GROUPS)
+async def test_group(serve: Serve, tmp_path: Path, group: str) -> None:
+    client = await serve()
+    outcomes = await replay(client.base, tmp_path / "results.json", "--only", group)
+    assert outcomes
+    assert [item for item in outcomes if item["result"] != "pass"] == []
+
+
+async def test_auth_group_with_a_token(serve: Serve, tmp_path: Path) -> None:
+    client = await serve(auth_tokens=("other", "secret"))
+    outcomes = await replay(client.base, tmp_path / "results.json", "--only", "auth", "--token", "secret")
+    assert outcomes
+    assert [item for item in outcomes if item["result"] != "pass"] == []
+
+
+async def test_what_the_document_promises(serve: Serve, tmp_path: Path) -> None:
+    client = await serve()
+    file = FOLDER / "bunqueue-seed.jsonl"
+    specs = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+    chosen = [spec for spec in specs if spec["id"] in SEED]
+    assert len(chosen) == len(SEED)
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text("\n".join(json.dumps(spec) for spec in chosen), "utf-8")
+    outcomes = await replay(client.base, tmp_path / "results.json", "--file", str(cases))
+    assert len(outcomes) == len(chosen)
+    assert [item for item in outcomes if item["result"] != "pass"] == []

@@ -1,0 +1,222 @@
+"""The command line itself: help, version, exit statuses, log lines, and the table of `quorumq status`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cli.admin import NoAnswer, cluster_status, fetch, status_table
+from cli.dev import members, remove, write_settings
+from cli.logs import JsonFormatter, TextFormatter
+from cli.main import app
+from node.config import load, settings
+
+STATUS: dict[str, Any] = {
+    "node_id": "n2",
+    "cluster_id": "c-1",
+    "role": "leader",
+    "term": 7,
+    "leader": "n2",
+    "commit_index": 41,
+    "applied_index": 40,
+    "last_index": 42,
+    "durable_index": 42,
+    "first_index": 3,
+    "has_quorum": True,
+    "ready": True,
+    "ready_reason": "",
+    "digest": "abc",
+    "snapshot_index": 0,
+    "members": [
+        {
+            "id": "n1",
+            "address": "h:1",
+            "role": "unknown",
+            "connected": False,
+            "match_index": None,
+            "lag": None,
+            "self": False,
+        },
+        {"id": "n2", "address": "h:2", "role": "leader", "connected": True, "match_index": 42, "lag": 0, "self": True},
+        {
+            "id": "n3",
+            "address": "h:3",
+            "role": "follower",
+            "connected": True,
+            "match_index": 40,
+            "lag": 2,
+            "self": False,
+        },
+    ],
+}
+
+
+def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "TERMINAL_WIDTH": "200", **environment})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_version() -> None:
+    assert run("--version") == (0, f"quorumq {version('quorumq')}\n", "")
+
+
+def test_help_names_every_flag_and_no_secret() -> None:
+    status, output, _ = run("serve", "--help")
+    assert status == 0
+    for row in settings():
+        if row.flag:
+            assert row.flag in output
+    assert "--cluster-secret " not in output
+    assert "--auth-tokens" not in output
+    assert "--while-stdin" not in output
+
+
+def test_settings_that_cannot_be_used_end_serve_with_status_2_and_one_line() -> None:
+    status, output, error = run("serve", "--http-port", "many")
+    assert (status, output) == (2, "")
+    assert error.startswith("quorumq: HTTP_PORT 'many' (from the flag --http-port)")
+    assert error.count("\n") == 1
+
+
+def test_the_environment_names_the_settings_file(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("no_such = 1")
+    assert "'no_such'" in run("serve", CONFIG_FILE=str(file))[2]
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A node that says what it is told to."""
+
+    status = 200
+    body = b""
+    tokens: list[str | None] = []
+
+    def do_GET(self) -> None:
+        self.tokens.append(self.headers.get("Authorization"))
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def node() -> Iterator[tuple[type[Answers], str]]:
+    handler = type("OneNode", (Answers,), {"tokens": []})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield handler, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_status_shows_members_as_the_asked_node_sees_them(node: tuple[type[Answers], str]) -> None:
+    handler, url = node
+    handler.body = json.dumps(STATUS).encode()
+    status, output, _ = run("status", "--url", url, "--token", "t1")
+    assert status == 0
+    assert handler.tokens == ["Bearer t1"]
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
+        for line in output.splitlines()
+        if "h:" in line
+    }
+    assert rows == {
+        "n1": ["h:1", "unknown", "NO", "-", "-"],
+        "n2": ["h:2", "leader", "itself", "42", "0"],
+        "n3": ["h:3", "follower", "yes", "40", "2"],
+    }
+    assert "term 7, leader n2" in output
+    assert "commit 41" in output
+
+
+def test_status_says_when_there_is_no_quorum() -> None:
+    console = Console(width=200)
+    lost = STATUS | {"has_quorum": False, "ready": False, "ready_reason": "no leader", "leader": None}
+    with console.capture() as capture:
+        console.print(status_table(lost))
+    assert "NO QUORUM; not ready: no leader" in capture.get()
+    assert "leader none" in capture.get()
+
+
+def test_status_of_a_node_that_refuses_or_is_not_there(node: tuple[type[Answers], str]) -> None:
+    handler, url = node
+    handler.status, handler.body = 401, b'{"ok":false,"error":"Unauthorized"}'
+    status, output, error = run("status", "--url", url)
+    assert (status, output, error) == (1, "", f"quorumq: {url} answered 401: Unauthorized\n")
+    with pytest.raises(NoAnswer, match="does not answer"):
+        fetch("http://127.0.0.1:1/ready")
+    handler.status, handler.body = 200, b"OK"
+    with pytest.raises(NoAnswer, match="answered 200"):
+        cluster_status(url)
+
+
+def record(message: str, **extra: Any) -> logging.LogRecord:
+    made = logging.makeLogRecord({"name": "cluster.engine", "levelname": "INFO", "msg": message, "created": 1.5})
+    vars(made).update(extra)
+    return made
+
+
+def test_log_lines_as_text_and_as_json() -> None:
+    line = record("became leader", term=3)
+    assert TextFormatter("n1").format(line) == "1970-01-01T00:00:01.500Z INFO n1 cluster.engine: became leader term=3"
+    assert json.loads(JsonFormatter("n1").format(line)) == {
+        "time": "1970-01-01T00:00:01.500Z",
+        "level": "info",
+        "node": "n1",
+        "logger": "cluster.engine",
+        "message": "became leader",
+        "term": 3,
+    }
+
+
+def test_a_json_log_line_stays_one_line_with_a_traceback() -> None:
+    line = record("two\nlines")
+    try:
+        raise ValueError("why\nindeed")
+    except ValueError as error:
+        line.exc_info = (type(error), error, error.__traceback__)
+    text = JsonFormatter("n1").format(line)
+    assert "\n" not in text
+    assert "ValueError: why" in json.loads(text)["traceback"]
+
+
+def test_each_node_of_dev_has_a_settings_file_that_serve_accepts(tmp_path: Path) -> None:
+    cluster = members(3, tmp_path, 6790, 8080, 7790)
+    write_settings(cluster)
+    for number, member in enumerate(cluster):
+        config = load({}, {}, member.settings_file)
+        assert (config.node_id, config.http_port, config.bullmq_port) == (
+            f"n{number + 1}",
+            6790 + number,
+            8080 + number,
+        )
+        assert config.cluster().listen == f"127.0.0.1:{7790 + number}"
+        assert list(config.peers) == ["n1", "n2", "n3"]
+        assert config.data_path == (tmp_path / member.id).resolve()
+
+
+def test_fresh_removes_the_nodes_and_nothing_else(tmp_path: Path) -> None:
+    cluster = members(2, tmp_path, 6790, 8080, 7790)
+    write_settings(cluster)
+    for member in cluster:
+        member.data.mkdir()
+        (member.data / "log").write_text("x")
+        member.log.write_text("x")
+    (tmp_path / "n3").mkdir()
+    (tmp_path / "notes.log").write_text("mine")
+    remove(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["n3", "notes.log"]

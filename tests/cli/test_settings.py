@@ -1,0 +1,156 @@
+"""The table of settings: where values come from, what is refused and in which words, what is never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cluster.config import ClusterConfig
+from node.config import NodeConfig, Setting, SettingError, load, settings
+from scripts.tools.generate import FILES
+
+THREE = "n1=127.0.0.1:7790,n2=127.0.0.1:7791,n3=127.0.0.1:7792"
+
+
+def setting(key: str) -> Setting:
+    return next(row for row in settings() if row.key == key)
+
+
+def refusal(
+    flags: dict[str, str] | None = None, environment: dict[str, str] | None = None, file: Path | None = None
+) -> str:
+    with pytest.raises(SettingError) as caught:
+        load(flags or {}, environment or {}, file)
+    return str(caught.value)
+
+
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("http_port = 1\nwrite_timeout_ms = 200\nlog_level = 'debug'\n")
+    environment = {"HTTP_PORT": "2", "WRITE_TIMEOUT_MS": "300"}
+    config = load({"http_port": "3", "write_timeout_ms": None}, environment, file)
+    assert (config.http_port, config.write_timeout_ms, config.log_level) == (3, 300, "debug")
+    assert config.body_bytes_max == NodeConfig().body_bytes_max
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    assert load({}, {"HTTP_PORT": "", "AUTH_TOKENS": ""}) == NodeConfig()
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"HTTP_PORT": "abc"}, ["HTTP_PORT 'abc' (from the environment)", "whole number"]),
+        ({"HTTP_PORT": "65536"}, ["HTTP_PORT", "at most 65535"]),
+        ({"BODY_BYTES_MAX": "1"}, ["BODY_BYTES_MAX", "at least 1024"]),
+        ({"LOG_FORMAT": "xml"}, ["LOG_FORMAT 'xml'", "text, json"]),
+        ({"PEERS": "n1=host"}, ["PEERS", "'host' is not an address"]),
+        ({"PEERS": "n1"}, ["PEERS", "id=host:port"]),
+        ({"PEERS": "n1=h:1,n1=h:2"}, ["PEERS", "node id 'n1' more than once"]),
+        ({"PEERS": "n1=h:1,n2=h:1"}, ["PEERS", "address 'h:1' more than once"]),
+        ({"PEERS": "n 1=h:1"}, ["PEERS", "'n 1'"]),
+        ({"NODE_ID": "n9", "PEERS": THREE}, ["NODE_ID 'n9'", "PEERS", "n1, n2, n3"]),
+        ({"NODE_ID": "../n1"}, ["NODE_ID", "../n1"]),
+        ({"ELECTION_MIN_MS": "300"}, ["ELECTION_MIN_MS", "HEARTBEAT_MS"]),
+        ({"ELECTION_MAX_MS": "600"}, ["ELECTION_MAX_MS", "ELECTION_MIN_MS"]),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_name(environment: dict[str, str], words: list[str]) -> None:
+    message = refusal(environment=environment)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_a_refusal_says_which_source_is_to_blame(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("http_port = true\n")
+    assert f"HTTP_PORT True (from {file})" in refusal(file=file)
+    assert "HTTP_PORT 'x' (from the flag --http-port)" in refusal({"http_port": "x"}, {"HTTP_PORT": "1"})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("htp_port = 1", ["'htp_port'", "no setting"]),
+        ("[server]\nhttp_port = 1", ["'server'", "no setting"]),
+        ("http_port = ", ["not valid TOML"]),
+        ("auth_tokens = [1]", ["AUTH_TOKENS", "list of texts"]),
+        ("peers = 7", ["PEERS", "id=host:port"]),
+        ("data_path = 7", ["DATA_PATH", "text"]),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str, words: list[str]) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(content)
+    message = refusal(file=file)
+    assert all(word in message for word in words), message
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "No such file" in refusal(file=tmp_path / "missing.toml")
+
+
+def test_peers_can_be_text_or_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("[peers]\nn1 = '127.0.0.1:7790'\nn2 = '[::1]:7791'\n")
+    from_file = load({}, {}, file)
+    assert from_file.peers == load({}, {"PEERS": "n1=127.0.0.1:7790, n2=[::1]:7791"}).peers
+    assert from_file.members() == {"n1": "127.0.0.1:7790", "n2": "[::1]:7791"}
+
+
+def test_the_peer_listener_uses_the_port_that_peers_name() -> None:
+    assert load({}, {"NODE_ID": "n2", "PEERS": THREE}).cluster().listen == "0.0.0.0:7791"
+    assert load({}, {"NODE_ID": "n2", "PEERS": THREE, "PEER_PORT": "9"}).cluster().listen == "0.0.0.0:9"
+    alone = load({}, {"HOST": "::1"})
+    assert (alone.cluster().listen, alone.members()) == ("[::1]:7790", {"n1": "127.0.0.1:7790"})
+
+
+def test_secrets_have_no_flag_and_are_never_shown(tmp_path: Path) -> None:
+    secrets = {row.key for row in settings() if row.about.secret}
+    assert secrets == {"cluster_secret", "auth_tokens"}
+    assert all(setting(key).flag is None for key in secrets)
+    config = load({}, {"CLUSTER_SECRET": "hunter2", "AUTH_TOKENS": "hunter3"})
+    assert (config.cluster_secret, config.auth_tokens) == ("hunter2", ("hunter3",))
+    assert "hunter" not in f"{config} {config!r}"
+    file = tmp_path / "node.toml"
+    file.write_text("auth_tokens = ['hunter4', 4]\ncluster_secret = 5\n")
+    assert "hunter" not in refusal(file=file)
+
+
+def test_the_secret_can_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("hunter2\n")
+    config = load({"cluster_secret_file": str(file)}, {})
+    assert config.cluster_secret == "hunter2"
+    assert config.cluster().secret == "hunter2"
+    both = refusal(environment={"CLUSTER_SECRET": "a", "CLUSTER_SECRET_FILE": str(file)})
+    assert "both" in both
+    file.write_text(" \n")
+    assert "is empty" in refusal({"cluster_secret_file": str(file)})
+    assert "cannot be read" in refusal({"cluster_secret_file": str(tmp_path)})
+
+
+def test_tokens_are_a_list_without_empty_ones() -> None:
+    assert load({}, {"AUTH_TOKENS": " a, b,,"}).auth_tokens == ("a", "b")
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for row in settings():
+        assert row.about.help.endswith("."), row.key
+        assert row.about.group
+        if not row.about.default_text:
+            assert row.parse(str(row.default)) == row.default, row.key
+
+
+def test_defaults_of_consensus_are_those_of_the_cluster() -> None:
+    defaults = {field.name: field.default for field in msgspec.structs.fields(ClusterConfig)}
+    shared = [name for name in defaults if name in {row.key for row in settings()} - {"node_id", "peers"}]
+    assert "heartbeat_ms" in shared
+    assert {name: setting(name).default for name in shared} == {name: defaults[name] for name in shared}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_generated_files_are_up_to_date(name: str) -> None:
+    assert Path(name).read_text("utf-8") == FILES[name](), "run scripts/generate"

@@ -1,0 +1,134 @@
+"""Bytes of the past: log records and images that were written once must be read for ever.
+
+Files are only added, by `python -m tests.golden.test_golden N`, when a format gains fields; a file that cannot be read
+any more is a cluster that cannot be upgraded.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from node.machine import Machine
+from node.operations import jobs, queues
+from node.operations.clock import AdvanceClock
+from node.state import Backoff, Repeat, job_spec
+from tests.support.world import START_MS, World, encode
+
+HERE = Path(__file__).parent
+RECORDS = sorted(HERE.glob("records-*.bin"))
+IMAGES = sorted(HERE.glob("image-*.bin"))
+
+
+def records() -> list[object]:
+    """Return one record of each kind, with every field that it has."""
+    rich = job_spec(
+        "rich",
+        b'{"a":1}',
+        custom=True,
+        unique_key="k",
+        group_id="g",
+        priority=5,
+        delay_ms=1.5,
+        max_attempts=7,
+        backoff=Backoff("linear", 10, 0.5),
+        ttl_ms=60_000,
+        timeout_ms=500,
+        lifo=True,
+        remove_on_complete=True,
+        remove_on_fail=True,
+        durable=True,
+        name="named",
+        tags=("x", "y"),
+        repeat=Repeat(every_ms=100, limit=2, count=1, tz="UTC"),
+    )
+    after = job_spec("after", b"1", depends_on=("rich",))
+    return [
+        jobs.PushJobs("q", [job_spec("plain", b"1"), rich, after]),
+        jobs.PullJobs("q", 2, "w", 5000, "seed"),
+        jobs.AckJobs(["nope"], [None], [b"1"]),
+        jobs.AckJob("nope", "t", b"1"),
+        jobs.FailJob("nope", "t", "e", True),
+        jobs.ReleaseJobs([("nope", 1)]),
+        jobs.HeartbeatJob("plain", "seed-0", 6000),
+        jobs.HeartbeatJobs(["plain"], ["seed-0"]),
+        jobs.ExtendLock("plain", "seed-0", 7000),
+        jobs.ExtendLocks(["plain"], ["seed-0"], [8000]),
+        jobs.ProgressJob("plain", 12.5, "m", "seed-0"),
+        jobs.AddLog("plain", "m", "warn"),
+        jobs.ClearLogs("nope", 1),
+        jobs.UpdateJobData("plain", b"2"),
+        jobs.ChangePriority("rich", 9),
+        jobs.ChangeDelay("nope", 5),
+        jobs.MoveToDelayed("nope", 5, "t"),
+        jobs.MoveToWait("nope", "t"),
+        jobs.PromoteJob("nope"),
+        jobs.DiscardJob("nope"),
+        jobs.CancelJob("nope"),
+        queues.PauseQueue("r"),
+        queues.ResumeQueue("r"),
+        queues.DrainQueue("r"),
+        queues.CleanQueue("r", 1, "waiting", 5),
+        queues.PromoteJobs("r", 1),
+        queues.RetryCompleted("r", "nope"),
+        queues.RetryDlq("r", "nope"),
+        queues.PurgeDlq("r"),
+        queues.ObliterateQueue("r"),
+        queues.SetRateLimit("s", 5, 2000),
+        queues.ClearRateLimit("t"),
+        queues.SetConcurrency("s", 3),
+        queues.ClearConcurrency("t"),
+        queues.SetStallConfig("s", True, 1000, 2, 500),
+        queues.SetDlqConfig("s", True, 1000, 2, 5000, 10),
+        queues.SetRetention("s", 5, 5000),
+        AdvanceClock(),
+    ]
+
+
+def world_of_everything() -> World:
+    world = World()
+    for state in ("completed", "failed", "active", "locked", "waiting-children", "delayed", "waiting"):
+        world.a_job(state, priority=2, tags=("t",))
+    world.do(jobs.AddLog("job-1", "m"))
+    for record in records():
+        world.apply(record)
+    world.push("still-waiting")
+    return world
+
+
+def test_a_record_of_each_kind_is_among_the_present_ones() -> None:
+    from node.operation import CATALOGUE
+
+    assert {record.__struct_config__.tag for record in records()} == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_old_log_records_are_read(path: Path) -> None:
+    machine = Machine()
+    outcomes = machine.apply(1, START_MS, [path.read_bytes()])
+    assert isinstance(outcomes[0], list)
+    unread = [reply for reply in outcomes[0] if getattr(reply, "code", "") in ("operation_not_known", "internal_error")]
+    assert unread == []
+    assert machine.state.jobs["rich"].opts.backoff == Backoff("linear", 10, 0.5)
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
+def test_old_images_are_read(path: Path) -> None:
+    machine = Machine()
+    machine.restore([path.read_bytes()])
+    states = [job.state for job in machine.state.jobs.values()]
+    assert {"completed", "failed", "active", "waiting-children", "delayed", "waiting"} == set(states)
+    again = Machine()
+    again.restore(machine.image())
+    assert again.full_digest() == machine.full_digest()
+    machine.apply(machine.index + 1, START_MS + 10**10, [encode([jobs.PullJobs("q", 9)])])
+    assert machine.errors == 0
+
+
+if __name__ == "__main__":
+    number = int(sys.argv[1])
+    (HERE / f"records-{number}.bin").write_bytes(msgspec.msgpack.encode(records()))
+    (HERE / f"image-{number}.bin").write_bytes(b"".join(world_of_everything().machine.image()))

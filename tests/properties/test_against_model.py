@@ -1,0 +1,399 @@
+"""Random histories: the machine and the naive model answer alike, step by step, and an image is the whole state."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from node.machine import Machine
+from node.operation import Operation
+from node.operations.jobs import (
+    AckJob,
+    AckJobs,
+    CancelJob,
+    ChangeDelay,
+    ChangePriority,
+    DiscardJob,
+    ExtendLock,
+    FailJob,
+    HeartbeatJob,
+    MoveToDelayed,
+    MoveToWait,
+    ProgressJob,
+    PromoteJob,
+    PullJobs,
+    PushJobs,
+    ReleaseJobs,
+)
+from node.operations.queues import (
+    CleanQueue,
+    ClearConcurrency,
+    ClearRateLimit,
+    DrainQueue,
+    ListJobs,
+    ObliterateQueue,
+    PauseQueue,
+    PriorityCounts,
+    PromoteJobs,
+    PurgeDlq,
+    QueueCount,
+    QueueCounts,
+    ResumeQueue,
+    RetryCompleted,
+    RetryDlq,
+    SetConcurrency,
+    SetRateLimit,
+)
+from node.refusals import Refusal
+from node.state import job_spec
+from tests.properties.model import Model, Refused
+from tests.support.world import START_MS, World
+
+QUEUES = ("a", "b")
+# Few ids, so that generations of one id meet often.
+IDS = tuple(f"j{i}" for i in range(12))
+CLEANED = (None, "waiting", "delayed", "completed", "failed")
+FIELDS = ("state", "run_at", "attempts", "stalls", "token", "lock_until", "fence", "progress", "result", "ending")
+
+queues = st.sampled_from(QUEUES)
+ids = st.sampled_from(IDS)
+tokens = st.none() | st.just("right") | st.just("wrong")
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "priority": st.sampled_from([-5, 0, 1, 7]),
+        "delay_ms": st.sampled_from([0, 1, 1000, 40_000]),
+        "lifo": st.booleans(),
+        "max_attempts": st.integers(1, 4),
+        "backoff": st.sampled_from([0, 10, 5000]),
+        "ttl_ms": st.sampled_from([0, 500, 45_000]),
+        "timeout_ms": st.sampled_from([0, 700, 60_000]),
+        "unique_key": st.sampled_from(["u", "v"]),
+        "group_id": st.sampled_from(["g", "h"]),
+        "remove_on_complete": st.booleans(),
+        "remove_on_fail": st.booleans(),
+        "depends_on": st.lists(ids, max_size=2, unique=True).map(tuple),
+    },
+)
+
+
+class Histories(RuleBasedStateMachine):
+    """Drives both, with the same operations at the same times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.model = Model(START_MS)
+        self.pulls = 0
+
+    # -- Doing the same on both sides
+
+    def both(self, operation: Operation, expected: Any, *arguments: Any, **more: Any) -> Any:
+        """Apply an operation and its model; return the reply when neither refused."""
+        try:
+            wanted, code = expected(*arguments, **more), None
+        except Refused as refused:
+            wanted, code = None, str(refused)
+        reply = self.world.apply(operation)[0]
+        if isinstance(reply, Refusal) or code is not None:
+            assert isinstance(reply, Refusal), (operation, code, reply)
+            assert reply.code == code, operation
+            return None
+        return reply, wanted
+
+    def token_of(self, job_id: str, kind: str | None) -> str | None:
+        job = self.model.find(job_id)
+        if kind == "right":
+            return job.token if job is not None else "gone"
+        return kind
+
+    # -- Steps
+
+    @rule(queue=queues, job_id=ids, opts=options)
+    def push(self, queue: str, job_id: str, opts: dict[str, Any]) -> None:
+        operation = PushJobs(queue, [job_spec(job_id, b"1", **opts)])
+        if (got := self.both(operation, self.model.push, queue, job_id, **opts)) is not None:
+            assert got[0].ids == [got[1]]
+
+    @rule(
+        queue=queues,
+        count=st.integers(1, 4),
+        owner=st.sampled_from([None, "w"]),
+        lock_ms=st.sampled_from([900, 20_000]),
+    )
+    def pull(self, queue: str, count: int, owner: str | None, lock_ms: int) -> None:
+        self.pulls += 1
+        seed = f"t{self.pulls}"
+        operation = PullJobs(queue, count, owner, lock_ms, seed)
+        reply, wanted = self.both(operation, self.model.pull, queue, count, owner, lock_ms, seed)
+        assert [job.id for job in reply.jobs] == wanted
+        assert reply.tokens == (None if owner is None else [f"{seed}-{i}" for i in range(len(wanted))])
+
+    @rule(job_id=ids, kind=tokens, result=st.sampled_from([None, b"1", b'{"a":2}']))
+    def ack(self, job_id: str, kind: str | None, result: bytes | None) -> None:
+        token = self.token_of(job_id, kind)
+        self.both(AckJob(job_id, token, result), self.model.ack, job_id, token, result)
+
+    @rule(job_ids=st.lists(ids, max_size=4), kind=tokens)
+    def ack_batch(self, job_ids: list[str], kind: str | None) -> None:
+        given = [self.token_of(job_id, kind) for job_id in job_ids]
+        reply = self.world.do(AckJobs(job_ids, given))
+        done, refused = [], []
+        for job_id, token in zip(job_ids, given, strict=True):
+            try:
+                done.append(self.model.ack(job_id, token, None))
+            except Refused as refusal:
+                refused.append(str(refusal))
+        assert (reply.job_ids, [refusal.code for refusal in reply.refused]) == (done, refused)
+
+    @rule(job_id=ids, kind=tokens, unrecoverable=st.booleans())
+    def fail(self, job_id: str, kind: str | None, unrecoverable: bool) -> None:
+        token = self.token_of(job_id, kind)
+        self.both(FailJob(job_id, token, "e", unrecoverable), self.model.fail, job_id, token, unrecoverable)
+
+    @rule(job_id=ids, kind=tokens, duration_ms=st.sampled_from([None, 1500]))
+    def heartbeat(self, job_id: str, kind: str | None, duration_ms: int | None) -> None:
+        token = self.token_of(job_id, kind)
+        self.both(HeartbeatJob(job_id, token, duration_ms), self.model.heartbeat, job_id, token, duration_ms)
+
+    @rule(job_id=ids, kind=tokens, duration_ms=st.sampled_from([None, 2500]))
+    def extend_lock(self, job_id: str, kind: str | None, duration_ms: int | None) -> None:
+        token = self.token_of(job_id, kind)
+        self.both(ExtendLock(job_id, token, duration_ms), self.model.extend_lock, job_id, token, duration_ms)
+
+    @rule(job_id=ids, progress=st.sampled_from([-1, 0, 33, 99.5, 200]))
+    def report(self, job_id: str, progress: float) -> None:
+        self.both(ProgressJob(job_id, progress), self.model.report, job_id, progress)
+
+    @rule(job_id=ids)
+    def cancel(self, job_id: str) -> None:
+        self.both(CancelJob(job_id), self.model.cancel, job_id)
+
+    @rule(job_id=ids)
+    def promote(self, job_id: str) -> None:
+        self.both(PromoteJob(job_id), self.model.promote, job_id)
+
+    @rule(job_id=ids, late=st.booleans())
+    def release(self, job_id: str, late: bool) -> None:
+        job = self.model.find(job_id)
+        fence = (job.fence if job is not None else 0) - int(late)
+        reply, wanted = self.both(ReleaseJobs([(job_id, fence)]), self.model.release, job_id, fence)
+        assert reply.count == wanted
+
+    @rule(queue=queues)
+    def pause(self, queue: str) -> None:
+        self.world.do(PauseQueue(queue))
+        self.model.paused.add(queue)
+
+    @rule(queue=queues)
+    def resume(self, queue: str) -> None:
+        self.world.do(ResumeQueue(queue))
+        self.model.paused.discard(queue)
+
+    # -- Managing
+
+    @rule(job_id=ids, priority=st.sampled_from([-5, 0, 7]))
+    def change_priority(self, job_id: str, priority: int) -> None:
+        self.both(ChangePriority(job_id, priority), self.model.change_priority, job_id, priority)
+
+    @rule(job_id=ids, kind=tokens)
+    def move_to_wait(self, job_id: str, kind: str | None) -> None:
+        token = self.token_of(job_id, kind)
+        self.both(MoveToWait(job_id, token), self.model.move_to_wait, job_id, token)
+
+    @rule(job_id=ids, delay_ms=st.sampled_from([0, 900]), record=st.sampled_from([MoveToDelayed, ChangeDelay]))
+    def delay(self, job_id: str, delay_ms: int, record: type) -> None:
+        self.both(record(job_id, delay_ms), self.model.delay, job_id, delay_ms)
+
+    @rule(job_id=ids)
+    def discard(self, job_id: str) -> None:
+        self.both(DiscardJob(job_id), self.model.discard, job_id)
+
+    @rule(queue=queues)
+    def drain(self, queue: str) -> None:
+        assert self.world.do(DrainQueue(queue)).count == self.model.drain(queue)
+
+    @rule(queue=queues)
+    def obliterate(self, queue: str) -> None:
+        assert self.world.do(ObliterateQueue(queue)).count == self.model.obliterate(queue)
+
+    @rule(
+        queue=queues,
+        grace_ms=st.sampled_from([0, 1000]),
+        state=st.sampled_from([None, "waiting", "delayed", "completed", "failed"]),
+        limit=st.integers(0, 3),
+    )
+    def clean(self, queue: str, grace_ms: int, state: str | None, limit: int) -> None:
+        reply = self.world.do(CleanQueue(queue, grace_ms, state, limit))
+        assert reply.job_ids == self.model.clean(queue, grace_ms, state, limit)
+
+    @rule(queue=queues, count=st.sampled_from([None, 0, 1, 2]))
+    def promote_jobs(self, queue: str, count: int | None) -> None:
+        assert self.world.do(PromoteJobs(queue, count)).count == self.model.promote_jobs(queue, count)
+
+    @rule(queue=queues, state=st.sampled_from(["completed", "failed"]), job_id=st.none() | ids)
+    def revive(self, queue: str, state: str, job_id: str | None) -> None:
+        record = RetryCompleted if state == "completed" else RetryDlq
+        assert self.world.do(record(queue, job_id)).count == self.model.revive(queue, state, job_id)
+
+    @rule(queue=queues)
+    def purge(self, queue: str) -> None:
+        assert self.world.do(PurgeDlq(queue)).count == self.model.purge(queue)
+
+    @rule(queue=queues, limit=st.sampled_from([None, None, 0, 1, 2]))
+    def set_concurrency(self, queue: str, limit: int | None) -> None:
+        if limit is None:
+            self.world.do(ClearConcurrency(queue))
+            self.model.concurrency.pop(queue, None)
+        else:
+            self.world.do(SetConcurrency(queue, limit))
+            self.model.concurrency[queue] = limit
+
+    @rule(queue=queues, limit=st.sampled_from([None, None, 1, 3]))
+    def set_rate(self, queue: str, limit: int | None) -> None:
+        if limit is None:
+            self.world.do(ClearRateLimit(queue))
+            self.model.rates.pop(queue, None)
+        else:
+            self.world.do(SetRateLimit(queue, limit))
+            self.model.set_rate(queue, limit)
+
+    @rule(ms=st.sampled_from([1, 10, 499, 1000, 5000, 29_999, 60_000]))
+    def wait(self, ms: int) -> None:
+        self.world.now_ms += ms
+        self.world.tick()
+        self.model.advance(self.world.now_ms)
+
+    @rule(days=st.sampled_from([1, 8]))
+    def wait_days(self, days: int) -> None:
+        self.wait(days * 24 * 3600 * 1000)
+
+    @rule()
+    def restart(self) -> None:
+        """Go on with a machine made from the image of this one: nothing may change by it."""
+        image = list(self.world.machine.image())
+        digest = self.world.machine.full_digest()
+        # A reader may get the pieces cut anywhere.
+        flat = b"".join(image)
+        cut = [flat[i : i + 700] for i in range(0, len(flat), 700)]
+        machine = Machine()
+        machine.events_wanted = True
+        machine.restore(cut)
+        assert machine.full_digest() == digest
+        assert machine.digest() == self.world.machine.digest()
+        self.world.machine = machine
+
+    # -- What must be equal after each step
+
+    @invariant()
+    def answers_are_equal(self) -> None:
+        assert self.world.machine.errors == 0
+        for queue in QUEUES:
+            counts = self.world.ask(QueueCounts(queue))
+            wanted = self.model.counts(queue)
+            assert {name: getattr(counts, name) for name in wanted} == wanted
+            assert self.world.ask(QueueCount(queue)) == len(self.model.list_all(queue))
+            assert self.world.ask(PriorityCounts(queue)) == self.model.priority_counts(queue)
+            assert [job.id for job in self.world.ask(ListJobs(queue))] == self.model.list_all(queue)
+            waiting = [job.id for job in self.model.waiting(queue)]
+            assert [job.id for job in self.world.ask(ListJobs(queue, "waiting"))] == waiting
+            assert [job.id for job in self.world.ask(ListJobs(queue, "waiting", 2, 1))] == waiting[1:3]
+            prioritized = [job.id for job in self.model.waiting(queue) if job.opt("priority", 0) > 0]
+            assert [job.id for job in self.world.ask(ListJobs(queue, "prioritized"))] == prioritized
+            for state in ("completed", "failed"):
+                ended = sorted(self.model.in_state(queue, state), key=lambda job: job.ending)
+                assert [job.id for job in self.world.ask(ListJobs(queue, state))] == [job.id for job in ended]
+
+    @invariant()
+    def records_are_equal(self) -> None:
+        jobs = self.world.machine.state.jobs
+        assert sorted(jobs) == sorted(job.id for job in self.model.jobs)
+        for wanted in self.model.jobs:
+            job = jobs[wanted.id]
+            got = {name: getattr(job, name) for name in FIELDS}
+            assert got == {name: getattr(wanted, name) for name in FIELDS}
+            assert job.due == (wanted.due() or 0)
+
+    @invariant()
+    def the_next_alarm_is_never_late(self) -> None:
+        due, wanted = self.world.machine.state.next_due_ms(self.world.now_ms), self.model.next_due()
+        assert (due is None) == (wanted is None)
+        if due is not None and wanted is not None:
+            assert wanted - 1024 <= due <= wanted
+
+
+Histories.TestCase.settings = settings(
+    max_examples=80, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestHistories = Histories.TestCase
+
+
+def random_options(pick: random.Random) -> dict[str, Any]:
+    choices: dict[str, list[Any]] = {
+        "priority": [-5, 0, 1, 7],
+        "delay_ms": [0, 1, 1000, 40_000],
+        "lifo": [True],
+        "max_attempts": [1, 2, 4],
+        "backoff": [0, 10, 5000],
+        "ttl_ms": [0, 500, 45_000],
+        "timeout_ms": [0, 700, 60_000],
+        "unique_key": ["u", "v"],
+        "group_id": ["g", "h"],
+        "remove_on_complete": [True],
+        "remove_on_fail": [True],
+    }
+    names = pick.sample(sorted(choices), pick.choice([0, 1, 1, 2, 3]))
+    opts = {name: pick.choice(choices[name]) for name in names}
+    if pick.random() < 0.15:
+        opts["depends_on"] = tuple(pick.sample(IDS, pick.choice([1, 2])))
+    return opts
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_long_histories(seed: int) -> None:
+    """The same on long walks, with the steps weighed so that jobs get far."""
+    pick = random.Random(seed)
+    pair = Histories()
+    steps: list[tuple[float, Any]] = [
+        (30, lambda: pair.push(pick.choice(QUEUES), pick.choice(IDS), random_options(pick))),
+        (22, lambda: pair.pull(pick.choice(QUEUES), pick.choice([1, 1, 2, 4]), pick.choice([None, "w"]), 900)),
+        (8, lambda: pair.ack(pick.choice(IDS), pick.choice(["right", "right", "wrong", None]), b"1")),
+        (3, lambda: pair.ack_batch(pick.choices(IDS, k=3), "right")),
+        (10, lambda: pair.fail(pick.choice(IDS), pick.choice(["right", "right", "wrong", None]), pick.random() < 0.1)),
+        (5, lambda: pair.heartbeat(pick.choice(IDS), pick.choice(["right", "wrong", None]), pick.choice([None, 1500]))),
+        (3, lambda: pair.extend_lock(pick.choice(IDS), pick.choice(["right", None]), pick.choice([None, 2500]))),
+        (2, lambda: pair.report(pick.choice(IDS), 50)),
+        (3, lambda: pair.cancel(pick.choice(IDS))),
+        (3, lambda: pair.promote(pick.choice(IDS))),
+        (3, lambda: pair.release(pick.choice(IDS), pick.random() < 0.2)),
+        (1, lambda: pair.pause(pick.choice(QUEUES))),
+        (3, lambda: pair.resume(pick.choice(QUEUES))),
+        (12, lambda: pair.wait(pick.choice([1, 10, 499, 1000, 5000, 29_999]))),
+        (1, pair.restart),
+        (2, lambda: pair.change_priority(pick.choice(IDS), pick.choice([-5, 0, 7]))),
+        (2, lambda: pair.move_to_wait(pick.choice(IDS), pick.choice(["right", "right", None]))),
+        (2, lambda: pair.delay(pick.choice(IDS), pick.choice([0, 900]), pick.choice([MoveToDelayed, ChangeDelay]))),
+        (1, lambda: pair.discard(pick.choice(IDS))),
+        (0.3, lambda: pair.drain(pick.choice(QUEUES))),
+        (0.3, lambda: pair.obliterate(pick.choice(QUEUES))),
+        (
+            0.6,
+            lambda: pair.clean(pick.choice(QUEUES), pick.choice([0, 1000]), pick.choice(CLEANED), pick.choice([1, 9])),
+        ),
+        (1, lambda: pair.promote_jobs(pick.choice(QUEUES), pick.choice([None, 1]))),
+        (2, lambda: pair.revive(pick.choice(QUEUES), pick.choice(CLEANED[3:]), pick.choice([None, *IDS]))),
+        (0.3, lambda: pair.purge(pick.choice(QUEUES))),
+        (2, lambda: pair.set_concurrency(pick.choice(QUEUES), pick.choice([None, 0, 1, 2]))),
+        (2, lambda: pair.set_rate(pick.choice(QUEUES), pick.choice([None, 1, 3]))),
+    ]
+    weights = [weight for weight, _ in steps]
+    for _ in range(400):
+        pick.choices(steps, weights)[0][1]()
+        pair.answers_are_equal()
+        pair.records_are_equal()
+        pair.the_next_alarm_is_never_late()

@@ -1,0 +1,87 @@
+"""Each operation and query of the catalogue is documented, described truthfully and exercised."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import node.operations  # noqa: F401 - fills the catalogue
+from node.operation import CATALOGUE, QUERIES, OperationInfo, Query
+from node.refusals import Refusal
+
+TESTS = Path(__file__).parent
+NAME = re.compile(r"[a-z]+\.[a-z_]+")
+
+
+def used_in_tests() -> set[str]:
+    """Return every name that a test file mentions, this one apart."""
+    return {
+        node.id
+        for path in TESTS.rglob("test_*.py")
+        if path != Path(__file__)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Name)
+    }
+
+
+USED = used_in_tests()
+operations = pytest.mark.parametrize("info", CATALOGUE.values(), ids=CATALOGUE)
+queries = pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+
+
+@operations
+def test_an_operation_is_documented_and_named(info: OperationInfo) -> None:
+    assert NAME.fullmatch(info.name)
+    assert info.record.__doc__
+    assert info.record.apply.__annotations__["return"]
+    assert info.record.__struct_config__.frozen
+    for event in info.emits:
+        assert event.__doc__
+    for refusal in info.refuses:
+        assert issubclass(refusal, Refusal) and refusal.__doc__ and refusal.code != Refusal.code
+
+
+def a_value(kind: Any) -> Any:
+    """Return some value of a field's type."""
+    for value in ("x", b"x", 1, []):
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            continue
+    raise AssertionError(kind)
+
+
+@operations
+def test_an_operation_survives_its_bytes(info: OperationInfo) -> None:
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(info.record):
+        if field.required:
+            values[field.encode_name] = a_value(field.type)
+    operation = msgspec.convert(values | {"op": info.name}, info.record)
+    raw = msgspec.msgpack.encode(operation)
+    again = msgspec.msgpack.decode(raw, type=info.record)
+    assert again == operation
+    # Absent fields mean the defaults, so that a log of today is read by a program of tomorrow.
+    assert set(msgspec.msgpack.decode(raw)) == set(values) | {"op"}
+
+
+@operations
+def test_an_operation_is_exercised(info: OperationInfo) -> None:
+    assert info.record.__name__ in USED or info.name == "clock.advance"
+
+
+@queries
+def test_a_query_is_documented_and_exercised(query: type[Query]) -> None:
+    assert query.__doc__
+    assert query.answer.__annotations__["return"]
+    assert query.__name__ in USED
+
+
+def test_refusals_have_codes_of_their_own() -> None:
+    codes = [refusal.code for refusal in Refusal.__subclasses__()]
+    assert len(codes) == len(set(codes))
