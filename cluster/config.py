@@ -44,6 +44,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     # A snapshot is taken when the log since the last one passes either bound.
     snapshot_log_bytes: int = 128 << 20
     snapshot_log_entries: int = 200_000
+    snapshot_interval_ms: int = 10_000
     # Entries kept behind a snapshot, so that a slightly slow follower needs none.
     tail_entries: int = 2_000
     tail_bytes: int = 16 << 20

@@ -169,7 +169,12 @@ class Engine:
         )
         self._rounds = Rounds(self._broadcast_round)
         self._readers = Readers(self._ask)
-        self._policy = snapshots.Policy(config.snapshot_log_bytes, config.snapshot_log_entries)
+        self._policy = snapshots.Policy(
+            config.snapshot_log_bytes,
+            config.snapshot_log_entries,
+            config.snapshot_interval_ms / 1000,
+            0.8 + 0.4 * sorted(config.peers).index(config.node_id) / len(config.peers),
+        )
         self._writer = self._around.snapshot_writer()
         self._senders: dict[str, snapshots.Sender] = {}
         self._wanted: set[str] = set()
@@ -888,9 +893,9 @@ class Engine:
 
         def done(error: Exception | None) -> None:
             self._snapshot_running = False
+            self._policy.ended(Clock.now())
             if error is not None:
                 log.error("a snapshot could not be written: %s; the log is kept", error)
-                self._policy.failed(Clock.now())
                 return
             log.info("wrote a snapshot at entry %d in %.1f s", index, time.monotonic() - began)
             self._policy.taken(index, bytes_appended)

@@ -202,7 +202,7 @@ async def test_a_lone_node_is_durable(tmp_path: Path) -> None:
 
 
 async def test_snapshots_bound_the_log_and_bring_a_wiped_node_up(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path, snapshot_log_entries=40, tail_entries=5, segment_bytes=2000)
+    cluster = Cluster(tmp_path, snapshot_log_entries=40, snapshot_interval_ms=50, tail_entries=5, segment_bytes=2000)
     async with running(cluster):
         await cluster.write("n1", b"first")
         await cluster.stop("n3", transfer=True)

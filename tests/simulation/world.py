@@ -144,6 +144,7 @@ class World:
             append_bytes=profile.append_bytes,
             segment_bytes=profile.segment_bytes,
             snapshot_log_entries=profile.snapshot_entries,
+            snapshot_interval_ms=100,
             tail_entries=profile.tail_entries,
         )
 
