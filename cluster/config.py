@@ -23,6 +23,10 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Path
     cluster_name: str = "quorumq"
     secret: str = ""
+    # This node's certificate and key, and the authority of all members': all three, or none for plain TCP.
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
 
     heartbeat_ms: int = 100
     election_min_ms: int = 600
@@ -53,6 +57,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Raise ValueError with the setting's name when the values cannot work together."""
         if self.node_id not in self.peers:
             raise ValueError(f"NODE_ID {self.node_id!r} is not among PEERS ({', '.join(sorted(self.peers))})")
+        if len({each is None for each in (self.tls_cert, self.tls_key, self.tls_ca)}) > 1:
+            raise ValueError("PEER_TLS_CERT, PEER_TLS_KEY and PEER_TLS_CA belong together: set all of them or none")
         if self.election_min_ms <= 3 * self.heartbeat_ms:
             raise ValueError("ELECTION_MIN_MS must be more than three times HEARTBEAT_MS")
         if self.election_max_ms <= self.election_min_ms:

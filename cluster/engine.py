@@ -26,6 +26,7 @@ from cluster.disk import Disk
 from cluster.errors import ClusterError, LogDamaged, NotApplied, OutcomeUnknown, Removed, Unavailable
 from cluster.log import Log
 from cluster.membership import ChangeRefused, Membership
+from cluster.membership import decode as decode_membership
 from cluster.raft import ROLES, Clock, Raft
 from cluster.reads import Readers, Rounds
 from cluster.replica import Batch, Machine, Replica
@@ -37,7 +38,8 @@ log = logging.getLogger("quorumq.cluster")
 _LOG_RETRY_S = 0.5
 _TRANSFER_S = 2.0
 _STALL_S = 0.25
-_PROMOTABLE_LAG = 200
+_PROMOTABLE_LAG = 16
+_STRANGERS_MAX = 16
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -183,6 +185,7 @@ class Engine:
         self._change_number = 0
         self._changes_under_way: list[tuple[bytes, Callable[[ClusterError | None], None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._whole: set[str] = set()
         self._was_leader = False
         self._snapshot_running = False
         self._snapshot_name = ""
@@ -675,10 +678,22 @@ class Engine:
         if self._raft.is_leader and message["term"] == self._raft.term and peer in self._raft.peers:
             self._rounds.confirmed(peer, message["number"], self._raft.quorum)
 
+    def _say_present(self, peer: str) -> None:
+        self._links.send(
+            peer,
+            {
+                "type": "present",
+                "term": self._raft.term,
+                "history": self._has_history(),
+                "whole": self._probation is None,
+            },
+        )
+
     def _has_history(self) -> bool:
         return self._log.last_index > 1 or bool(self._replica.cluster_id)
 
     def _on_present(self, peer: str, message: Message) -> None:
+        (self._whole.add if message["whole"] else self._whole.discard)(peer)
         if self._probation is not None:
             self._probation.present(peer, message["term"], message["history"])
 
@@ -710,11 +725,14 @@ class Engine:
         self._raft.may_vote = not self._log_broken
         if probation.history:
             log.info("caught up after starting with an empty disk: this node votes again")
+        for peer in self._raft.membership.seats:
+            if peer != self.node_id:
+                self._say_present(peer)
         self._poke()
 
     def peer_up(self, peer: str) -> None:
         """The link to `peer` stands."""
-        self._links.send(peer, {"type": "present", "term": self._raft.term, "history": self._has_history()})
+        self._say_present(peer)
         self._raft.peer_up(peer)
         self._poke()
 
@@ -722,6 +740,7 @@ class Engine:
         """The link to `peer` is gone."""
         self._raft.peer_down(peer)
         self._senders.pop(peer, None)
+        self._whole.discard(peer)
         self._poke()
 
     def peer_reset(self, peer: str) -> None:
@@ -748,8 +767,18 @@ class Engine:
             )
 
     def was_removed(self, peer: str) -> bool:
-        """Whether `peer` was a member once."""
-        return peer in self._raft.membership.removed
+        """Whether `peer` was a member once, and its removal is committed."""
+        return bool(self._replica.membership) and peer in decode_membership(self._replica.membership).removed
+
+    def may_adopt(self, peer: str) -> bool:
+        """Whether a peer that proved itself is listened to though this node does not know it.
+
+        It may be a member, the leader even, that joined while this node was away: only its entries can say so.
+        """
+        return (
+            not self.was_removed(peer)
+            and len(self._links.addresses) < len(self._raft.membership.seats) + _STRANGERS_MAX
+        )
 
     # -- membership ----------------------------------------------------------------------------------------------------
 
@@ -812,14 +841,21 @@ class Engine:
 
     def _membership_after(self, action: str, node: str, address: str) -> Membership:
         raft = self._raft
-        reachable = {self.node_id, *(peer for peer in raft.peers if self._links.connected(peer))}
+        # A voter that has lost its disk, and does not vote before it has caught up, is no help for a quorum.
+        reachable = {
+            self.node_id,
+            *(peer for peer in raft.peers if self._links.connected(peer) and peer in self._whole),
+        }
         if action == "add":
             return raft.membership.adding(node, address)
         if action == "promote":
-            behind = self._log.last_index - raft.match_index(node)
-            if node in raft.membership.seats and behind > _PROMOTABLE_LAG:
-                raise ChangeRefused(f"{node} is {behind} entries behind: it must catch up first")
-            return raft.membership.promoting(node)
+            after = raft.membership.promoting(node)
+            behind = raft.commit_index - raft.match_index(node)
+            if raft.match_index(node) == 0 or behind > _PROMOTABLE_LAG or node not in self._whole:
+                raise ChangeRefused(
+                    f"{node} is {behind} entries behind, or knows not yet every member: it must catch up first"
+                )
+            return after
         if action == "remove":
             if node == self.node_id:
                 raise ChangeRefused(f"{node} leads: hand leadership over first")

@@ -256,6 +256,11 @@ class Raft(SyncObj):  # type: ignore[misc]
         return self.committed_own_term and (not entries or entries[-1][1] <= self.applied_index)
 
     @property
+    def membership_known(self) -> bool:
+        """Whether the membership in force comes from the log, and is not just what the configuration says."""
+        return bool(self._base or self.journal.memberships)
+
+    @property
     def voter(self) -> bool:
         """Whether this node's vote counts."""
         seat = self.membership.seats.get(self.id)

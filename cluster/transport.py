@@ -1,4 +1,4 @@
-"""Frames between the members of a cluster, over TCP, in msgpack, between nodes that have proved who they are.
+"""Frames between the members of a cluster, over TCP or TLS, in msgpack, between nodes that have proved who they are.
 
 Each node dials every peer and sends on the connection it dialled, so a connection has one direction of messages and duplicates
 cannot happen: a newer connection of the same peer replaces the older one. Names are resolved at every dial. What the messages
@@ -15,10 +15,11 @@ import hmac
 import logging
 import random
 import secrets
+import ssl
 import struct
 from typing import Any, Protocol, cast
 
-from cluster import codec
+from cluster import codec, messages, tls
 from cluster.config import ClusterConfig
 
 log = logging.getLogger("quorumq.peers")
@@ -31,8 +32,17 @@ _HANDSHAKE_BYTES_MAX = 4096
 _HANDSHAKE_S = 5.0
 _PING_S = 0.25
 _SILENCE_S = 3.0
+_STOP_S = 1.0
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.05, 1.0
 _COMPLAIN_S = 30.0
+_COMPLAINTS_MAX = 1000
+_UNPROVEN_MAX = 256
+"""Connections that have not proved themselves yet, at most; a further one takes the place of the oldest."""
+_PONG_BUFFER_MAX = 64 << 10
+_CERTIFICATES_S = 5.0
+_ENTRY_OVERHEAD = 4096
+# How a connection begins that speaks TLS: with a handshake, or with an alert.
+_TLS_HELLO, _TLS_ALERT = b"\x16\x03", b"\x15\x03"
 _PING = codec.dumps({"type": "ping"})
 _PONG = codec.dumps({"type": "pong"})
 
@@ -49,6 +59,7 @@ class Listener(Protocol):
     def cluster_id(self) -> str: ...
     def refused(self, peer: str, code: str, reason: str) -> None: ...
     def was_removed(self, peer: str) -> bool: ...
+    def may_adopt(self, peer: str) -> bool: ...
 
 
 class FrameError(Exception):
@@ -97,6 +108,16 @@ def frame(body: bytes) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 63 and value.isprintable()
+
+
+def _shown(value: Any) -> str:
+    """What somebody else said, fit for one line of a log."""
+    text = str(value)[:200] if isinstance(value, (str, int, float)) else type(value).__name__
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
 def _proof(secret: str, side: str, dialler: str, acceptor: str, cluster: str, nonces: bytes) -> bytes:
     text = "\0".join((f"quorumq-{PROTOCOL}", side, dialler, acceptor, cluster)).encode() + b"\0" + nonces
     return hmac.digest(secret.encode(), text, "sha256")
@@ -112,12 +133,19 @@ class _Connection(asyncio.Protocol):
         self.established = False
         self.closing = False
         self.address = "?"
+        self._limit: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
         self.address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
-        self.links.loop.call_later(_HANDSHAKE_S, self._handshake_late)
+        self._limit = self.links.loop.call_later(_HANDSHAKE_S, self._handshake_late)
+
+    def ended(self) -> None:
+        """The connection is no more: nothing shall hold on to it."""
+        self.closing = True
+        if self._limit is not None:
+            self._limit.cancel()
 
     def _handshake_late(self) -> None:
         if not self.established and not self.closing:
@@ -136,9 +164,11 @@ class _Connection(asyncio.Protocol):
                 if self.closing:
                     return
                 self.frame_received(body)
-        except (FrameError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # A broken frame says nothing about the others: this connection ends, and nothing else does.
-            log.warning("closed the connection with %s: broken frame (%s)", self.name, error)
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, FrameError) as error:
+            # A broken frame says nothing about the others: this connection ends, and nothing else does. The error's own
+            # text may quote what was in the frame; that of ours does not.
+            why = str(error) if isinstance(error, (FrameError, messages.Malformed)) else type(error).__name__
+            self.links.complain(f"closed the connection with {self.name}: broken frame ({why})", "broken frame")
             self.close("broken frame")
 
     @property
@@ -149,9 +179,13 @@ class _Connection(asyncio.Protocol):
         raise NotImplementedError
 
     def close(self, why: str) -> None:
-        self.closing = True
-        if self.transport is not None:
+        if self.transport is not None and not self.closing:
+            # What is still to be sent goes out first, but not to somebody who does not read it.
             self.transport.close()
+            if self._limit is not None:
+                self._limit.cancel()
+            self._limit = self.links.loop.call_later(_HANDSHAKE_S, self.transport.abort)
+        self.closing = True
 
     def refuse(self, code: str, reason: str) -> None:
         self.send({"type": "refused", "code": code, "reason": reason, "from": self.links.config.node_id})
@@ -167,20 +201,29 @@ class _Inbound(_Connection):
         super().__init__(links)
         self._expected = b""
         self._pending = ""
+        self._address_given = ""
+        self._early = b""
+        self._heard = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        early, self._early = self._early, b""
+        if early:
+            self.data_received(early)
 
     @property
     def name(self) -> str:
-        return f"{self.peer} ({self.address})" if self.peer else self.address
+        return f"{self.peer} at {self.address}" if self.peer else f"somebody at {self.address}"
 
     def frame_received(self, body: bytes) -> None:
         message = codec.loads(body)
         kind = message["type"]
         if self.established:
             assert self.peer is not None
-            if kind == "ping":
-                self.write(_PONG)
-            else:
+            if kind != "ping":
                 self.links.deliver(self.peer, message)
+            elif self.transport is not None and self.transport.get_write_buffer_size() < _PONG_BUFFER_MAX:
+                self.write(_PONG)
         elif kind == "hello" and not self._pending:
             self._hello(message)
         elif kind == "proof" and self._pending:
@@ -189,25 +232,35 @@ class _Inbound(_Connection):
             raise FrameError("not a handshake")
 
     def data_received(self, data: bytes) -> None:
+        if self.transport is None:
+            # Behind a TLS handshake the first bytes may come before its end is told.
+            self._early += data
+            return
+        if not self._heard and data[:2] == _TLS_HELLO:
+            self.links.complain(f"refused {self.name}: it speaks TLS, and this node has no certificates")
+            self.refuse("tls", "this node has no certificates and does not speak TLS")
+            return
+        self._heard = True
         super().data_received(data)
         if self.established and self.peer is not None and self.frames.partial:
             self.links.listener.frame_under_way(self.peer)
 
     def _hello(self, message: Message) -> None:
         links, config = self.links, self.links.config
-        dialler, nonce = str(message["from"]), message["nonce"]
-        if not isinstance(nonce, bytes) or len(nonce) != 16:
+        dialler, nonce = message["from"], message["nonce"]
+        if not isinstance(nonce, bytes) or len(nonce) != 16 or not _is_name(dialler):
             raise FrameError("not a handshake")
         refusal = links.unsuitable(message)
         if refusal is None and message["to"] != config.node_id:
-            refusal = ("other_node", f"this is {config.node_id}, not {message['to']}")
+            refusal = ("other_node", f"this is {config.node_id}, not {_shown(message['to'])}")
         if refusal is not None:
-            links.complain(f"refused {dialler} at {self.address}: {refusal[1]}")
+            links.complain(f"refused {dialler} at {self.address}: {refusal[1]}", refusal[0])
             self.refuse(*refusal)
             return
         mine = secrets.token_bytes(16)
         self._expected = _proof(config.secret, "dialler", dialler, config.node_id, config.cluster_name, nonce + mine)
         self._pending = dialler
+        self._address_given = _shown(message.get("address", ""))
         self.send(
             {
                 "type": "challenge",
@@ -226,6 +279,9 @@ class _Inbound(_Connection):
             self.links.complain(f"refused {self._pending} at {self.address}: it does not know our secret")
             self.refuse("secret", "wrong cluster secret")
             return
+        if not self.links.known(self._pending) and self.links.listener.may_adopt(self._pending):
+            # An empty node knows only the configured peers; the leader may be another by now.
+            self.links.add_peer(self._pending, self._address_given)
         if not self.links.known(self._pending):
             self.links.complain(f"refused {self._pending} at {self.address}: it is not a member of this cluster")
             if self.links.listener.was_removed(self._pending):
@@ -235,12 +291,13 @@ class _Inbound(_Connection):
             return
         self.peer = self._pending
         self.established = True
+        self.links.proven(self)
         self.frames.bytes_max = self.links.config.frame_bytes_max
         self.send({"type": "welcome"})
         self.links.inbound_ready(self.peer, self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.closing = True
+        self.ended()
         self.links.inbound_lost(self)
 
 
@@ -251,12 +308,22 @@ class _Outbound(_Connection):
         super().__init__(links)
         self.link = link
         self._nonce = secrets.token_bytes(16)
+        self._challenge_seen = False
         self._trusted = False
+        self._heard = False
         self.heard_at = links.loop.time()
 
     @property
     def name(self) -> str:
-        return f"{self.link.peer} ({self.address})"
+        return f"{self.link.peer} at {self.address}"
+
+    def data_received(self, data: bytes) -> None:
+        if not self._heard and data[:2] == _TLS_ALERT:
+            self.links.complain(f"{self.name} refused this node: it speaks TLS only, and this node has no certificates")
+            self.close("TLS")
+            return
+        self._heard = True
+        super().data_received(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -269,6 +336,7 @@ class _Outbound(_Connection):
                 "cluster_id": self.links.listener.cluster_id(),
                 "from": config.node_id,
                 "to": self.link.peer,
+                "address": config.peers[config.node_id],
                 "nonce": self._nonce,
             }
         )
@@ -280,11 +348,14 @@ class _Outbound(_Connection):
         if kind == "pong" and self.established:
             return
         if kind == "refused" and not self.established:
-            code, reason = str(message["code"])[:64], str(message["reason"])[:300]
-            self.links.complain(f"{self.link.peer} at {self.address} refused this node: {reason}")
+            # What somebody says who has not proved to be the peer is worth a line in the log, and nothing else.
+            code = _shown(message["code"]) if self._trusted else "unproven"
+            reason = _shown(message["reason"])
+            self.links.complain(f"{self.name} refused this node: {reason}")
             self.links.listener.refused(self.link.peer, code, reason)
             self.close(reason)
-        elif kind == "challenge" and not self.established:
+        elif kind == "challenge" and not self._challenge_seen:
+            self._challenge_seen = True
             self._challenged(message)
         elif kind == "welcome" and not self.established and self._trusted:
             self.established = True
@@ -301,7 +372,7 @@ class _Outbound(_Connection):
             refusal = ("secret", "it does not know our secret")
             # Answer with a proof all the same: the other side can then say, and log, what is wrong.
         if refusal is not None:
-            self.links.complain(f"do not talk to {self.link.peer} at {self.address}: {refusal[1]}")
+            self.links.complain(f"do not talk to {self.name}: {refusal[1]}")
         if refusal is not None and refusal[0] != "secret":
             self.close(refusal[1])
             return
@@ -324,8 +395,21 @@ class _Outbound(_Connection):
             self.links.listener.peer_congested(self.link.peer, False)
 
     def connection_lost(self, error: Exception | None) -> None:
-        was_closing, self.closing = self.closing, True
+        if isinstance(error, ssl.SSLError) and not self.established:
+            self.links.complain(f"{self.name} refused this node: TLS: {tls.reason(error)}")
+        was_closing = self.closing
+        self.ended()
         self.link.lost(self, by_peer=not was_closing)
+
+
+class _Accepted(asyncio.Protocol):
+    """A connection that has just come in: it is given to one that reads what comes, before anything does."""
+
+    def __init__(self, links: Links) -> None:
+        self.links = links
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.links.accepted(cast(asyncio.Transport, transport))
 
 
 class _Link:
@@ -361,11 +445,18 @@ class _Link:
         if address is None:
             return False
         host, _, port = address.rpartition(":")
+        certificates = self.links.certificates
         try:
             async with asyncio.timeout(_HANDSHAKE_S):
                 await self.links.loop.create_connection(
-                    lambda: _Outbound(self.links, self), host.strip("[]"), int(port)
+                    lambda: _Outbound(self.links, self),
+                    host.strip("[]"),
+                    int(port),
+                    ssl=certificates.client if certificates is not None else None,
                 )
+        except ssl.SSLError as error:
+            self.links.complain(f"do not talk to {self.peer} at {address}: TLS: {tls.reason(error)}")
+            return False
         except (OSError, TimeoutError, ValueError) as error:
             log.debug("cannot reach %s at %s: %s", self.peer, address, error)
             return False
@@ -421,20 +512,65 @@ class Links:
         self._links: dict[str, _Link] = {}
         self._inbound: dict[str, _Inbound] = {}
         self._connections: set[_Inbound] = set()
+        # In the order in which they came.
+        self._unproven: dict[_Inbound, asyncio.Transport] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self.certificates: tls.Certificates | None = None
+        self._certificates_timer: asyncio.TimerHandle | None = None
+        if config.tls_cert is not None and config.tls_key is not None and config.tls_ca is not None:
+            self.certificates = tls.Certificates(config.tls_cert, config.tls_key, config.tls_ca)
         self._complained: dict[str, float] = {}
 
     async def start(self) -> None:
         """Listen, and dial every peer. Raises OSError when the port is taken."""
         host, _, port = self.config.listen.rpartition(":")
         self._server = await self.loop.create_server(
-            self._accept, host.strip("[]") or None, int(port), reuse_address=True
+            lambda: _Accepted(self), host.strip("[]") or None, int(port), reuse_address=True
         )
+        self._look_at_certificates()
 
-    def _accept(self) -> _Inbound:
+    def _look_at_certificates(self) -> None:
+        if self.certificates is not None:
+            self.certificates.refresh()
+            self._certificates_timer = self.loop.call_later(_CERTIFICATES_S, self._look_at_certificates)
+
+    def accepted(self, transport: asyncio.Transport) -> None:
+        """Somebody dialled this node: begin the handshakes, of TLS and of our own."""
         connection = _Inbound(self)
         self._connections.add(connection)
-        return connection
+        self._unproven[connection] = transport
+        if len(self._unproven) > _UNPROVEN_MAX:
+            self._unproven.pop(next(iter(self._unproven))).abort()
+        if self.certificates is None:
+            transport.set_protocol(connection)
+            connection.connection_made(transport)
+            return
+        task = self.loop.create_task(self._shake_hands(transport, connection, self.certificates.server))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, raw: asyncio.Transport, connection: _Inbound, context: ssl.SSLContext) -> None:
+        name = raw.get_extra_info("peername")
+        transport: asyncio.Transport | None = None
+        try:
+            transport = await self.loop.start_tls(
+                raw, connection, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE_S
+            )
+        except OSError as error:
+            if isinstance(error, ssl.SSLError) and isinstance(name, tuple):
+                self.complain(f"refused somebody at {name[0]}:{name[1]}: TLS: {tls.reason(error)}")
+        finally:
+            if transport is None or transport.is_closing():
+                raw.abort()
+                self._connections.discard(connection)
+                self._unproven.pop(connection, None)
+        if transport is not None:
+            connection.connection_made(transport)
+
+    def proven(self, connection: _Inbound) -> None:
+        """A connection is known to be a peer's."""
+        self._unproven.pop(connection, None)
 
     async def stop(self) -> None:
         """Close everything, and wait until it is closed."""
@@ -443,11 +579,21 @@ class Links:
             link.close()
         if self._server is not None:
             self._server.close()
+        if self._certificates_timer is not None:
+            self._certificates_timer.cancel()
+        for task in self._handshakes:
+            task.cancel()
         for connection in list(self._connections):
             connection.close("stopping")
+        cut_off_at = self.loop.time() + _STOP_S
         while self._connections or any(link.connection is not None for link in links):
-            await asyncio.sleep(0)
-        await asyncio.gather(*(link.task for link in links), return_exceptions=True)
+            await asyncio.sleep(0.001)
+            if self.loop.time() > cut_off_at:
+                # Somebody does not read what was still to be sent.
+                for each in (*self._connections, *(link.connection for link in links)):
+                    if each is not None and each.transport is not None:
+                        each.transport.abort()
+        await asyncio.gather(*(link.task for link in links), *self._handshakes, return_exceptions=True)
 
     def add_peer(self, peer: str, address: str) -> None:
         """Begin to dial `peer`. An address that the configuration gives for it wins: it is the newer knowledge."""
@@ -460,6 +606,8 @@ class Links:
         link = self._links.pop(peer, None)
         if link is not None:
             link.close()
+        if peer not in self.config.peers:
+            self.addresses.pop(peer, None)
         inbound = self._inbound.pop(peer, None)
         if inbound is not None:
             inbound.close("not a member any more")
@@ -482,18 +630,19 @@ class Links:
         return peer in self._links
 
     def deliver(self, peer: str, message: Message) -> None:
-        """Pass a message on."""
+        """Pass a message on. Raises messages.Malformed for one that no handler could rely on."""
+        messages.check(message, self.config.entry_bytes_max - _ENTRY_OVERHEAD)
         self.listener.message_received(peer, message)
 
     def unsuitable(self, message: Message) -> tuple[str, str] | None:
         """Why the sender of a HELLO or CHALLENGE does not belong to this node's cluster, as (code, reason)."""
         if message["protocol"] != PROTOCOL:
-            return ("protocol", f"protocol version {message['protocol']!r}, ours is {PROTOCOL}")
+            return ("protocol", f"protocol version {_shown(message['protocol'])}, ours is {PROTOCOL}")
         if message["cluster"] != self.config.cluster_name:
-            return ("cluster", f"cluster name {str(message['cluster'])[:64]!r}, ours is {self.config.cluster_name!r}")
+            return ("cluster", f"cluster name {_shown(message['cluster'])!r}, ours is {self.config.cluster_name!r}")
         mine, theirs = self.listener.cluster_id(), message["cluster_id"]
         if mine and theirs and mine != theirs:
-            return ("cluster_id", f"cluster id {str(theirs)[:64]}, ours is {mine}: the data is of another cluster")
+            return ("cluster_id", f"cluster id {_shown(theirs)}, ours is {mine}: the data is of another cluster")
         return None
 
     def inbound_ready(self, peer: str, connection: _Inbound) -> None:
@@ -506,17 +655,25 @@ class Links:
     def inbound_lost(self, connection: _Inbound) -> None:
         """A connection ended; when it was the peer's present one, the peer's process may have died."""
         self._connections.discard(connection)
+        self._unproven.pop(connection, None)
         peer = connection.peer
         if peer is not None and self._inbound.get(peer) is connection:
             del self._inbound[peer]
             self.listener.peer_reset(peer)
 
-    def complain(self, text: str) -> None:
-        """Log a refusal, each text at most every half minute: a refused peer dials for ever."""
+    def complain(self, text: str, about: str = "") -> None:
+        """Log a refusal, at most every half minute for the same peer and matter: a refused peer dials for ever.
+
+        about: the matter, where the text says something different each time. Strangers count as one peer, whatever they call
+        themselves.
+        """
         now = self.loop.time()
-        key = text.split(" at ")[0]
+        # Without the address, whose port is another one each time.
+        words, _, rest = text.partition(" at ")
+        who = next((word for word in words.split() if word in self._links), "somebody")
+        key = f"{who} {about or rest.partition(' ')[2]}"
         if now - self._complained.get(key, float("-inf")) > _COMPLAIN_S:
-            if len(self._complained) > 1000:
+            if len(self._complained) > _COMPLAINTS_MAX:
                 self._complained.clear()
             self._complained[key] = now
             log.error("%s", text)

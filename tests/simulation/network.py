@@ -20,6 +20,7 @@ class Connection:
     def __init__(self, source: SimLinks, target: str) -> None:
         self.source = source
         self.target = target
+        self.other_end = source.network.nodes[target]
         self.open = True
         self.arrives_at = 0.0
         self.stuck: list[bytes] = []
@@ -95,10 +96,12 @@ class Network:
         if not connection.open:
             return
         me, target = connection.source.config.node_id, self.nodes.get(connection.target)
-        if target is None:
-            return
         if not self.reachable(me, connection.target):
             connection.stuck.append(body)
+            return
+        if target is not connection.other_end:
+            # The process at the other end is not the one that took this connection: its machine answers with a reset.
+            self.break_connection(connection)
             return
         self.messages += 1
 
@@ -175,6 +178,11 @@ class SimLinks:
             if peer not in self.connections:
                 self.dial_later(peer)
             return
+        if not target.known(me) and not target.adopt(me, self.config.peers[me]):
+            if target.listener.was_removed(me):
+                self.listener.refused(peer, "removed", f"{me} was removed from this cluster")
+            self.dial_later(peer)
+            return
         old = self.connections.get(peer)
         if old is not None:
             old.open = False
@@ -216,3 +224,8 @@ class SimLinks:
 
     def known(self, peer: str) -> bool:
         return peer in self._peers
+
+    def adopt(self, peer: str, address: str) -> bool:
+        if self.listener.may_adopt(peer):
+            self.process.run(self.add_peer, peer, address)
+        return self.known(peer)

@@ -60,6 +60,7 @@ ROUGH = Profile(
         "full_disk": 2,
         "transfer": 2,
         "wipe": 2,
+        "members": 3,
     },
 )
 HELL = replace(

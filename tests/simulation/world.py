@@ -12,7 +12,7 @@ import cluster.raft
 from cluster import snapshots
 from cluster.config import ClusterConfig
 from cluster.engine import Engine, Surroundings
-from cluster.errors import ClusterError, LogDamaged
+from cluster.errors import ClusterError, LogDamaged, Removed
 from node.machine import Machine
 from node.node import Node
 from node.operations.jobs import AckJob, FailJob, GetJobState, PullJobs, PushJobs
@@ -120,7 +120,9 @@ class World:
         self.network = Network(self.loop, self.rng, profile.delay)
         self.checks = Checks()
         self.faults = 0
-        self.hosts = {f"n{i + 1}": Host(f"n{i + 1}") for i in range(nodes)}
+        self.founders = [f"n{i + 1}" for i in range(nodes)]
+        # One machine more than members, for changes of the membership.
+        self.hosts = {f"n{i + 1}": Host(f"n{i + 1}") for i in range(nodes + 1)}
         self._trace = trace
         self._jobs = 0
         self._quiet = False
@@ -137,7 +139,7 @@ class World:
         profile = self.profile
         return ClusterConfig(
             node_id=name,
-            peers={host: f"{host}:7790" for host in self.hosts},
+            peers={host: f"{host}:7790" for host in {*self.founders, name}},
             listen="-:7790",
             data_dir=Path("/") / name / "data",
             entry_bytes_target=4000,
@@ -149,6 +151,7 @@ class World:
         )
 
     async def start(self, name: str) -> None:
+        """Start the process on a machine, unless it runs."""
         host = self.hosts[name]
         if host.up or host.starting:
             return
@@ -222,6 +225,19 @@ class World:
         if wipe:
             self.checks.wiped(name)
         self.say(f"{name} {'lost its disk' if wipe else 'crashed'}")
+
+    def retire(self, name: str) -> None:
+        """A machine that is no member any more: its process ends and its disk is emptied."""
+        self.crash(name, wipe=True)
+        self.hosts[name].whole = True  # nobody counts on it
+
+    def members(self) -> list[str]:
+        """The members as the leader with the highest term sees them, or the node that has applied most."""
+        engines = self.engines()
+        if not engines:
+            return []
+        best = max(engines, key=lambda engine: (engine.is_leader, engine._raft.term, engine.applied_index))
+        return sorted(best._raft.membership.seats)
 
     def engines(self) -> list[Engine]:
         return [host.engine for host in self.hosts.values() if host.engine is not None and host.node is not None]
@@ -301,7 +317,7 @@ class World:
             cluster.raft.Clock.now = __import__("time").monotonic
 
     async def _live(self) -> None:
-        for name in self.hosts:
+        for name in self.founders:
             await self.start(name)
         self._clients = [self.loop.create_task(self._client(number)) for number in range(self.profile.clients)]
         until = self.loop.now + self.profile.seconds
@@ -317,6 +333,10 @@ class World:
         for name, host in self.hosts.items():
             if host.engine is not None and host.engine.failed.done() and host.up:
                 error = host.engine.failed.exception()
+                if isinstance(error, Removed) and name not in self.members():
+                    self.say(f"{name} was told that it is removed")
+                    self.retire(name)
+                    continue
                 if isinstance(error, Violation):
                     raise error
                 raise Violation("no node stops by itself", f"{name}: {type(error).__name__}: {error}")
@@ -332,6 +352,8 @@ class World:
         await getattr(self, f"_fault_{fault}")(name)
 
     async def _fault_crash(self, name: str) -> None:
+        if not self.hosts[name].up:
+            return
         disk = self.hosts[name].disks["log"]
         for _ in range(self.rng.choice((0, 300))):
             if disk.busy:
@@ -344,19 +366,28 @@ class World:
         self.loop.call_later(after_s, lambda: self.loop.create_task(self._start_checked(name)))
 
     async def _start_checked(self, name: str) -> None:
+        if not self.hosts[name].disks["log"].files and name not in self.members():
+            return  # it was retired meanwhile
         try:
             await self.start(name)
         except Violation as violation:
             self.checks.first_violation = self.checks.first_violation or violation
 
     async def _fault_crash_all(self, name: str) -> None:
-        for each in self.hosts:
+        for each in self.up():
             self.crash(each)
             self._later(self.rng.uniform(0.05, 3.0), each)
 
     async def _fault_wipe(self, name: str) -> None:
         # Two disks lost before the first node is whole again are beyond what is promised.
-        if self.hosts[name].up and all(self._whole(host) for host in self.hosts.values()):
+        members = self.members()
+        enough = len(members) > 2 and all(len(engine._raft.membership.voters) > 2 for engine in self.engines())
+        if (
+            enough
+            and name in members
+            and self.hosts[name].up
+            and all(self._whole(self.hosts[each]) for each in members)
+        ):
             self.crash(name, wipe=True)
             self.hosts[name].whole = False
             self._later(self.rng.uniform(0.05, 2.0), name)
@@ -434,6 +465,34 @@ class World:
             if host.engine is not None and host.up and host.engine.is_leader:
                 self.loop.create_task(host.engine.transfer_leadership(), context=host.process.context())
 
+    async def _fault_members(self, name: str) -> None:
+        leader = next((engine for engine in self.engines() if engine.is_leader), None)
+        if leader is None:
+            return
+        membership = leader._raft.membership
+        outside = [host for host in sorted(self.hosts) if host not in membership.seats and not self.hosts[host].up]
+        learners = [member for member, seat in sorted(membership.seats.items()) if not seat.voter]
+        if learners:
+            action, target = ("promote", learners[0]) if self.rng.random() < 0.8 else ("remove", learners[0])
+        elif outside and len(membership.seats) <= len(self.founders):
+            action, target = "add", outside[0]
+            self.hosts[target].whole = False
+            await self.start(target)
+        elif len(membership.seats) < 3:
+            return
+        else:
+            action, target = "remove", self.rng.choice(sorted(set(membership.seats) - {leader.node_id}))
+        by = self.rng.choice(self.engines())
+        self.say(f"{action} {target}, asked of {by.node_id}")
+        self.loop.create_task(self._change(by, action, target), context=self.hosts[by.node_id].process.context())
+
+    async def _change(self, by: Engine, action: str, target: str) -> None:
+        try:
+            await by.change_members(action, target, f"{target}:7790")
+            self.say(f"{action} {target}: done")
+        except ClusterError as error:
+            self.say(f"{action} {target}: {error}")
+
     async def _heal(self) -> None:
         """All faults end; the cluster must come together, and everything promised must be there."""
         self._quiet = True
@@ -447,17 +506,22 @@ class World:
                 host.process.resume(self.loop)
         await asyncio.sleep(4.5)  # whatever still pends of earlier faults ends within this
         self.network.heal_all()
+        members = self.members() or self.founders
         for name, host in self.hosts.items():
             if host.process.paused:
                 host.process.resume(self.loop)
-            await self.start(name)
+            if name in members:
+                await self.start(name)
         deadline = self.loop.now + CONVERGES_S
         stable_since, stable_at = self.loop.now, -1
         while self.loop.now - stable_since < STABLE_S:
             self._check_alive()
-            statuses = [engine.status() for engine in self.engines()]
+            members = self.members()
+            for name in members:
+                await self.start(name)
+            statuses = [engine.status() for engine in self.engines() if engine.node_id in members]
             together = (
-                len(statuses) == len(self.hosts)
+                len(statuses) == len(members)
                 and all(status.ready for status in statuses)
                 and len({status.applied_index for status in statuses}) == 1
                 and all(status.applied_index == status.last_index for status in statuses)
@@ -472,7 +536,7 @@ class World:
                 )
                 raise Violation("converges", f"{CONVERGES_S} s after all faults ended: {view}")
             await asyncio.sleep(0.1)
-        engines = self.engines()
+        engines = [engine for engine in self.engines() if engine.node_id in self.members()]
         machines = [engine.machine for engine in engines]
         digests = {machine.digest() for machine in machines}
         if len(digests) != 1:
