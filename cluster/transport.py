@@ -397,6 +397,11 @@ class _Outbound(_Connection):
     def connection_lost(self, error: Exception | None) -> None:
         if isinstance(error, ssl.SSLError) and not self.established:
             self.links.complain(f"{self.name} refused this node: TLS: {tls.reason(error)}")
+        elif self.links.certificates is not None and not self._heard and not self.closing:
+            # In TLS 1.3 this side is done before the other has judged the certificate, and then the other may just hang up.
+            self.links.complain(
+                f"{self.name} hung up after the TLS handshake: it may not accept this node's certificate"
+            )
         was_closing = self.closing
         self.ended()
         self.link.lost(self, by_peer=not was_closing)

@@ -67,4 +67,11 @@ HELL = replace(
     ROUGH, name="hell", faults_a_second=3.0, snapshot_entries=25, tail_entries=2, segment_bytes=1500, append_bytes=250
 )
 
-PROFILES = {profile.name: profile for profile in (CALM, ROUGH, HELL)}
+DISKS = replace(
+    HELL,
+    name="disks",
+    weights={"crash": 6, "crash_all": 1, "cut": 3, "slow_disk": 8, "full_disk": 2, "reset": 2, "pause": 1},
+    disk_s=(0.001, 0.05),
+)
+
+PROFILES = {profile.name: profile for profile in (CALM, ROUGH, HELL, DISKS)}

@@ -56,7 +56,8 @@ def test_fresh_seeds(record_property: pytest.RecordProperty) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", sorted(BREAKS))
 def test_a_missing_protection_is_noticed(name: str) -> None:
-    run = simulate("--profile", "hell", "--seeds", "0:400", "--break", name, "--first")
+    profile = "disks" if name in ("leader-durability", "durable-ack", "log-checksum") else "hell"
+    run = simulate("--profile", profile, "--seeds", "0:400", "--break", name, "--first")
     assert run.returncode == 1, run.stdout + run.stderr
     assert f"--break {name} --trace" in run.stdout
 

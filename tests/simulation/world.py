@@ -379,8 +379,11 @@ class World:
             self._later(self.rng.uniform(0.05, 3.0), each)
 
     async def _fault_wipe(self, name: str) -> None:
-        # Two disks lost before the first node is whole again are beyond what is promised.
+        # Two disks lost before the first node is whole again are beyond what is promised; so is one of two voters', and
+        # a member that is away may hold a change of the membership that leaves two.
         members = self.members()
+        if not all(self.hosts[each].up for each in members):
+            return
         enough = len(members) > 2 and all(len(engine._raft.membership.voters) > 2 for engine in self.engines())
         if (
             enough
