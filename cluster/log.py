@@ -122,7 +122,7 @@ class Log:
         self._entries: list[Entry] = [(_NO_OP, 1, 0)]
         self.term = 0
         self.voted_for: str | None = None
-        self.commit = 0
+        self.commit = 1
         self.bytes = 0
         """Bytes of the commands held in memory."""
         self.bytes_appended = 0
