@@ -27,6 +27,7 @@ from cluster.errors import ClusterError, LogDamaged, NotApplied, OutcomeUnknown,
 from cluster.log import Log
 from cluster.membership import ChangeRefused, Membership
 from cluster.membership import decode as decode_membership
+from cluster.metrics import Metrics
 from cluster.raft import ROLES, Clock, Raft
 from cluster.reads import Readers, Rounds
 from cluster.replica import Batch, Machine, Replica
@@ -202,7 +203,9 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._lock: int | None = None
         self._probation: Probation | None = None
-        self.stalls = 0
+        self.metrics = Metrics()
+        self._proposed_at: dict[int, float] = {}
+        self._leader_seen: str | None = None
         self.failed: asyncio.Future[None]
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -240,6 +243,7 @@ class Engine:
         self._receiver = snapshots.Receiver(self._snapshot_disk, self._links.send, self._install)
         self._log.on_durable = self._durable
         self._log.on_failure = self._log_failed
+        self._log.on_synced = self.metrics.sync_seconds.observe
         self._named = bool(self._replica.cluster_id and self._replica.membership)
         if self._probation_needed():
             self._probation = Probation(self._raft.peers)
@@ -487,7 +491,7 @@ class Engine:
             return
         now = Clock.now()
         if self._ticked_at and now - self._ticked_at > _STALL_S:
-            self.stalls += 1
+            self.metrics.loop_stalls += 1
             log.warning("the event loop stood still for %.0f ms", (now - self._ticked_at) * 1000)
         self._ticked_at = now
         self._poke()
@@ -510,10 +514,15 @@ class Engine:
         journal.flush()
         now = Clock.now()
         leads = raft.is_leader
+        if raft.leader not in (None, self._leader_seen):
+            self._leader_seen = raft.leader
+            self.metrics.leader_changes += 1
+        self.metrics.elections, self.metrics.batches_resent = raft.elections, self._submitter.resent
         if leads != self._was_leader:
             self._was_leader = leads
             self._inbox.clear()
             self._senders.clear()
+            self._proposed_at.clear()
             self._changes_failed(OutcomeUnknown("this node ceased to lead: see the members"))
             log.info("%s in term %d", "leads" if leads else "does not lead any more", raft.term)
             for listener in self._listeners:
@@ -548,6 +557,8 @@ class Engine:
     def _propose(self) -> None:
         if len(self._inbox) and self._may_propose():
             batches = self._inbox.take(self.config.entry_bytes_target)
+            self.metrics.entry_batches.observe(len(batches))
+            self._proposed_at[self._log.last_index + 1] = Clock.now()
             self._raft.propose(replicated.encode_batches(self._now_ms(), batches))
 
     def _now_ms(self) -> int:
@@ -565,7 +576,13 @@ class Engine:
                 self._poke()
 
     def _apply(self, index: int, command: bytes) -> None:
+        metrics, began = self.metrics, time.perf_counter()
         self._replica.apply(index, command)
+        metrics.apply_seconds.observe(time.perf_counter() - began)
+        metrics.entry_bytes.observe(len(command))
+        proposed_at = self._proposed_at.pop(index, None)
+        if proposed_at is not None:
+            metrics.commit_seconds.observe(Clock.now() - proposed_at)
         self._remember_cluster_id()
 
     def _remember_cluster_id(self) -> None:
@@ -600,6 +617,7 @@ class Engine:
     def _log_failed(self, error: Exception) -> None:
         log.error("the log cannot be written: %s; this node neither leads nor votes until it can", error)
         self._log_broken = True
+        self.metrics.log_failures += 1
         self._raft.may_vote = False
         self._raft.step_down()
         self._loop.call_later(_LOG_RETRY_S, self._retry_log)
@@ -930,6 +948,7 @@ class Engine:
         def done(error: Exception | None) -> None:
             self._snapshot_running = False
             self._policy.ended(Clock.now())
+            self._count_snapshot(error, snapshots.file_name(index, term))
             if error is not None:
                 log.error("a snapshot could not be written: %s; the log is kept", error)
                 return
@@ -941,6 +960,16 @@ class Engine:
             self._snapshot_disk.run(lambda: snapshots.prune(self._snapshot_disk), self._ignore_pruned)
 
         self._writer.start(work, done)
+
+    def _count_snapshot(self, error: Exception | None, name: str) -> None:
+        metrics = self.metrics
+        metrics.snapshot_fork_seconds = self._writer.fork_s
+        if error is not None:
+            metrics.snapshot_failures += 1
+        else:
+            metrics.snapshots += 1
+            metrics.snapshot_at = self._around.wall_ms() / 1000
+            metrics.snapshot_bytes = self._snapshot_disk.size(name)
 
     def _ignore_pruned(self, result: None, error: Exception | None) -> None:
         if error is not None:
@@ -961,6 +990,10 @@ class Engine:
     def _install(self, name: str, head: snapshots.Head) -> None:
         """A snapshot from the leader is whole and durable: it becomes this node's state, unless the log got there meanwhile."""
         if head.index <= self._raft.applied_index:
+            return
+        if self.cluster_id() and replicated.cluster_of(head.replica) != self.cluster_id():
+            log.error("%s is of another cluster, and is not installed", name)
+            self._snapshot_disk.remove(name)
             return
         reader = snapshots.Reader(self._snapshot_disk, name)
         self._replica.restore(head.replica, reader.pieces())

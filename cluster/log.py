@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, overload
@@ -131,6 +132,7 @@ class Log:
         self.durable = 0
         self.failure: Exception | None = None
         self.on_durable: Callable[[], None] = lambda: None
+        self.on_synced: Callable[[float], None] = lambda seconds: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
         self.memberships: list[Entry] = []
         """The membership entries held, oldest first; the last one is in force."""
@@ -431,7 +433,8 @@ class Log:
         dirty, self._dirty = self._dirty, True
         self._writing = True
 
-        def work() -> None:
+        def work() -> float:
+            began = time.perf_counter()
             if dirty:
                 # What a failed sync left in the file cannot be trusted: cut it, and write the whole group again.
                 if self._file is not None:
@@ -448,11 +451,13 @@ class Log:
             self._file.sync()
             if header is not None:
                 self._disk.sync_directory()
+            return time.perf_counter() - began
 
         self._disk.run(work, self._written)
 
-    def _written(self, result: None, error: Exception | None) -> None:
+    def _written(self, seconds: float | None, error: Exception | None) -> None:
         self._writing = False
+        self.on_synced(seconds or 0.0)
         assert self._group is not None
         if error is not None:
             first = self.failure is None

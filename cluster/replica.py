@@ -101,6 +101,23 @@ def members_of(command: bytes) -> bytes:
     return membership
 
 
+class _Entry(msgspec.Struct, array_like=True):
+    kind: int
+    now_ms: int
+    body: msgspec.Raw
+
+
+_ENTRY = msgspec.msgpack.Decoder(_Entry)
+_BATCHES = msgspec.msgpack.Decoder(list[Batch])
+_TEXT = msgspec.msgpack.Decoder(str)
+_BYTES = msgspec.msgpack.Decoder(bytes)
+
+
+def cluster_of(head: bytes) -> str:
+    """The id of the cluster that an image's head belongs to. Raises msgspec.MsgspecError."""
+    return msgspec.msgpack.decode(head, type=_Image).cluster_id
+
+
 Settled = Callable[[Batch, Any], None]
 
 
@@ -119,17 +136,17 @@ class Replica:
     def apply(self, index: int, command: bytes) -> None:
         """Apply one log command. Never raises: what cannot be read is skipped by every node alike, and logged."""
         try:
-            kind, now_ms, body = msgpack.unpackb(command, use_list=False, raw=False)
-            batches = [Batch(*fields) for fields in body] if kind == BATCHES else []
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
-            log.error("entry %d cannot be read (%s) and is skipped", index, type(error).__name__)
+            entry = _ENTRY.decode(command)
+            batches = _BATCHES.decode(entry.body) if entry.kind == BATCHES else []
+            name = _TEXT.decode(entry.body) if entry.kind == CLUSTER_ID else ""
+            membership = _BYTES.decode(entry.body) if entry.kind == MEMBERS else b""
+        except msgspec.MsgspecError as error:
+            log.error("entry %d cannot be read (%s) and is skipped", index, error)
             return
-        self.now_ms = max(self.now_ms, now_ms)
-        if kind == CLUSTER_ID:
-            self.cluster_id = self.cluster_id or body
-            return
-        if kind == MEMBERS:
-            self.membership = body
+        self.now_ms = max(self.now_ms, entry.now_ms)
+        self.cluster_id = self.cluster_id or name
+        self.membership = membership or self.membership
+        if entry.kind != BATCHES:
             return
         fresh = [batch for batch in batches if self._first_time(batch)]
         outcomes = self.machine.apply(index, self.now_ms, [batch.payload for batch in fresh])

@@ -86,9 +86,7 @@ class Mutator:
         self.rng = random.Random(seed)
         self._samples = samples
         self._kinds = sorted(samples)
-        self._fields = [
-            value for kind in self._kinds for body in samples[kind] for value in codec.loads(body).values()
-        ]
+        self._fields = [value for kind in self._kinds for body in samples[kind] for value in codec.loads(body).values()]
 
     def sample(self) -> bytes:
         """A message as it was."""

@@ -34,6 +34,8 @@ EPOCH_MS = 1_700_000_000_000
 class _SimWriter:
     """Writes a snapshot of this very moment; that it is done is known a while later."""
 
+    fork_s = 0.0
+
     def __init__(self, world: World) -> None:
         self._world = world
         self._end: asyncio.TimerHandle | None = None
