@@ -26,9 +26,10 @@ from node.operation import Operation, Query
 from node.refusals import Refusal
 
 from .limits import DATA_BYTES_MAX, BodyTooLarge, Busy
+from .once import BadKey, once_of
 
 if TYPE_CHECKING:
-    from node.node import Node
+    from node.node import Node, Once
 
     from .server import Server
 
@@ -126,9 +127,10 @@ HEADS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode("ascii") for s in 
 class Invalid(Exception):
     """A request that its route cannot accept; the message is for the client."""
 
-    def __init__(self, message: str, status: int = 400) -> None:
+    def __init__(self, message: str, status: int = 400, code: str = "invalid_request") -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
 
 class Call:
@@ -168,6 +170,14 @@ class Call:
         return self._query
 
     @property
+    def once(self) -> Once | None:
+        """What makes this request one with its repeats, when it has an idempotency key. Raises Invalid."""
+        try:
+            return once_of(self.request, self.body)
+        except BadKey as error:
+            raise Invalid(str(error)) from None
+
+    @property
     def stale(self) -> bool:
         """Whether the client is content with this node's copy, however old. Raises Invalid."""
         if not self.query_text:
@@ -185,6 +195,7 @@ Answer = tuple[int, str]
 # How a route words the refusals that it words in its own way: status and text, or what makes them of the refusal.
 Wording = Mapping[type[Refusal], Answer | Callable[[Any], Answer]]
 NO_WORDING: Wording = MappingProxyType({})
+NO_ANSWERS: Mapping[int, str] = MappingProxyType({})
 
 
 class About(TypedDict, total=False):
@@ -194,6 +205,7 @@ class About(TypedDict, total=False):
     refusals: Wording
     about: str
     limited: bool
+    answers: Mapping[int, str]
 
 
 class More(About):
@@ -208,6 +220,10 @@ class Text(msgspec.Struct):
 
 class Html(msgspec.Struct):
     """Stands for a reply that is a page."""
+
+
+class Octets(msgspec.Struct):
+    """Stands for a reply that is a file."""
 
 
 class OpenApi(msgspec.Struct):
@@ -248,7 +264,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     whether it carries job data.  refusals: status and text where this route words a refusal in its own way.
     takes, asks: the type of the body and the parameters of the query, for the OpenAPI document.  about: one sentence
     for the same, where that of `what` does not fit.  group: the heading under which it is documented.  limited: whether
-    it counts for the request limit of a client.
+    it counts for the request limit of a client.  answers: what statuses mean here that mean something else elsewhere.
     """
 
     method: str
@@ -264,6 +280,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     about: str = ""
     group: str = ""
     limited: bool = True
+    answers: Mapping[int, str] = NO_ANSWERS
 
 
 def submit(
@@ -282,7 +299,7 @@ def submit(
     async def handler(call: Call) -> Reply:
         operation = decode(call)
         began = time.perf_counter()
-        made = await call.node.submit(operation, view)
+        made = await call.node.submit(operation, view, once=call.once)
         call.server.writes.observe(time.perf_counter() - began)
         return success(made)
 
@@ -468,7 +485,7 @@ async def answer(server: Server, request: web.BaseRequest, found: Mount, path: M
         status, text = wording(refusal) if callable(wording) else wording
         return failure(dialect, status, text, refusal.code)
     except Invalid as error:
-        return failure(dialect, error.status, str(error), "invalid_request")
+        return failure(dialect, error.status, str(error), error.code)
     except Unavailable as error:
         return failure(dialect, 503, str(error), error.code, retry_after_s=error.retry_after_s)
     except BodyTooLarge as error:

@@ -5,7 +5,7 @@ What is counted and what it is called is said by whoever writes a page of figure
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -63,6 +63,17 @@ class Page:
                 self._lines.append(f'{name}_bucket{{le="{number(2**bucket / 1_000_000)}"}} {below}')
         self._lines.append(f'{name}_bucket{{le="+Inf"}} {below}')
         self._lines.append(f"{name}_sum {number(found.micros / 1_000_000)}")
+        self._lines.append(f"{name}_count {below}")
+        self._lines.append("")
+
+    def buckets(self, name: str, text: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> None:
+        """Write a histogram that somebody else keeps. counts: one for each bound, and one for what is beyond all of them."""
+        self._open(name, "histogram", text)
+        below = 0
+        for bound, count in zip([*map(number, bounds), "+Inf"], counts, strict=True):
+            below += count
+            self._lines.append(f'{name}_bucket{{le="{bound}"}} {below}')
+        self._lines.append(f"{name}_sum {number(total)}")
         self._lines.append(f"{name}_count {below}")
         self._lines.append("")
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import msgspec
 
-from .http import Dialect, Html, NotReady, Route, Text
+from node.operation import Operation
+
+from .http import Dialect, Html, NotReady, Octets, Route, Text
+from .once import HEADER, KEY_CHARS_MAX
 
 Json = dict[str, Any]
 REF = "#/components/schemas/"
@@ -25,14 +28,19 @@ ERRORS = {
     400: "The request cannot be accepted; `error` says why.",
     401: "No token, or none that is known.",
     404: "There is no such thing.",
+    409: "The request was done before under its `Idempotency-Key`; its reply was too large to be kept.",
     413: "The body is longer than BODY_BYTES_MAX, or too long for one log entry.",
+    422: "The `Idempotency-Key` came with a different request before.",
     429: "Too many requests of this client; `Retry-After` says when to come back.",
     500: "A defect of the server; nothing was half done.",
     503: "No quorum, or the node is busy. `code` is `not_applied` when a repeat is safe, else `outcome_unknown`.",
 }
 PARAMETERS = {
     "queue": ("Name of the queue.", {"type": "string", "pattern": "^[a-zA-Z0-9_.:-]+$", "maxLength": 256}),
-    "id": ("Id of the job, webhook or worker.", {"type": "string"}),
+    "id": ("Id of the job.", {"type": "string"}),
+    "webhook_id": ("Id of the webhook.", {"type": "string"}),
+    "worker_id": ("Id of the worker.", {"type": "string"}),
+    "member": ("Id of the node.", {"type": "string"}),
     "custom_id": ("The `jobId` that the job was pushed with.", {"type": "string"}),
     "name": ("Name of the cron job.", {"type": "string"}),
 }
@@ -53,7 +61,6 @@ def served(dialects: Iterable[tuple[Dialect, str]]) -> list[Served]:
 def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
     """Make the whole document."""
     rows = served(dialects)
-    failure = {"$ref": f"{REF}Failure"}
     shown: list[Any] = [kind for row in rows for kind in (row.route.takes, row.route.reply) if is_json(kind)]
     types = list(dict.fromkeys([*shown, NotReady]))
     references, schemas = msgspec.json.schema_components(types, ref_template=REF + "{name}")
@@ -78,16 +85,13 @@ def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "schemas": {name: tidied(schema) for name, schema in sorted(schemas.items())},
-            "responses": {
-                str(status): {"description": text, "content": {"application/json": {"schema": failure}}}
-                for status, text in ERRORS.items()
-            },
+            "responses": {str(status): failing(text) for status, text in ERRORS.items()},
         },
     }
 
 
 def is_json(kind: Any) -> bool:
-    return kind is not None and kind not in (Text, Html)
+    return kind is not None and kind not in (Text, Html, Octets)
 
 
 def described(row: Served, kinds: Mapping[Any, Json]) -> Json:
@@ -100,7 +104,8 @@ def described(row: Served, kinds: Mapping[Any, Json]) -> Json:
         "parameters": parameters(row),
         "responses": responses(route, kinds),
     }
-    if route.what is not None and (details := " ".join((route.what.__doc__ or "").split())) != shown["summary"]:
+    details = paragraph(route.what)
+    if not route.about and details != shown["summary"]:
         shown["description"] = details
     if route.takes is not None:
         needs = any(is_required(field) for field in msgspec.structs.fields(route.takes))
@@ -121,8 +126,13 @@ def summary(route: Route) -> str:
     """Return one sentence: the row's own, else the first of its operation's or query's docstring."""
     if route.about:
         return route.about
-    text = " ".join(((route.what.__doc__ if route.what else route.handler.__doc__) or "").split())
+    text = paragraph(route.what or route.handler)
     return text.split(". ")[0].removesuffix(".") + "."
+
+
+def paragraph(documented: Any) -> str:
+    """Return the first paragraph of a docstring on one line; what follows is about fields."""
+    return " ".join((documented.__doc__ or "").split("\n\n")[0].split())
 
 
 def operation_id(method: str, path: str) -> str:
@@ -139,7 +149,15 @@ def parameters(row: Served) -> list[Json]:
     found += [
         {"name": one.name, "in": "query", "description": one.text, "schema": dict(one.schema)} for one in row.route.asks
     ]
+    if is_write(row.route):
+        text = "Makes the request one with its repeats: for a day each gets the first answer, from any node."
+        schema = {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX}
+        found.append({"name": HEADER, "in": "header", "description": text, "schema": schema})
     return found
+
+
+def is_write(route: Route) -> bool:
+    return route.what is not None and issubclass(route.what, Operation)
 
 
 def responses(route: Route, kinds: Mapping[Any, Json]) -> Json:
@@ -155,8 +173,18 @@ def responses(route: Route, kinds: Mapping[Any, Json]) -> Json:
             continue
         if status == 429 and not route.limited:
             continue
+        if text := route.answers.get(status):
+            found[str(status)] = failing(text)
+            continue
+        if status in (409, 422) and not is_write(route):
+            continue
         found[str(status)] = {"$ref": f"#/components/responses/{status}"}
     return found
+
+
+def failing(text: str) -> Json:
+    """Describe the reply of an error."""
+    return {"description": text, "content": {"application/json": {"schema": {"$ref": f"{REF}Failure"}}}}
 
 
 def content(reply: Any, kinds: Mapping[Any, Json]) -> Json:
@@ -164,6 +192,8 @@ def content(reply: Any, kinds: Mapping[Any, Json]) -> Json:
         return {"text/plain": {"schema": {"type": "string"}}}
     if reply is Html:
         return {"text/html": {"schema": {"type": "string"}}}
+    if reply is Octets:
+        return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     return {"application/json": {"schema": kinds[reply]}}
 
 
@@ -207,6 +237,10 @@ REFERENCE = """\
 `GET /openapi.json` gives the same as an OpenAPI 3.1 document, `GET /docs` as a page to browse and try. Where an answer
 differs from bunqueue's document or server, [compatibility.md](compatibility.md) says why.
 
+Every write takes `Idempotency-Key`, a text of up to 255 characters: for a day, a repeat of the request with the same key is
+not done again but gets the first answer, from whichever node. Every read takes `?consistency=stale`, and then answers from
+the node's own copy.
+
 Statuses of all requests:
 
 | status | meaning |
@@ -228,6 +262,14 @@ def reference(dialects: Iterable[tuple[Dialect, str]]) -> str:
             for method, one in methods.items():
                 if tag["name"] in one["tags"]:
                     parts.append(section(method.upper(), path, one, schemas))
+    parts.append(
+        "\n## The job object\n\nWhat `<job>` stands for above.\n\n| key | type | what it is |\n| --- | --- | --- |\n"
+    )
+    job = schemas["JobShown"]
+    for name, field in job["properties"].items():
+        absent = "" if name in job["required"] else ", may be absent"
+        text = field.get("description", "").replace("|", chr(92) + "|")
+        parts.append(f"| `{name}` | {kind_of(field)}{absent} | {text} |\n")
     return "".join(parts)
 
 
@@ -239,7 +281,7 @@ def section(method: str, path: str, one: Json, schemas: Json) -> str:
     rows = [
         [f"`{item['name']}`", item["in"], kind_of(item["schema"]), item["description"] + bounds(item["schema"])]
         for item in one.get("parameters", ())
-        if item["name"] not in ("queue", "id", "consistency")
+        if item["name"] not in ("queue", "id", "consistency", HEADER)
     ]
     if "requestBody" in one:
         schema = resolved(one["requestBody"]["content"]["application/json"]["schema"], schemas)

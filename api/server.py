@@ -27,6 +27,7 @@ from .disk import DiskWatch
 from .http import HEADS, REPLAYING, Dialect, Invalid, Mount, Reply, Router, answer, failure
 from .limits import Bodies, Proxies, RequestLimit
 from .metrics import Histogram
+from .once import HEADER
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ KEEP_ALIVE_S = 620
 REQUESTS_MAX = 20_000
 PREFLIGHT = (
     b"Access-Control-Allow-Methods: GET, POST, PUT, DELETE, OPTIONS\r\n"
-    b"Access-Control-Allow-Headers: Content-Type, Authorization\r\n"
     b"Access-Control-Max-Age: 86400\r\n"
+    b"Access-Control-Allow-Headers: Content-Type, Authorization"
 )
 
 BUNQUEUE = Bunqueue()
@@ -188,7 +189,10 @@ class Server:
             target = request.rel_url.raw_path_qs
         path, _, query = target.partition("?")
         if method == "OPTIONS":
-            return Reply(204, b"", headers=PREFLIGHT)
+            # The documented headers, and the one that is ours when a page asks whether it may send it.
+            asked = request.headers.get("Access-Control-Request-Headers", "").lower()
+            more = b", Idempotency-Key\r\n" if HEADER.lower() in asked else b"\r\n"
+            return Reply(204, b"", headers=PREFLIGHT + more)
         malformed: Invalid | None = None
         try:
             found = self.find(method, path)

@@ -17,9 +17,12 @@ class NoAnswer(Exception):
     """The node cannot be reached, or what answered is no node; the message says which."""
 
 
-def fetch(url: str, *, token: str | None = None, timeout_s: float = 5.0) -> tuple[int, Any]:
-    """GET `url`; return the status and the body, decoded where it is JSON. Raises NoAnswer."""
-    request = urllib.request.Request(url)  # noqa: S310 - the caller's own address
+def fetch(
+    url: str, *, token: str | None = None, timeout_s: float = 5.0, method: str = "GET", body: Any = None
+) -> tuple[int, Any]:
+    """Send a request; return the status and the body, decoded where it is JSON. Raises NoAnswer."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, method=method)  # noqa: S310 - the caller's own address
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     # Nodes are asked directly: a proxy that the environment names is meant for other addresses.
@@ -40,7 +43,12 @@ def fetch(url: str, *, token: str | None = None, timeout_s: float = 5.0) -> tupl
 
 def cluster_status(url: str, token: str | None = None) -> dict[str, Any]:
     """Ask a node how the cluster is doing. Raises NoAnswer."""
-    status, body = fetch(url.rstrip("/") + "/admin/cluster", token=token)
+    return answered(url, "/admin/cluster", token=token)
+
+
+def answered(url: str, path: str, **how: Any) -> dict[str, Any]:
+    """Send a request to a node's path, with the words of `fetch`; return the body of its success. Raises NoAnswer."""
+    status, body = fetch(url.rstrip("/") + path, **how)
     if status != 200 or not isinstance(body, dict):
         said = body.get("error") if isinstance(body, dict) else None
         raise NoAnswer(f"{url} answered {status}{f': {said}' if said else ''}")
@@ -57,13 +65,19 @@ def status_table(status: dict[str, Any]) -> Table:
         + ("" if status["has_quorum"] else "; NO QUORUM")
         + ("" if status["ready"] else f"; not ready: {status['ready_reason']}")
     )
+    return members_table(status["members"], title, caption)
+
+
+def members_table(members: list[dict[str, Any]], title: str, caption: str | None = None) -> Table:
+    """Lay out members under a title."""
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for heading in ("node", "address", "role", "connected", "match index", "lag"):
+    for heading in ("node", "address", "role", "votes", "connected", "match index", "lag"):
         table.add_column(heading, justify="right" if heading in ("match index", "lag") else "left")
-    for member in status["members"]:
+    for member in members:
         reached = "itself" if member["self"] else ("yes" if member["connected"] else "NO")
         numbers = ("-" if member[key] is None else str(member[key]) for key in ("match_index", "lag"))
         # What an unreachable member does at present nobody here knows.
         role = member["role"] if member["connected"] else "unknown"
-        table.add_row(member["id"], member["address"], role, reached, *numbers)
+        votes = "yes" if member["voter"] else "no"
+        table.add_row(member["id"], member["address"], role, votes, reached, *numbers)
     return table

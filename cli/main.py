@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cli import members
 from node.config import Setting, SettingError, load, settings
 
 BAD_SETTINGS = 2
@@ -25,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(members.app, name="members")
 
 
 def fail(message: str, status: int = 1) -> typer.Exit:
@@ -139,6 +143,61 @@ def status(
     try:
         Console().print(admin.status_table(admin.cluster_status(url, token)))
     except admin.NoAnswer as error:
+        raise fail(str(error)) from None
+
+
+@app.command()
+def backup(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")],
+    url: Annotated[str, typer.Option(help="Address of any node.", envvar="QUORUMQ_URL")] = "http://127.0.0.1:6790",
+    token: Annotated[
+        str | None, typer.Option(help="Token to send.", envvar="QUORUMQ_TOKEN", show_envvar=True, show_default=False)
+    ] = None,
+) -> None:
+    """Fetch an image of the whole state from a running node, and check it."""
+    from cli import storage
+
+    try:
+        head = storage.take_backup(url, output, token)
+    except storage.StorageTrouble as error:
+        raise fail(str(error)) from None
+    print(f"{output}: the state after entry {head.index:,}, {output.stat().st_size:,} bytes")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `quorumq backup` wrote.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The node's data directory: new or empty.")],
+    node_id: Annotated[str, typer.Option("--node-id", help="The node's NODE_ID.")],
+    cluster_name: Annotated[str, typer.Option(help="CLUSTER_NAME of the new cluster.")] = "quorumq",
+) -> None:
+    """Make the data directory of one node of a new cluster from a backup.
+
+    Do this for every node, from the same file, before any of them is started: together they are a cluster with an id of its
+    own, the members that their settings say, and the jobs of the backup.
+    """
+    from cli import storage
+
+    try:
+        head = storage.restore(file, data, node_id, cluster_name)
+    except storage.StorageTrouble as error:
+        raise fail(str(error)) from None
+    print(f"{data}: node {node_id} of cluster {cluster_name!r}, the state after entry {head.index:,}")
+
+
+log_commands = typer.Typer(name="log", help="A node's files.", no_args_is_help=True)
+app.add_typer(log_commands)
+
+
+@log_commands.command()
+def verify(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A node's data directory.")]) -> None:
+    """Read a node's log and snapshots from end to end, change nothing, and say what they hold or where they are damaged."""
+    from cli import storage
+
+    try:
+        for line in storage.verify(directory):
+            print(line)
+    except storage.StorageTrouble as error:
         raise fail(str(error)) from None
 
 

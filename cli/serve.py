@@ -1,7 +1,7 @@
 """Run one node until it is told to stop or cannot go on: compose it, start it, watch it, stop it in order.
 
-Exit status: 0 after a stop that was asked for, 1 when the node cannot go on (a damaged log, a refused peer, a port in
-use), 2 for settings that cannot be used.
+Exit status: 0 after a stop that was asked for, 1 when the node cannot go on (a damaged log, a port in use), 2 for settings
+that cannot be used, 3 when the node was removed from its cluster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import uvloop
 from api.server import Server
 from cli import logs
 from cluster.engine import Engine
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, Removed
 from node.config import NodeConfig, join_address
 from node.machine import Machine
 from node.node import Node
@@ -39,7 +39,12 @@ def serve(config: NodeConfig, *, while_stdin: bool = False) -> int:
         return uvloop.run(run(config, while_stdin=while_stdin))
     except (ClusterError, OSError) as error:
         log.error("cannot go on: %s", error)
-        return FAILED
+        return status_of(error)
+
+
+def status_of(error: BaseException | None) -> int:
+    """Return the exit status of a node that cannot go on."""
+    return error.exit_code if isinstance(error, Removed) else FAILED
 
 
 async def run(config: NodeConfig, *, while_stdin: bool) -> int:
@@ -99,8 +104,9 @@ def stop_event(*, while_stdin: bool) -> asyncio.Event:
 
 def warn(config: NodeConfig) -> None:
     """Say what is allowed but hardly meant."""
-    if len(config.members()) > 1 and not config.cluster_secret and not is_loopback(config.host):
-        log.warning("CLUSTER_SECRET is not set: whoever reaches the peer port can join the cluster")
+    proof = config.cluster_secret or config.peer_tls_cert
+    if len(config.members()) > 1 and not proof and not is_loopback(config.host):
+        log.warning("CLUSTER_SECRET is not set, nor PEER_TLS_CERT: whoever reaches the peer port can join the cluster")
     if not config.auth_tokens and not is_loopback(config.host):
         log.warning("AUTH_TOKENS is not set: whoever reaches the HTTP port has every right")
 
@@ -124,8 +130,9 @@ async def watch(engine: Engine, stop: asyncio.Event) -> int:
     if not engine.failed.done():
         return 0
     stopping.cancel()
-    log.error("cannot go on: %s", engine.failed.exception() or "the engine stopped")
-    return FAILED
+    error = engine.failed.exception()
+    log.error("cannot go on: %s", error or "the engine stopped")
+    return status_of(error)
 
 
 async def shut_down(config: NodeConfig, server: Server, node: Node, engine: Engine) -> None:

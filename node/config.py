@@ -113,6 +113,27 @@ class NodeConfig:
         Path | None,
         About(group="Cluster", help="File that holds the secret, in place of CLUSTER_SECRET.", default_text="none"),
     ] = None
+    peer_tls_cert: Annotated[
+        Path | None,
+        About(
+            group="Cluster",
+            help="This node's certificate for the peer port, PEM; with PEER_TLS_KEY and PEER_TLS_CA, peers speak mutual TLS. "
+            "All three are read again when they change.",
+            default_text="none: plain TCP",
+        ),
+    ] = None
+    peer_tls_key: Annotated[
+        Path | None,
+        About(group="Cluster", help="Private key of PEER_TLS_CERT, PEM, without a password.", default_text="none"),
+    ] = None
+    peer_tls_ca: Annotated[
+        Path | None,
+        About(
+            group="Cluster",
+            help="Authority that the certificates of all nodes come from, PEM; whoever has one of its certificates is let in.",
+            default_text="none",
+        ),
+    ] = None
     heartbeat_ms: Annotated[
         int,
         About(group="Cluster", help="How often a leader makes itself heard.", unit="ms", low=10, high=10_000),
@@ -218,6 +239,13 @@ class NodeConfig:
         Literal["false", "true"],
         About(group="HTTP", help="Whether `GET /prometheus` needs a token like everything else."),
     ] = "false"
+    webhook_allow_private: Annotated[
+        Literal["false", "true"],
+        About(
+            group="HTTP",
+            help="Whether webhooks may call private, loopback and link-local addresses; for tests and closed networks.",
+        ),
+    ] = "false"
     write_timeout_ms: Annotated[
         int,
         About(
@@ -270,6 +298,9 @@ class NodeConfig:
             data_dir=self.data_path,
             cluster_name=self.cluster_name,
             secret=self.cluster_secret,
+            tls_cert=self.peer_tls_cert,
+            tls_key=self.peer_tls_key,
+            tls_ca=self.peer_tls_ca,
             heartbeat_ms=self.heartbeat_ms,
             election_min_ms=self.election_min_ms,
             election_max_ms=self.election_max_ms,

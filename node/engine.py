@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from cluster.engine import Status
     from cluster.errors import ClusterError
+    from cluster.membership import Membership
 
 
 class Engine(Protocol):
@@ -41,6 +42,9 @@ class Engine(Protocol):
 
     def on_role_change(self, listener: Callable[[bool], None]) -> None:
         """Call `listener(True)` when this node became leader, `listener(False)` when it stopped being it."""
+
+    async def change_members(self, action: str, node: str, address: str = "") -> Membership:
+        """Have the leader add, promote or remove a member, or hand leadership to it."""
 
     def status(self) -> Status:
         """The node's view of the cluster."""

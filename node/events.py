@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Event(msgspec.Struct, frozen=True, gc=False, tag_field="event", rename="camel", omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, gc=False, tag_field="type", rename="camel", omit_defaults=True):
     """Base of all events."""
 
     @property
@@ -277,3 +277,137 @@ class DlqConfigChanged(Event, frozen=True, tag="config:dlq-changed"):
     """A queue's dead letter queue was configured."""
 
     queue: str
+
+
+class CronCreated(Event, frozen=True, tag="cron:created"):
+    """A cron was created. next_run: milliseconds since the epoch."""
+
+    cron: str = msgspec.field(name="name")
+    queue: str
+    next_run: int
+    pattern: str | None = None
+    every: int | None = None
+
+
+class CronUpdated(Event, frozen=True, tag="cron:updated"):
+    """A cron took the place of the one with its name."""
+
+    cron: str = msgspec.field(name="name")
+    queue: str
+    next_run: int
+    pattern: str | None = None
+    every: int | None = None
+
+
+class CronDeleted(Event, frozen=True, tag="cron:deleted"):
+    """A cron was removed, or has fired as often as it may."""
+
+    cron: str = msgspec.field(name="name")
+
+
+class CronFired(Event, frozen=True, tag="cron:fired"):
+    """A cron made a job."""
+
+    cron: str = msgspec.field(name="name")
+    queue: str
+
+
+class CronSkipped(Event, frozen=True, tag="cron:skipped"):
+    """A cron was due and made no job. reason: `overlap` or `no-worker`."""
+
+    cron: str = msgspec.field(name="name")
+    queue: str
+    reason: str
+
+
+class CronMissed(Event, frozen=True, tag="cron:missed"):
+    """Due times of a cron passed while nobody led the cluster."""
+
+    cron: str = msgspec.field(name="name")
+    queue: str
+    error: str
+
+
+class WorkerConnected(Event, frozen=True, tag="worker:connected"):
+    """A worker registered, or registered again."""
+
+    worker_id: str
+    worker: str | None = msgspec.field(name="name")
+    queues: tuple[str, ...]
+    hostname: str
+    pid: int
+
+
+class WorkerDisconnected(Event, frozen=True, tag="worker:disconnected"):
+    """A worker unregistered."""
+
+    worker_id: str
+
+
+class WorkerHeartbeat(Event, frozen=True, tag="worker:heartbeat"):
+    """A worker gave a sign of life."""
+
+    worker_id: str
+
+
+class WorkerErred(Event, frozen=True, tag="worker:error"):
+    """So many jobs of a worker failed by now that somebody should look. failure_rate: of all its jobs, 0 to 1."""
+
+    worker_id: str
+    worker: str | None = msgspec.field(name="name")
+    failed_jobs: int
+    processed_jobs: int
+    failure_rate: float
+
+
+class WorkerRemovedStale(Event, frozen=True, tag="worker:removed-stale"):
+    """A worker gave no sign of life for so long that it was forgotten."""
+
+    worker_id: str
+    worker: str | None = msgspec.field(name="name")
+
+
+class WebhookAdded(Event, frozen=True, tag="webhook:added"):
+    """A webhook was registered."""
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+
+
+class WebhookRemoved(Event, frozen=True, tag="webhook:removed"):
+    """A webhook was removed."""
+
+    id: str
+
+
+class WebhookEnabled(Event, frozen=True, tag="webhook:enabled"):
+    """A webhook gets deliveries again."""
+
+    webhook_id: str
+
+
+class WebhookDisabled(Event, frozen=True, tag="webhook:disabled"):
+    """A webhook gets no deliveries any more."""
+
+    webhook_id: str
+
+
+class WebhookFired(Event, frozen=True, tag="webhook:fired"):
+    """A delivery arrived. status_code: what the receiver answered."""
+
+    id: str
+    webhook_id: str
+    url: str
+    occasion: str = msgspec.field(name="event")
+    status_code: int
+
+
+class WebhookFailed(Event, frozen=True, tag="webhook:failed"):
+    """A delivery was given up after its retries."""
+
+    id: str
+    webhook_id: str
+    url: str
+    occasion: str = msgspec.field(name="event")
+    error: str

@@ -6,15 +6,21 @@ histories. Old images must stay readable: fields are only appended, and what can
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from operator import attrgetter
+from typing import TypeVar
 
 import msgspec
 
 from node.state.job import ACTIVE, COMPLETED, DEFAULT, DELAYED, FAILED, WAITING, WAITING_CHILDREN, Job, LogLine
+from node.state.outcomes import Outcome, weight_of
 from node.state.queue import Queue, QueueCounters, QueueSettings
-from node.state.state import Remembered, State
+from node.state.schedule import Cron, Following
+from node.state.state import Remembered, State, weight
+from node.state.webhook import Delivery, Webhook
+from node.state.webhook import weight_of as weight_of_delivery
+from node.state.worker import Gone, Worker
 
 VERSION = 1
 PIECE_BYTES = 1 << 20
@@ -64,11 +70,38 @@ class LogsPiece(msgspec.Struct, tag="logs", gc=False):
     lines: list[tuple[str, list[LogLine]]]
 
 
+class OutcomesPiece(msgspec.Struct, tag="outcomes", gc=False):
+    """What some requests with an idempotency key were answered, oldest first."""
+
+    outcomes: list[tuple[str, Outcome]]
+
+
+class SchedulePiece(msgspec.Struct, tag="schedule", gc=False):
+    """Some crons in order of creation, and jobs that are to follow others."""
+
+    crons: list[Cron]
+    following: list[Following] = []
+
+
+class WorkersPiece(msgspec.Struct, tag="workers", gc=False):
+    """All registered workers in order of registration, and what others did before."""
+
+    workers: list[Worker]
+    gone: Gone
+
+
+class WebhookPiece(msgspec.Struct, tag="webhook", gc=False):
+    """A webhook, or more of what waits for it."""
+
+    webhook: Webhook
+    deliveries: list[Delivery] = []
+
+
 class End(msgspec.Struct, tag="end", gc=False):
     """The last piece: an image without it is not whole."""
 
 
-Piece = Header | QueuePiece | JobsPiece | LogsPiece | End
+Piece = Header | QueuePiece | JobsPiece | LogsPiece | OutcomesPiece | SchedulePiece | WorkersPiece | WebhookPiece | End
 
 _encoder = msgspec.msgpack.Encoder()
 _decode = msgspec.msgpack.Decoder(Piece).decode
@@ -101,19 +134,35 @@ def write(state: State, index: int, digest: bytes) -> Iterator[bytes]:
             queue.completed,
             queue.failed,
         )
-        for part in _parts(jobs):
+        for part in _in_pieces(jobs, _weight_of_job):
             yield _frame(JobsPiece(part))
-    for lines in _batched(state.logs):
+    for lines in _in_pieces(state.logs.items(), _weight_of_lines):
         yield _frame(LogsPiece(lines))
+    for crons in _in_pieces(state.schedule.crons.values(), _weight_of_template):
+        yield _frame(SchedulePiece(crons))
+    for following in _in_pieces(state.schedule.following.values(), _weight_of_template):
+        yield _frame(SchedulePiece([], following))
+    if state.workers.by_id or state.workers.gone != Gone():
+        yield _frame(WorkersPiece(list(state.workers.by_id.values()), state.workers.gone))
+    for webhook in state.webhooks.by_id.values():
+        yield _frame(WebhookPiece(webhook))
+        for deliveries in _in_pieces(state.webhooks.outboxes[webhook.id].deliveries, weight_of_delivery):
+            yield _frame(WebhookPiece(webhook, deliveries))
+    for outcomes in _in_pieces(state.outcomes.items(), _weight_of_outcome):
+        yield _frame(OutcomesPiece(outcomes))
     yield _frame(End())
 
 
-def _batched(logs: dict[str, list[LogLine]]) -> Iterator[list[tuple[str, list[LogLine]]]]:
-    part: list[tuple[str, list[LogLine]]] = []
+T = TypeVar("T")
+
+
+def _in_pieces(items: Iterable[T], weigh: Callable[[T], int]) -> Iterator[list[T]]:
+    """Cut items into lists of about the size of a piece."""
+    part: list[T] = []
     size = 0
-    for job_id, lines in logs.items():
-        part.append((job_id, lines))
-        size += sum(len(line.message) + RECORD_BYTES for line in lines)
+    for item in items:
+        part.append(item)
+        size += weigh(item)
         if size >= PIECE_BYTES:
             yield part
             part, size = [], 0
@@ -121,19 +170,20 @@ def _batched(logs: dict[str, list[LogLine]]) -> Iterator[list[tuple[str, list[Lo
         yield part
 
 
-def _parts(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    part: list[Job] = []
-    size = 0
-    for job in jobs:
-        part.append(job)
-        size += len(job.data) + RECORD_BYTES
-        if job.result is not None:
-            size += len(job.result)
-        if size >= PIECE_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+def _weight_of_lines(item: tuple[str, list[LogLine]]) -> int:
+    return sum(len(line.message) + RECORD_BYTES for line in item[1])
+
+
+def _weight_of_outcome(item: tuple[str, Outcome]) -> int:
+    return weight_of(*item)
+
+
+def _weight_of_template(item: Cron | Following) -> int:
+    return RECORD_BYTES + len(item.job.data if isinstance(item, Cron) else item.data)
+
+
+def _weight_of_job(job: Job) -> int:
+    return RECORD_BYTES + weight(job)
 
 
 def _frame(piece: Piece) -> bytes:
@@ -167,6 +217,17 @@ def read(pieces: Iterable[bytes]) -> tuple[State, int, bytes]:
             _place(state, queue, piece.jobs)
         elif isinstance(piece, LogsPiece):
             state.logs.update(piece.lines)
+        elif isinstance(piece, SchedulePiece):
+            for cron in piece.crons:
+                state.schedule.put(cron)
+            state.schedule.following.update((job.id, job) for job in piece.following)
+        elif isinstance(piece, WorkersPiece):
+            state.workers.restore(piece.workers, piece.gone)
+        elif isinstance(piece, WebhookPiece):
+            state.webhooks.put(piece.webhook)
+            state.webhooks.restore(piece.webhook.id, piece.deliveries)
+        elif isinstance(piece, OutcomesPiece):
+            state.outcomes.restore(piece.outcomes)
         elif isinstance(piece, End):
             _close(queue)
             if len(state.jobs) != header.jobs:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
 from hashlib import blake2b
-from operator import or_
 from typing import Any
 
 import msgspec
@@ -19,7 +17,7 @@ import msgspec
 import node.operations  # noqa: F401 - fills the catalogue
 from node import image
 from node.events import Event
-from node.operation import CATALOGUE, Operation
+from node.operation import Operation, any_operation
 from node.refusals import InternalError, OperationNotKnown, Refusal
 from node.state import State
 from node.state.job import Job
@@ -58,7 +56,7 @@ class Machine:
         self.events_wanted = False
         self._digest = bytes(16)
         self._listeners: list[Listener] = []
-        operations: Any = reduce(or_, (info.record for info in CATALOGUE.values()))
+        operations: Any = any_operation()
         self._decode = msgspec.msgpack.Decoder(list[operations]).decode
         self._decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
         self._decode_one = msgspec.msgpack.Decoder(operations).decode

@@ -7,17 +7,24 @@ Everything above (HTTP, WebSocket, command line) changes the state through `subm
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from cluster.errors import ClusterError
+import msgspec
+
+from cluster.errors import ClusterError, Unavailable
 from node.batching import Batcher
+from node.deliveries import Deliveries
 from node.engine import Engine
 from node.machine import Machine
 from node.operation import Operation, Query
 from node.operations.jobs import Pulled, PullJobs, ReleaseJobs
+from node.operations.requests import GetOutcome, Idempotent
 from node.pulse import Pulse
+from node.scheduler import Scheduler
+from node.slices import is_large, lessen
 from node.state.job import COMPLETED, Job
 from node.waiters import Waiters
 
@@ -28,6 +35,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WRITE_TIMEOUT_S = 15.0
+
+
+class Once(NamedTuple):
+    """A client's promise that requests with this key are one request. fingerprint: of all that it sent."""
+
+    key: str
+    fingerprint: bytes
 
 
 def wall_ms() -> int:
@@ -57,6 +71,9 @@ class Node:
         self.batcher = Batcher(engine)
         self.waiters = Waiters(machine, clock)
         self.pulse = Pulse(engine, machine, self.batcher, clock)
+        self.scheduler = Scheduler(engine, machine, self.batcher, clock)
+        allow_private = config is not None and config.webhook_allow_private == "true"
+        self.deliveries = Deliveries(engine, machine, self.batcher, allow_private=allow_private)
         self._clock = clock
 
     # -- Life
@@ -64,6 +81,8 @@ class Node:
     async def start(self) -> None:
         """Begin to beat when leading. The engine is started by whoever made it."""
         self.pulse.start()
+        self.scheduler.start()
+        self.deliveries.start()
 
     def drain(self) -> None:
         """Take no new long polls and end those that wait, so that stopping takes no longer than the work under way."""
@@ -74,6 +93,8 @@ class Node:
         """Finish what is under way. The engine is stopped by whoever made it."""
         self.drain()
         self.pulse.stop()
+        self.scheduler.stop()
+        await self.deliveries.stop()
         try:
             async with asyncio.timeout(self.timeout_s):
                 await self.batcher.idle()
@@ -85,21 +106,45 @@ class Node:
         """Return the node's view of the cluster."""
         return self.engine.status()
 
+    async def change_members(self, action: str, node: str, address: str = "") -> None:
+        """Add (as a learner), promote or remove a member, or transfer leadership to it.
+
+        The change is in force when this returns, and in `status` too unless the leader was lost in the same moment.
+        Raises cluster.membership.ChangeRefused, cluster.errors.Unavailable.
+        """
+        await self.engine.change_members(action, node, address)
+        # What is asked of the leader may be older here; a node that has removed itself need not know.
+        with contextlib.suppress(Unavailable):
+            await self._refresh()
+
     # -- Writing
 
     @overload
-    async def submit(self, op: Operation, *, timeout_s: float | None = None) -> Any: ...
+    async def submit(self, op: Operation, *, timeout_s: float | None = None, once: Once | None = None) -> Any: ...
     @overload
-    async def submit(self, op: Operation, view: Callable[[Any], T], *, timeout_s: float | None = None) -> T: ...
     async def submit(
-        self, op: Operation, view: Callable[[Any], Any] | None = None, *, timeout_s: float | None = None
+        self, op: Operation, view: Callable[[Any], T], *, timeout_s: float | None = None, once: Once | None = None
+    ) -> T: ...
+    async def submit(
+        self,
+        op: Operation,
+        view: Callable[[Any], Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        once: Once | None = None,
     ) -> Any:
         """Replicate an operation and return `view(reply)`.
 
         `view` runs inside the local apply and sees the state of that moment; records in a reply are live and must not be
-        kept. Raises Refusal, cluster.errors.Unavailable, cluster.errors.EntryTooLarge.
+        kept. With `once` a repeat is not applied again: its view gets a copy of the first reply, as it was then.
+        Raises Refusal, cluster.errors.Unavailable, cluster.errors.EntryTooLarge.
         """
-        return await self.batcher.submit(op, view or _same, timeout_s or self.timeout_s)
+        if is_large(op, self.machine.state) and (once is None or await self.ask(GetOutcome(*once)) is None):
+            op = await lessen(op, self.machine.state, self._submit_part)
+        return await self.batcher.submit(_keyed(op, once), view or _same, timeout_s or self.timeout_s)
+
+    async def _submit_part(self, op: Operation) -> Any:
+        return await self.batcher.submit(op, _same, self.timeout_s)
 
     # -- Reading
 
@@ -119,29 +164,36 @@ class Node:
 
     # -- Taking jobs
 
-    async def pull(self, op: PullJobs, view: Callable[[Pulled], T], *, wait_ms: float = 0) -> T:
+    async def pull(
+        self, op: PullJobs, view: Callable[[Pulled], T], *, wait_ms: float = 0, once: Once | None = None
+    ) -> T:
         """Take jobs, or wait up to wait_ms for one; return `view` of what was taken, which may be nothing.
 
         An empty answer at once is as true as any linearizable read, and costs no log entry. When the caller is cancelled,
-        jobs taken for it go back as they were. Raises Unavailable.
+        jobs taken for it go back as they were. With `once` a repeat gets the jobs that were taken first, as they were then.
+        Raises Unavailable, IdempotencyKeyReused, ReplyForgotten.
         """
+        if once is not None:
+            known = await self.ask(GetOutcome(*once))
+            if known is not None:
+                return view(known)
         loop = asyncio.get_running_loop()
         ends = loop.time() + wait_ms / 1000
         if not self._promising(op.queue):
             await self._refresh()
         if self._promising(op.queue) and not self.waiters.waiting_for(op.queue):
-            found, result = await self._take(op, view)
+            found, result = await self._take(op, view, once)
             if found:
                 return result
         if wait_ms <= 0 or self.draining:
             if self._promising(op.queue):
-                return (await self._take(op, view))[1]
+                return (await self._take(op, view, once))[1]
             return view(_nothing_for(op))
         waiter = self.waiters.join(op.queue, op.count)
         try:
             while not self.draining and await waiter.sleep(ends - loop.time()):
                 try:
-                    found, result = await self._take(op, view)
+                    found, result = await self._take(op, view, once)
                 finally:
                     self.waiters.tried(waiter)
                 if found:
@@ -163,7 +215,7 @@ class Node:
         first = queue.delayed.first()
         return first is not None and first.run_at <= now_ms
 
-    async def _take(self, op: PullJobs, view: Callable[[Pulled], T]) -> tuple[bool, T]:
+    async def _take(self, op: PullJobs, view: Callable[[Pulled], T], once: Once | None) -> tuple[bool, T]:
         """Pull, and say whether there was anything. What was taken for a caller that is gone, or failed, goes back."""
         taken: list[tuple[str, int]] = []
 
@@ -172,22 +224,22 @@ class Node:
             return bool(taken), view(reply)
 
         def leave(reply: Pulled) -> None:
-            self._give_back([(job.id, job.fence) for job in reply.jobs])
+            self._give_back([(job.id, job.fence) for job in reply.jobs], once)
 
-        future = self.batcher.submit(op, look, self.timeout_s, leave)
+        future = self.batcher.submit(_keyed(op, once), look, self.timeout_s, leave)
         try:
             return await future
         except BaseException:
             # The caller may be cancelled after the jobs were taken and before it could hear of them.
-            self._give_back(taken)
+            self._give_back(taken, once)
             raise
 
-    def _give_back(self, taken: list[tuple[str, int]]) -> None:
+    def _give_back(self, taken: list[tuple[str, int]], once: Once | None) -> None:
         """Return jobs, by id and fence, as they were."""
         if not taken:
             return
         try:
-            future = self.batcher.submit(ReleaseJobs(taken), _same, self.timeout_s)
+            future = self.batcher.submit(ReleaseJobs(taken, once and once.key), _same, self.timeout_s)
         except ClusterError:
             # Their locks, or stall detection, bring them back.
             return
@@ -212,6 +264,14 @@ class Node:
             return future.result() if done and not future.cancelled() else view(None)
         finally:
             self.waiters.off_end(job_id, future)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def _keyed(op: Operation, once: Once | None) -> Operation:
+    """Put an operation under its idempotency key, if it has one."""
+    return op if once is None else Idempotent(once.key, once.fingerprint, _encode(op))
 
 
 def _same(reply: Any) -> Any:

@@ -6,7 +6,10 @@ An operation is a frozen struct with an `apply`: the struct is the log record, `
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
+from functools import cache, reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -59,6 +62,21 @@ def operation(*, emits: tuple[type, ...] = (), refuses: tuple[type[Refusal], ...
         return cls
 
     return enter
+
+
+@cache
+def any_operation() -> Any:
+    """Return the type of a record of any operation; asked for once the catalogue is full."""
+    records: Any = reduce(or_, (info.record for info in CATALOGUE.values()))
+    return records
+
+
+@cache
+def reply_type(record: type[Operation]) -> Any:
+    """Return what an operation's `apply` says that it returns."""
+    # The state and the entry are known to type checkers only.
+    hints = typing.get_type_hints(record.apply, localns={"State": Any, "Entry": Any})
+    return hints["return"]
 
 
 def query(cls: Q) -> Q:

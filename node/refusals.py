@@ -100,6 +100,78 @@ class DependencyNotFound(Refusal):
     dependency_id: str
 
 
+class CronNotFound(Refusal):
+    """No cron has this name."""
+
+    code = "cron_not_found"
+    text = "Cron not found: {name}"
+    fields = ("name",)
+    name: str
+
+
+class TooManyCrons(Refusal):
+    """The cluster holds as many crons as it may."""
+
+    code = "too_many_crons"
+    text = "There may be at most {limit} crons"
+    fields = ("limit",)
+    limit: int
+
+
+class WorkerNotFound(Refusal):
+    """No worker is registered under this id."""
+
+    code = "worker_not_found"
+    text = "Worker not found: {worker_id}"
+    fields = ("worker_id",)
+    worker_id: str
+
+
+class TooManyWorkers(Refusal):
+    """The cluster holds as many registrations of workers as it may."""
+
+    code = "too_many_workers"
+    text = "There may be at most {limit} registered workers"
+    fields = ("limit",)
+    limit: int
+
+
+class WebhookNotFound(Refusal):
+    """No webhook has this id."""
+
+    code = "webhook_not_found"
+    text = "Webhook not found: {webhook_id}"
+    fields = ("webhook_id",)
+    webhook_id: str
+
+
+class TooManyWebhooks(Refusal):
+    """The cluster holds as many webhooks as it may."""
+
+    code = "too_many_webhooks"
+    text = "There may be at most {limit} webhooks"
+    fields = ("limit",)
+    limit: int
+
+
+class IdempotencyKeyReused(Refusal):
+    """The key came with another request before. The first one's answer stands; this request did nothing."""
+
+    code = "idempotency_key_reused"
+    text = "Idempotency key {key} was used for a different request"
+    fields = ("key",)
+    key: str
+
+
+class ReplyForgotten(Refusal):
+    """The request with this key was done before, but its reply was too large to be remembered."""
+
+    code = "reply_forgotten"
+    text = "The request with idempotency key {key} was done before; its reply was too large to be kept"
+    fields = ("key",)
+    key: str
+
+
 class OperationNotKnown(Refusal):
     """The batch holds an operation that this version does not know or cannot read."""
 
@@ -116,3 +188,8 @@ class InternalError(Refusal):
     text = "Internal error (log index {index})"
     fields = ("index",)
     index: int
+
+
+def known_refusals() -> dict[str, type[Refusal]]:
+    """Return every kind of refusal by its code."""
+    return {kind.code: kind for kind in Refusal.__subclasses__()}

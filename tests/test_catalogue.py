@@ -48,7 +48,7 @@ def test_an_operation_is_documented_and_named(info: OperationInfo) -> None:
 
 def a_value(kind: Any) -> Any:
     """Return some value of a field's type."""
-    for value in ("x", b"x", 1, []):
+    for value in ("x", b"x", 1, [], {"id": "x", "data": b"x"}):
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError:

@@ -194,10 +194,12 @@ class PullJobs(Operation, frozen=True, tag="job.pull"):
 class ReleaseJobs(Operation, frozen=True, tag="job.release"):
     """Give jobs back as if they had not been taken, for a worker that left before it got them.
 
-    jobs: id and fence of each, so that a later delivery of the same job is left alone.
+    jobs: id and fence of each, so that a later delivery of the same job is left alone.  key: idempotency key of the pull,
+    which is forgotten, so that a repeat takes jobs anew.
     """
 
     jobs: list[tuple[str, int]]
+    key: str | None = None
 
     def apply(self, state: State, entry: Entry) -> Counted:
         count = 0
@@ -206,6 +208,8 @@ class ReleaseJobs(Operation, frozen=True, tag="job.release"):
             if job is not None and job.state == ACTIVE and job.fence == fence:
                 state.release(job)
                 count += 1
+        if count and self.key is not None:
+            state.forget_outcome(self.key)
         return Counted(count)
 
 
@@ -268,20 +272,22 @@ class AckJobs(Operation, frozen=True, tag="job.ack_batch"):
 class FailJob(Operation, frozen=True, tag="job.fail"):
     """Mark a run of an active job failed: it is tried again after its backoff, or goes to the dead letter queue.
 
-    unrecoverable: no further run, whatever the attempts allowed.
+    unrecoverable: no further run, whatever the attempts allowed.  chance: a random number from 0 to 1, made at the edge:
+    the share of its backoff's jitter that the job is spared.
     """
 
     job_id: JobId
     token: LockToken | None = None
     error: str | None = None
     unrecoverable: bool = False
+    chance: float | None = None
 
     def apply(self, state: State, entry: Entry) -> Failed:
         job = state.active_job(self.job_id)
         if job.token is not None and job.token != self.token:
             raise LockRequired(job.id) if self.token is None else LockLost(job.id)
         reason = EXPLICIT_FAIL if self.unrecoverable else MAX_ATTEMPTS
-        state.fail(job, self.error, reason=reason, final=self.unrecoverable)
+        state.fail(job, self.error, reason=reason, final=self.unrecoverable, chance=self.chance)
         return Failed(job)
 
 

@@ -56,28 +56,59 @@ class ResumeQueue(Operation, frozen=True, tag="queue.resume"):
 
 @operation(emits=(happened.QueueDrained,))
 class DrainQueue(Operation, frozen=True, tag="queue.drain"):
-    """Remove all waiting and delayed jobs of a queue; active ones and those that wait for others stay."""
+    """Remove all waiting and delayed jobs of a queue; active ones and those that wait for others stay.
+
+    so_far: jobs that queue.thin removed for it, which count as well.
+    """
 
     queue: QueueName
+    so_far: int = 0
 
     def apply(self, state: State, entry: Entry) -> Counted:
         queue = state.queues.get(self.queue)
-        count = 0 if queue is None else state.drain(queue)
+        count = self.so_far + (0 if queue is None else state.drain(queue))
         state.emit(happened.QueueDrained(self.queue, count))
         return Counted(count)
 
 
 @operation(emits=(happened.QueueObliterated,))
 class ObliterateQueue(Operation, frozen=True, tag="queue.obliterate"):
-    """Destroy a queue with all its jobs, active ones too, and its settings."""
+    """Destroy a queue with all its jobs, active ones too, and its settings.
+
+    so_far: jobs that queue.thin removed for it, which count as well.
+    """
 
     queue: QueueName
+    so_far: int = 0
 
     def apply(self, state: State, entry: Entry) -> Counted:
         queue = state.queues.get(self.queue)
-        count = 0 if queue is None else state.obliterate(queue)
+        count = self.so_far + (0 if queue is None else state.obliterate(queue))
         state.emit(happened.QueueObliterated(self.queue))
         return Counted(count)
+
+
+@operation()
+class ThinQueue(Operation, frozen=True, tag="queue.thin"):
+    """Remove some of the jobs that a drain or an obliteration is about to remove, so that no entry takes long.
+
+    everything: jobs in any state, else waiting and delayed ones.  until_seq: jobs born later stay.  limit: at most so many.
+    """
+
+    queue: QueueName
+    until_seq: int
+    limit: int
+    everything: bool = False
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        queue = state.queues.get(self.queue)
+        if queue is None:
+            return Counted(0)
+        old = takewhile(lambda job: job.seq <= self.until_seq, queue.jobs.values())
+        gone = list(islice((job for job in old if self.everything or job.state in (WAITING, DELAYED)), self.limit))
+        for job in gone:
+            state.delete(job)
+        return Counted(len(gone))
 
 
 class Cleaned(msgspec.Struct, frozen=True, gc=False):
@@ -124,10 +155,14 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
 
 @operation(emits=(happened.JobWaiting,))
 class PromoteJobs(Operation, frozen=True, tag="queue.promote_jobs"):
-    """Let the delayed jobs of a queue wait no longer, those due first first, at most `count` of them."""
+    """Let the delayed jobs of a queue wait no longer, those due first first, at most `count` of them.
+
+    so_far: jobs that entries before this one promoted, which the reply counts as well.
+    """
 
     queue: QueueName
     count: int | None = None
+    so_far: int = 0
 
     def apply(self, state: State, entry: Entry) -> Counted:
         queue = state.queues.get(self.queue)
@@ -135,7 +170,7 @@ class PromoteJobs(Operation, frozen=True, tag="queue.promote_jobs"):
         for job in jobs:
             state.undelay(job)
             job.run_at = state.now_ms
-        return Counted(len(jobs))
+        return Counted(self.so_far + len(jobs))
 
 
 @operation(emits=(happened.JobWaiting,))

@@ -37,7 +37,7 @@ RUNS_MAX = 20
 
 
 class Backoff(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """How long a failed job waits before its next run. jitter: share of the delay taken off at random at the edge."""
+    """How long a failed job waits before its next run. jitter: share of the delay, 0 to 1, that chance may take off."""
 
     type: Literal["fixed", "exponential", "linear"]
     delay: int | float
@@ -75,8 +75,11 @@ class Options(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     tags: tuple[str, ...] = ()
     repeat: Repeat | None = None
 
-    def retry_delay_ms(self, failures: int) -> int:
-        """Return how long to wait after the failure number `failures` (1 for the first)."""
+    def retry_delay_ms(self, failures: int, chance: float | None = None) -> int:
+        """Return how long to wait after the failure number `failures` (1 for the first).
+
+        chance: 0 to 1; the smaller, the more of the jitter is taken off. Without it nothing is.
+        """
         backoff = self.backoff
         if not isinstance(backoff, Backoff):
             kind, delay = "exponential", backoff
@@ -87,6 +90,8 @@ class Options(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
             delay = delay * 2 ** min(failures - 1, 60)
         elif kind == "linear":
             delay = delay * failures
+        if chance is not None and isinstance(backoff, Backoff):
+            delay -= delay * min(max(backoff.jitter, 0), 1) * (1 - min(max(chance, 0), 1))
         return ceil(min(delay, BACKOFF_MS_MAX))
 
 

@@ -12,6 +12,9 @@ from collections.abc import Iterable
 import msgspec
 
 from node.events import (
+    CronDeleted,
+    CronFired,
+    CronSkipped,
     DlqAdded,
     DlqExpired,
     DlqRetried,
@@ -31,8 +34,10 @@ from node.events import (
     JobWaiting,
     JobWaitingChildren,
     QueueCreated,
+    WorkerRemovedStale,
 )
 from node.refusals import JobNotActive, JobNotFound, LockLost, LockRequired
+from node.state import webhook as hook
 from node.state.job import (
     ACTIVE,
     COMPLETED,
@@ -61,9 +66,13 @@ from node.state.job import (
     next_id,
     rank_of,
 )
+from node.state.outcomes import Outcome, Outcomes
 from node.state.queue import Group, Queue, QueueSettings
 from node.state.ranked import Ranked
+from node.state.schedule import Cron, Following, Schedule
 from node.state.timers import Timers
+from node.state.webhook import Webhooks
+from node.state.worker import Workers
 
 # Jobs moved by time in one entry; what is left moves with the next, so that no entry holds a node up for long.
 ADVANCE_MAX = 2_000
@@ -120,6 +129,12 @@ class State:
         self.remembered = Remembered()
         # Log lines by job; the job that was logged to last comes last.
         self.logs: dict[str, list[LogLine]] = {}
+        # Crons, and jobs that are to follow others.
+        self.schedule = Schedule()
+        self.workers = Workers()
+        self.webhooks = Webhooks()
+        # What requests with an idempotency key were answered.
+        self.outcomes = Outcomes()
         # A running sum over every transition, folded into the digest.
         self.mark = 0
         # Not replicated: the same options as one object.
@@ -192,11 +207,17 @@ class State:
                 break
             moved += 1
             self._ring(job)
+        if self.workers.by_id:
+            for worker in self.workers.age(now_ms):
+                self.mark += 101
+                self.emit(WorkerRemovedStale(worker.id, worker.name))
         return moved
 
     def next_due_ms(self, now_ms: int) -> int | None:
         """Return when to look for due work again: never late, early by a second at most; None when nothing is set."""
-        return self.timers.next_due(now_ms)
+        due = self.timers.next_due(now_ms)
+        silent = self.workers.next_due() if self.workers.by_id else 0
+        return due if not silent else silent if due is None else min(due, silent)
 
     def due_at(self, job: Job) -> int:
         """Work out when a job has to be looked at again, from its state alone; 0 for never."""
@@ -250,6 +271,7 @@ class State:
         queue = self.queues.get(name) or self.queue(name)
         now_ms = self.now_ms
         jobs, own, ready, events = self.jobs, queue.jobs, queue.ready, self.events
+        listening = self.webhooks.listening
         seq = self.seq
         ids: list[str] = []
         for spec in specs:
@@ -274,6 +296,8 @@ class State:
             ids.append(job_id)
             if events is not None:
                 events.append(JobPushed(name, job_id))
+            if listening:
+                self.webhooks.post(hook.PUSHED, now_ms, job_id, name)
             if job.opts is DEFAULT and not spec.depends_on and spec.group_id is None and spec.unique_key is None:
                 ready.add(seq, job)
             else:
@@ -481,6 +505,7 @@ class State:
             silent = 0
         due = 0 if owner is None and not silent else now_ms + (silent if owner is None else lock_ms)
         fence, active, timers, events = self.fence, queue.active, self.timers, self.events
+        listening = self.webhooks.listening
         for i, job in enumerate(taken):
             opts = job.opts
             if opts.priority:
@@ -511,6 +536,8 @@ class State:
                 timers.enter(job)
             if events is not None:
                 events.append(JobActive(queue.name, job.id))
+            if listening:
+                self.webhooks.post(hook.STARTED, now_ms, job.id, queue.name)
         self.mark += (fence - self.fence) * 17 + fence + taken[0].seq
         self.fence = fence
         queue.counters.pulled += len(taken)
@@ -554,6 +581,8 @@ class State:
         job.last_heartbeat = self.now_ms
         self.timers.set(job, self.due_at(job))
         self.mark += job.fence * 7
+        if self.webhooks.listening:
+            self.webhooks.post(hook.PROGRESS, self.now_ms, job.id, job.queue, progress=job.progress)
 
     def complete(self, job: Job, result: bytes | None, *, trim: bool = True) -> None:
         """End a job well. trim: keep to the bounds on completed jobs; else the caller does, after several."""
@@ -579,6 +608,8 @@ class State:
         self.mark += ending + job.seq * 11
         if self.events is not None:
             self.events.append(JobCompleted(queue.name, job.id))
+        if self.webhooks.listening:
+            self.webhooks.post(hook.COMPLETED, self.now_ms, job.id, queue.name, result)
         if job.id in self.watched:
             self.ended.append(job)
         if job.opts.remove_on_complete:
@@ -596,27 +627,41 @@ class State:
             self._repeat(queue, job, job.opts.repeat)
 
     def _repeat(self, queue: Queue, done: Job, repeat: Repeat) -> None:
-        """Create the job that follows a completed one, due one interval after that one was."""
-        if repeat.every_ms is None or (repeat.limit is not None and repeat.count >= repeat.limit):
+        """Create the job that follows a completed one: due one interval after that one was, or by its pattern."""
+        if repeat.limit is not None and repeat.count >= repeat.limit:
             return
         job_id = next_id(done.id, self.now_ms)
-        if job_id in self.jobs or (done.unique_key is not None and done.unique_key in queue.unique):
-            return
-        self.seq += 1
         opts = msgspec.structs.replace(done.opts, repeat=msgspec.structs.replace(repeat, count=repeat.count + 1))
-        job = Job(
-            job_id, queue.name, done.data, self.shared(opts), WAITING, self.seq, self.seq, self.now_ms, self.now_ms
+        following = Following(
+            job_id, queue.name, done.data, self.shared(opts), done.unique_key, done.group_id, self.now_ms
         )
-        job.run_at = max(done.run_at + ceil(repeat.every_ms), self.now_ms)
-        job.group_id = done.group_id
-        if done.unique_key is not None:
-            job.unique_key = done.unique_key
-            queue.unique[done.unique_key] = job_id
+        if repeat.every_ms is not None:
+            self.follow(following, max(done.run_at + ceil(repeat.every_ms), self.now_ms))
+        elif repeat.pattern is not None:
+            # Its time is worked out by the leader and comes with job.follow.
+            self.schedule.following[job_id] = following
+            self.mark += done.seq * 79
+
+    def follow(self, following: Following, run_at: int) -> bool:
+        """Create a job that follows a completed one; say whether, for its id or unique key may be taken meanwhile."""
+        queue, key, job_id = self.queue(following.queue), following.unique_key, following.id
+        if job_id in self.jobs or (key is not None and key in queue.unique):
+            return False
+        self.seq += 1
+        opts, now_ms = self.shared(following.opts), self.now_ms
+        job = Job(job_id, queue.name, following.data, opts, WAITING, self.seq, self.seq, now_ms, now_ms)
+        job.run_at = run_at
+        job.group_id = following.group_id
+        if key is not None:
+            job.unique_key = key
+            queue.unique[key] = job_id
         self.jobs[job_id] = queue.jobs[job_id] = job
         queue.counters.pushed += 1
         self.emit(JobPushed(queue.name, job_id))
+        self.webhooks.post(hook.PUSHED, now_ms, job_id, queue.name)
         self._line_up(queue, job)
         job.first_state = None if job.shown_state == WAITING else job.shown_state
+        return True
 
     def trim_completed(self, queue: Queue) -> None:
         """Drop the oldest completed jobs past the bounds of the queue, in number and in bytes."""
@@ -638,16 +683,24 @@ class State:
         queue.completed_bytes -= size
         self.remembered.add([job.id for job in dropped])
 
-    def fail(self, job: Job, error: str | None, *, reason: str = MAX_ATTEMPTS, final: bool = False) -> None:
+    def fail(
+        self,
+        job: Job,
+        error: str | None,
+        *,
+        reason: str = MAX_ATTEMPTS,
+        final: bool = False,
+        chance: float | None = None,
+    ) -> None:
         """End a run badly: the job is tried again after its backoff, or goes to the dead letter queue.
 
-        reason: what the run died of.  final: no further run, whatever the attempts allowed.
+        reason: what the run died of.  final: no further run, whatever the attempts allowed.  chance: for its jitter.
         """
         queue = self.queues[job.queue]
         self._leave(queue, job)
         self._end_run(job, error, reason)
         if not final and job.attempts < job.opts.max_attempts:
-            self._retry(queue, job, job.opts.retry_delay_ms(job.attempts))
+            self._retry(queue, job, job.opts.retry_delay_ms(job.attempts, chance))
         else:
             self._bury(queue, job, reason)
 
@@ -700,6 +753,11 @@ class State:
         if self.events is not None:
             self.events.append(JobFailed(queue.name, job.id, job.error))
             self.events.append(JobRetried(queue.name, job.id))
+        self._post_failure(job)
+
+    def _post_failure(self, job: Job) -> None:
+        if self.webhooks.listening:
+            self.webhooks.post(hook.FAILED, self.now_ms, job.id, job.queue, job.data, job.error)
 
     # -- Endings
 
@@ -723,6 +781,7 @@ class State:
         self.endings += 1
         self.mark += self.endings + job.seq * 13
         self.emit(JobFailed(queue.name, job.id, job.error, final=True))
+        self._post_failure(job)
         if job.opts.remove_on_fail:
             self._forget(queue, job)
             return
@@ -888,6 +947,47 @@ class State:
                 del self.logs[job_id]
             self.mark += 43
 
+    # -- Crons
+
+    def fire_cron(self, cron: Cron, due_ms: int) -> None:
+        """Push a cron's job for one due time, unless the last one is still there; remove a cron that may fire no more."""
+        key = cron.unique_key
+        queue = self.queue(cron.queue)
+        if cron.needs_worker and cron.queue not in self.workers.queues:
+            self.emit(CronSkipped(cron.name, cron.queue, "no-worker"))
+            return
+        if key is not None and key in queue.unique:
+            cron.executions += 1
+            self.emit(CronSkipped(cron.name, cron.queue, "overlap"))
+        else:
+            # The id tells the due time, so that another attempt at the same one would find the job.
+            job_id = next_id(f"cron:{cron.name}", due_ms)
+            self.push(cron.queue, (msgspec.structs.replace(cron.job, id=job_id, unique_key=key),))
+            cron.executions += 1
+            cron.last_fired = self.now_ms
+            self.emit(CronFired(cron.name, cron.queue))
+        self.mark += cron.executions * 71
+        if cron.max_limit is not None and cron.executions >= cron.max_limit:
+            self.remove_cron(cron)
+
+    def remove_cron(self, cron: Cron) -> None:
+        """Take a cron away."""
+        self.schedule.remove(cron)
+        self.mark += 73
+        self.emit(CronDeleted(cron.name))
+
+    # -- Requests
+
+    def remember_outcome(self, key: str, outcome: Outcome) -> None:
+        """Remember what a request with an idempotency key was answered."""
+        self.outcomes.put(key, outcome)
+        self.mark += len(self.outcomes) * 59 + self.outcomes.size
+
+    def forget_outcome(self, key: str) -> None:
+        """Let a key be as if it had never come."""
+        if self.outcomes.forget(key):
+            self.mark += 61
+
     # -- Whole queues
 
     def drain(self, queue: Queue) -> int:
@@ -919,6 +1019,9 @@ class State:
         self.drain(queue)
         for job in list(queue.jobs.values()):
             self.delete(job)
+        schedule = self.schedule
+        for job_id in [key for key, job in schedule.following.items() if job.queue == queue.name]:
+            del schedule.following[job_id]
         del self.queues[queue.name]
         self.woken.pop(queue.name, None)
         return count

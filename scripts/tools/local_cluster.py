@@ -76,10 +76,13 @@ class LocalNode:
         self.log = folder / f"{node_id}.log"
         self.process: asyncio.subprocess.Process | None = None
         self.settings: dict[str, str] = {}
+        # Another address, and a command that starts the process somewhere else: a network namespace of its own.
+        self.host = HOST
+        self.within: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.http_port}"
+        return f"http://{self.host}:{self.http_port}"
 
     @property
     def running(self) -> bool:
@@ -112,7 +115,7 @@ class LocalNode:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(OWN_PREFIXES)}
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "cli.main", "serve", "--while-stdin"),
+                *(*self.within, sys.executable, "-m", "cli.main", "serve", "--while-stdin"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,

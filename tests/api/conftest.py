@@ -16,7 +16,7 @@ from yarl import URL
 
 from api import surrogates
 from api.dialects.bunqueue.replies import Failure
-from api.http import Html, NotReady, Text
+from api.http import Html, NotReady, Octets, Text
 from api.server import Server
 from node.config import NodeConfig
 from node.machine import Machine
@@ -83,6 +83,8 @@ class Client:
             assert answer.headers["Content-Type"].startswith("text/plain")
         elif route.reply is Html:
             assert answer.headers["Content-Type"].startswith("text/html")
+        elif route.reply is Octets:
+            assert answer.headers["Content-Type"] == "application/octet-stream"
         else:
             assert answer.headers["Content-Type"] == "application/json"
             covered = surrogates.cover(answer.body)

@@ -106,7 +106,7 @@ def test_half_pairs_survive_in_opaque_values(text: str) -> None:
         return
     found = msgspec.json.decode(covered[0], type=Opaque)
     assert surrogates.uncover(found) == covered[1]
-    assert [json.loads(bytes(raw)) for raw in (found.data, found.others[1])] == [text, text]
+    assert [bytes(raw) for raw in (found.data, found.others[1])] == [value, value]
 
 
 def a_job(**fields: Any) -> Job:

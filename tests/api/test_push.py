@@ -49,7 +49,10 @@ LIMITS = [
         {"repeat": {"pattern": "bad"}},
         "Invalid repeat pattern: Cron expression must have 5 fields, or 6 fields with leading seconds",
     ),
-    ({"repeat": {"pattern": "99 * * * *"}}, "Invalid repeat pattern: 99 * * * *"),
+    (
+        {"repeat": {"pattern": "99 * * * *"}},
+        "Invalid repeat pattern: Invalid cron expression: value out of range for field",
+    ),
     ({"jobId": "x" * 1025}, "jobId too long (max 1024 characters)"),
 ]
 

@@ -42,16 +42,27 @@ STATUS: dict[str, Any] = {
             "id": "n1",
             "address": "h:1",
             "role": "unknown",
+            "voter": True,
             "connected": False,
             "match_index": None,
             "lag": None,
             "self": False,
         },
-        {"id": "n2", "address": "h:2", "role": "leader", "connected": True, "match_index": 42, "lag": 0, "self": True},
+        {
+            "id": "n2",
+            "address": "h:2",
+            "role": "leader",
+            "voter": True,
+            "connected": True,
+            "match_index": 42,
+            "lag": 0,
+            "self": True,
+        },
         {
             "id": "n3",
             "address": "h:3",
-            "role": "follower",
+            "role": "learner",
+            "voter": False,
             "connected": True,
             "match_index": 40,
             "lag": 2,
@@ -135,9 +146,9 @@ def test_status_shows_members_as_the_asked_node_sees_them(node: tuple[type[Answe
         if "h:" in line
     }
     assert rows == {
-        "n1": ["h:1", "unknown", "NO", "-", "-"],
-        "n2": ["h:2", "leader", "itself", "42", "0"],
-        "n3": ["h:3", "follower", "yes", "40", "2"],
+        "n1": ["h:1", "unknown", "yes", "NO", "-", "-"],
+        "n2": ["h:2", "leader", "yes", "itself", "42", "0"],
+        "n3": ["h:3", "learner", "no", "yes", "40", "2"],
     }
     assert "term 7, leader n2" in output
     assert "commit 41" in output

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from node.machine import Machine
-from node.operations import jobs, queues
+from node.operations import jobs, queues, requests, schedules, webhooks, workers
 from node.operations.clock import AdvanceClock
 from node.state import Backoff, Repeat, job_spec
 from tests.support.world import START_MS, World, encode
@@ -51,8 +51,8 @@ def records() -> list[object]:
         jobs.PullJobs("q", 2, "w", 5000, "seed"),
         jobs.AckJobs(["nope"], [None], [b"1"]),
         jobs.AckJob("nope", "t", b"1"),
-        jobs.FailJob("nope", "t", "e", True),
-        jobs.ReleaseJobs([("nope", 1)]),
+        jobs.FailJob("nope", "t", "e", True, 0.5),
+        jobs.ReleaseJobs([("nope", 1)], "key"),
         jobs.HeartbeatJob("plain", "seed-0", 6000),
         jobs.HeartbeatJobs(["plain"], ["seed-0"]),
         jobs.ExtendLock("plain", "seed-0", 7000),
@@ -70,13 +70,14 @@ def records() -> list[object]:
         jobs.CancelJob("nope"),
         queues.PauseQueue("r"),
         queues.ResumeQueue("r"),
-        queues.DrainQueue("r"),
+        queues.DrainQueue("r", 1),
+        queues.ThinQueue("r", 5, 5, True),
         queues.CleanQueue("r", 1, "waiting", 5),
-        queues.PromoteJobs("r", 1),
+        queues.PromoteJobs("r", 1, 1),
         queues.RetryCompleted("r", "nope"),
         queues.RetryDlq("r", "nope"),
         queues.PurgeDlq("r"),
-        queues.ObliterateQueue("r"),
+        queues.ObliterateQueue("r", 1),
         queues.SetRateLimit("s", 5, 2000),
         queues.ClearRateLimit("t"),
         queues.SetConcurrency("s", 3),
@@ -85,6 +86,35 @@ def records() -> list[object]:
         queues.SetDlqConfig("s", True, 1000, 2, 5000, 10),
         queues.SetRetention("s", 5, 5000),
         AdvanceClock(),
+        requests.Idempotent("key", b"f", encode(jobs.PushJobs("k", [job_spec("keyed", b"1")]))),
+        requests.Idempotent("refused", b"f", encode(jobs.PromoteJob("nope"))),
+        schedules.AddCron(
+            "nightly",
+            "c",
+            job_spec("", b"1", priority=2),
+            schedule="0 2 * * *",
+            timezone="UTC",
+            next_due_ms=START_MS + 1000,
+            max_limit=9,
+            prevent_overlap=False,
+            immediately=True,
+            on_missed="skip",
+            needs_worker=True,
+        ),
+        schedules.AddCron("often", "c", job_spec("", b"2"), every_ms=500),
+        schedules.FireCrons([schedules.CronFire("often", START_MS, START_MS + 500, 2, False)]),
+        schedules.DeleteCron("nope"),
+        schedules.FollowJobs([("nope", START_MS)]),
+        workers.RegisterWorker("w1", "mailer", ("q",), 4, "host", 7),
+        workers.RegisterWorker("w2"),
+        workers.HeartbeatWorker("w1", 1, 5, 2, "job-1"),
+        workers.UnregisterWorker("w2"),
+        webhooks.AddWebhook("h1", "https://example.com/", ("pushed", "job.failed"), "q", "secret"),
+        webhooks.AddWebhook("h2", "https://example.com/", ()),
+        webhooks.EnableWebhook("h2", False),
+        webhooks.RemoveWebhook("h2"),
+        webhooks.NoteDelivered("h1", 0, 201),
+        webhooks.NoteUndeliverable("h1", 0, "HTTP 500"),
     ]
 
 
@@ -95,6 +125,10 @@ def world_of_everything() -> World:
     world.do(jobs.AddLog("job-1", "m"))
     for record in records():
         world.apply(record)
+    repeats = world.push("p", repeat=Repeat(pattern="0 2 * * *", tz="UTC"))
+    world.pull("p")
+    world.do(jobs.AckJob(repeats))
+    world.push("q")
     world.push("still-waiting")
     return world
 
@@ -124,6 +158,11 @@ def test_old_images_are_read(path: Path) -> None:
     again = Machine()
     again.restore(machine.image())
     assert again.full_digest() == machine.full_digest()
+    if path.stem != "image-1":
+        state = machine.state
+        assert list(state.schedule.crons) == ["nightly", "often"] and len(state.schedule.following) == 1
+        assert list(state.workers.by_id) == ["w1"] and len(state.webhooks.outboxes["h1"].deliveries) == 1
+        assert requests.GetOutcome("key", b"f").answer(state).ids == ["keyed"]
     machine.apply(machine.index + 1, START_MS + 10**10, [encode([jobs.PullJobs("q", 9)])])
     assert machine.errors == 0
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from node.machine import Machine
-from node.operations.jobs import AckJob, FailJob, PullJobs
+from node.node import Once
+from node.operations.jobs import AckJob, FailJob, PullJobs, PushJobs
 from node.operations.queues import PauseQueue, ResumeQueue, SetRateLimit
-from node.refusals import JobNotFound
+from node.refusals import IdempotencyKeyReused, JobNotFound
+from node.state import job_spec
 from tests.node.conftest import Local
 
 
@@ -230,3 +233,64 @@ async def test_a_rate_limited_queue_wakes_its_waiters_when_a_token_comes_free(lo
     assert not waiter.done()
     local.now_ms += 10
     assert await waiter == ids[100:]
+
+
+# -- With an idempotency key
+
+
+def keyed(local: Local, key: str = "k", fingerprint: bytes = b"f", wait_ms: int = 0) -> Any:
+    """Pull under a key; the seed of the tokens is new each time, as the edge makes it."""
+    local.ids += 1
+    return local.node.pull(
+        PullJobs("q", 1, "w", token_seed=f"seed{local.ids}"),
+        lambda reply: (reply.tokens, [job.id for job in reply.jobs]),
+        wait_ms=wait_ms,
+        once=Once(key, fingerprint),
+    )
+
+
+async def test_a_repeated_pull_gets_the_same_jobs_and_tokens(local: Local) -> None:
+    await local.push()
+    await local.push()
+    first = await keyed(local)
+    assert await keyed(local) == first
+    assert (await keyed(local, "other"))[1] != first[1]
+    with pytest.raises(IdempotencyKeyReused):
+        await keyed(local, fingerprint=b"another request")
+
+
+async def test_a_repeated_pull_that_found_nothing_tries_again(local: Local) -> None:
+    assert await keyed(local) == ([], [])
+    job_id = await local.push()
+    assert (await keyed(local))[1] == [job_id]
+
+
+async def test_a_pull_under_a_key_may_wait(local: Local) -> None:
+    task = asyncio.get_running_loop().create_task(keyed(local, wait_ms=60_000))
+    await local.settle()
+    job_id = await local.push()
+    first = await task
+    assert first[1] == [job_id]
+    assert await keyed(local, wait_ms=60_000) == first
+
+
+async def test_jobs_given_back_are_taken_anew_by_a_repeat(local: Local) -> None:
+    job_id = await local.push()
+    task = asyncio.get_running_loop().create_task(keyed(local))
+    # Gone after its pull was sent and before the answer.
+    while not local.node.batcher.backlog and not task.done():
+        await asyncio.sleep(0)
+    local.node.batcher._flush()
+    task.cancel()
+    await local.settle()
+    assert local.state_of(job_id) == "waiting"
+    tokens, jobs = await keyed(local)
+    assert (jobs, local.machine.state.jobs[job_id].token) == ([job_id], tokens[0])
+
+
+async def test_a_repeated_write_is_rendered_from_the_first_reply(local: Local) -> None:
+    ids = []
+    for i in range(2):
+        push = PushJobs("q", [job_spec(f"new-{i}", b"1")])
+        ids.append(await local.node.submit(push, lambda reply: reply.ids[0], once=Once("k", b"f")))
+    assert ids == ["new-0", "new-0"]

@@ -229,3 +229,12 @@ def test_the_dead_letter_queue_is_bounded_by_age(world: World) -> None:
     assert world.ask(ListDlq("q")).total == 0
     assert world.state_of(job.id) == "unknown"
     assert world.event_names()[-1] == "dlq:expired"
+
+
+@pytest.mark.parametrize(("chance", "waits"), [(None, 1000), (0.0, 600), (0.5, 800), (1.0, 1000)])
+def test_jitter_is_taken_off_by_a_chance_that_came_with_the_failure(
+    world: World, chance: float | None, waits: int
+) -> None:
+    job = world.a_job("active", backoff=Backoff("fixed", 1000, 0.4))
+    world.do(FailJob(job.id, chance=chance))
+    assert job.run_at - world.now_ms == waits

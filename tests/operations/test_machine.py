@@ -114,7 +114,7 @@ def test_events_are_collected_only_when_wanted() -> None:
 def test_events_are_named_and_worded_as_the_api_does(world: World) -> None:
     world.push("emails", "order-1")
     raw = msgspec.json.encode(world.events[1])
-    assert msgspec.json.decode(raw) == {"event": "job:pushed", "queue": "emails", "jobId": "order-1"}
+    assert msgspec.json.decode(raw) == {"type": "job:pushed", "queue": "emails", "jobId": "order-1"}
 
 
 def test_a_listener_that_fails_disturbs_nobody() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from cluster.engine import Member, Status
 from cluster.errors import ClusterError, NotApplied, Unavailable
+from cluster.membership import ChangeRefused, Membership, Seat
+from cluster.metrics import Metrics
 
 
 class LocalEngine:
@@ -36,6 +38,8 @@ class LocalEngine:
         self._stopped = False
         self._listeners: list[Callable[[bool], None]] = []
         self._failed: asyncio.Future[None] | None = None
+        self.metrics = Metrics()
+        self.membership = Membership({node_id: Seat("127.0.0.1:7790", True)})
 
     @property
     def leader_id(self) -> str | None:
@@ -84,6 +88,20 @@ class LocalEngine:
         if self.is_leader:
             listener(True)
 
+    async def change_members(self, action: str, node: str, address: str = "") -> Membership:
+        """Change what `status` shows; nobody is really there."""
+        if not self.available:
+            raise Unavailable("no leader: the membership cannot be changed now")
+        if action == "add":
+            self.membership = self.membership.adding(node, address)
+        elif action == "promote":
+            self.membership = self.membership.promoting(node)
+        elif action == "remove":
+            self.membership = self.membership.removing(node, set(self.membership.seats))
+        elif node not in self.membership.voters:
+            raise ChangeRefused(f"{node} is not a voter")
+        return self.membership
+
     def become_leader(self, leads: bool) -> None:
         """Change the role, as an election would."""
         if leads != self.is_leader:
@@ -114,15 +132,16 @@ class LocalEngine:
             digest=self.machine.digest(),
             members=[
                 Member(
-                    id=self.node_id,
-                    address="127.0.0.1:7790",
-                    role=role,
-                    voter=True,
+                    id=node,
+                    address=seat.address,
+                    role=(role if node == self.node_id else "follower") if seat.voter else "learner",
+                    voter=seat.voter,
                     connected=True,
                     match_index=applied,
                     lag=0,
-                    self=True,
+                    self=node == self.node_id,
                 )
+                for node, seat in self.membership.seats.items()
             ],
         )
 

@@ -1,4 +1,4 @@
-"""quorumq's own routes, under /admin: what this node knows of the cluster."""
+"""quorumq's own routes, under /admin: what this node knows of the cluster, and who belongs to it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from api.http import Answer, Call, Reply, Route, grouped, plain
+from api.http import CONSISTENCY, Answer, Call, Octets, Reply, Route, grouped, plain
 from node.refusals import Refusal
 
-
-class MemberShown(Struct, forbid_unknown_fields=True):
-    """One node. match_index: the last log index known to be on it, and lag: entries it misses; known to the leader only."""
-
-    id: str
-    address: str
-    role: str
-    connected: bool
-    match_index: int | None
-    lag: int | None
-    self: bool
+from . import backup, members
 
 
 class ClusterShown(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -31,6 +21,7 @@ class ClusterShown(Struct, forbid_unknown_fields=True, kw_only=True):
 
     ok: Literal[True] = True
     node_id: str
+    cluster_name: str
     cluster_id: str
     role: str
     leader: str | None
@@ -44,8 +35,9 @@ class ClusterShown(Struct, forbid_unknown_fields=True, kw_only=True):
     durable_index: int
     first_index: int
     snapshot_index: int
+    log_bytes: int
     digest: str
-    members: list[MemberShown]
+    members: list[members.MemberShown]
 
 
 async def cluster(call: Call) -> Reply:
@@ -53,6 +45,7 @@ async def cluster(call: Call) -> Reply:
     status = call.node.status()
     shown = ClusterShown(
         node_id=status.node_id,
+        cluster_name=status.cluster_name,
         cluster_id=status.cluster_id,
         role=status.role,
         leader=status.leader,
@@ -66,10 +59,9 @@ async def cluster(call: Call) -> Reply:
         durable_index=status.durable_index,
         first_index=status.first_index,
         snapshot_index=status.snapshot_index,
+        log_bytes=status.log_bytes,
         digest=status.digest,
-        members=[
-            MemberShown(m.id, m.address, m.role, m.connected, m.match_index, m.lag, m.self) for m in status.members
-        ],
+        members=members.shown(status.members),
     )
     return Reply(200, msgspec.json.encode(shown))
 
@@ -79,10 +71,18 @@ class Admin:
 
     name = "admin"
     undecoded: frozenset[str] = frozenset()
-    routes: tuple[Route, ...] = grouped(
-        "Administration",
-        plain("GET", "/cluster", cluster, reply=ClusterShown, right="admin",
-              about="The cluster as this node sees it; answers without a leader too."),
+    routes: tuple[Route, ...] = (
+        *grouped(
+            "Administration",
+            plain("GET", "/cluster", cluster, reply=ClusterShown, right="admin",
+                  about="The cluster as this node sees it; answers without a leader too."),
+        ),
+        *members.ROUTES,
+        *grouped(
+            "Administration",
+            plain("GET", "/backup", backup.handle, reply=Octets, right="admin", asks=(CONSISTENCY,),
+                  about="An image of the whole state, which `quorumq restore` takes."),
+        ),
     )  # fmt: skip
 
     def refusal(self, refusal: Refusal) -> Answer:

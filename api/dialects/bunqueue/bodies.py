@@ -7,15 +7,16 @@ decoding ignores. What queues are sent is in queue_bodies.py, how any value is r
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from croniter import croniter
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from api.http import Call, Invalid
 from api.ids import new_id, new_ids, new_token_seed
+from node import crontime
 from node.operations.jobs import (
     AckJob,
     AckJobs,
@@ -422,19 +423,18 @@ def checked_repeat(value: Any) -> Repeat:
     limit = value.get("limit")
     if limit is not None:
         check_number("repeat.limit", limit, 0, COUNT_MAX, integer=True)
-    if pattern is not None:
-        check_pattern(pattern)
     zone = as_text(value.get("tz"))
+    if pattern is not None:
+        check_pattern(pattern, zone)
     return Repeat(None if every is None else whole(every), pattern, None if limit is None else int(limit), tz=zone)
 
 
-def check_pattern(pattern: Any) -> None:
-    """Raises Invalid when this is no cron expression."""
-    if not isinstance(pattern, str) or len(pattern.split()) not in (5, 6):
-        text = "Cron expression must have 5 fields, or 6 fields with leading seconds"
-        raise Invalid(f"Invalid repeat pattern: {text}")
-    if not croniter.is_valid(pattern, second_at_beginning=True):
-        raise Invalid(f"Invalid repeat pattern: {pattern[:100]}")
+def check_pattern(pattern: Any, zone: str | None) -> None:
+    """Raises Invalid when this is no cron expression, or no time zone."""
+    try:
+        crontime.next_due_ms(pattern if isinstance(pattern, str) else "", zone, time.time_ns() // 1_000_000)
+    except crontime.InvalidSchedule as error:
+        raise Invalid(f"Invalid repeat pattern: {error}") from None
 
 
 # -- Taking ------------------------------------------------------------------------------------------------------------

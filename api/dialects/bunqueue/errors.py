@@ -6,7 +6,9 @@ import msgspec
 
 from api.http import Answer
 from node.refusals import (
+    CronNotFound,
     DependencyNotFound,
+    IdempotencyKeyReused,
     InternalError,
     JobInWrongState,
     JobNotActive,
@@ -15,17 +17,27 @@ from node.refusals import (
     LockLost,
     OperationNotKnown,
     Refusal,
+    ReplyForgotten,
+    WebhookNotFound,
+    WorkerNotFound,
 )
 
 # Codes that tell a client what to do next; elsewhere the text is all that the document promises.
-CODED = frozenset({"not_applied", "outcome_unknown", "unavailable", "busy"})
+CODED = frozenset(
+    {"not_applied", "outcome_unknown", "unavailable", "busy", "idempotency_key_reused", "reply_forgotten"}
+)
 
 TEXTS: dict[type[Refusal], Answer] = {
     JobNotFound: (404, "Job not found"),
+    CronNotFound: (404, "Cron job not found"),
+    WebhookNotFound: (404, "Webhook not found"),
+    WorkerNotFound: (404, "Worker not found"),
     JobNotActive: (400, "Job not found or not active"),
     JobNotLocked: (400, "Lock not found or invalid token"),
     OperationNotKnown: (500, "Internal server error"),
     InternalError: (500, "Internal server error"),
+    IdempotencyKeyReused: (422, "Idempotency-Key was used for a different request"),
+    ReplyForgotten: (409, "This request was done before; its reply was too large to be kept"),
 }
 
 NOT_ACTIVE: Answer = (400, "Job not found or not active")

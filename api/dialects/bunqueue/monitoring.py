@@ -12,7 +12,9 @@ import resource
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -20,7 +22,11 @@ from msgspec import UNSET
 from api.http import CONSISTENCY, REPLAYING, TEXT, Call, NotReady, Reply, Route, Text, grouped, plain
 from api.metrics import CONTENT_TYPE, Labels, Page
 from api.version import VERSION
+from cluster.metrics import Metrics as Replication
 from node.operations.queues import Counts, ListJobs, ListQueues, QueueCounts, Total, Totals
+from node.operations.schedules import ListCrons
+from node.operations.webhooks import ListWebhooks, WebhookShown
+from node.operations.workers import ListWorkers, WorkerList
 from node.state.job import Job
 
 from .replies import (
@@ -141,6 +147,10 @@ async def stats(call: Call) -> Reply:
     # Kinds of memory that this runtime does not have.
     used.external = used.array_buffers = 0
     counts = total.counts
+    # The totals were as fresh as was asked for; what is asked of the same copy after them is no older.
+    workers = await call.node.ask(ListWorkers(), registered, stale=True)
+    crons = await call.node.ask(ListCrons(), many, stale=True)
+    webhooks = await call.node.ask(ListWebhooks(), many, stale=True)
     shown = Stats(
         ok=True,
         stats=StatsOf(
@@ -155,12 +165,24 @@ async def stats(call: Call) -> Reply:
             total_pulled=total.pulled,
             total_completed=total.completed,
             total_failed=total.failed,
+            queues=total.queues,
+            workers=workers,
+            cron_jobs=crons,
+            webhooks=webhooks,
             uptime=uptime_s(call),
         ),
         memory=used,
         collections=summed(total),
     )
     return Reply(200, ENCODE(shown))
+
+
+def many(records: list[Any]) -> int:
+    return len(records)
+
+
+def registered(found: WorkerList) -> int:
+    return len(found.workers)
 
 
 async def metrics(call: Call) -> Reply:
@@ -244,6 +266,11 @@ async def prometheus(call: Call) -> Reply:
     page = Page()
     write_jobs(page, total)
     page.gauge("bunqueue_uptime_seconds", "Server uptime in seconds", uptime_s(call))
+    page.gauge(
+        "bunqueue_cron_jobs_registered", "Number of cron jobs", await call.node.ask(ListCrons(), many, stale=True)
+    )
+    await call.node.ask(ListWorkers(), partial(write_workers, page), stale=True)
+    await call.node.ask(ListWebhooks(), partial(write_webhooks, page), stale=True)
     await write_queues(page, call)
     await write_node(page, call)
     return Reply(200, page.text(), CONTENT_TYPE)
@@ -263,6 +290,30 @@ def write_jobs(page: Page, total: Total) -> None:
     page.counter("bunqueue_jobs_pulled_total", "Total jobs pulled", total.pulled)
     page.counter("bunqueue_jobs_completed_total", "Total jobs completed", total.completed)
     page.counter("bunqueue_jobs_failed_total", "Total jobs failed", total.failed)
+
+
+def write_workers(page: Page, found: WorkerList) -> None:
+    page.gauge("bunqueue_workers_registered", "Number of registered workers", len(found.workers))
+    page.gauge("bunqueue_workers_active", "Number of workers heard of lately", found.active)
+    page.gauge("bunqueue_worker_active_jobs", "Number of jobs that workers say they work on", found.active_jobs)
+    page.gauge("bunqueue_worker_concurrency_slots", "Jobs that workers say they can work on at once", found.slots)
+    page.counter("bunqueue_workers_processed_total", "Total jobs that workers say they completed", found.processed)
+    page.counter("bunqueue_workers_failed_total", "Total jobs that workers say they failed", found.failed)
+
+
+def write_webhooks(page: Page, found: list[WebhookShown]) -> None:
+    hooks = [one.webhook for one in found]
+    page.gauge("bunqueue_webhooks_registered", "Number of webhooks", len(hooks))
+    page.gauge("bunqueue_webhooks_enabled", "Number of enabled webhooks", sum(hook.enabled for hook in hooks))
+    waiting = sum(one.waiting for one in found)
+    page.gauge("quorumq_webhook_deliveries_waiting", "Deliveries that have neither arrived nor been given up", waiting)
+    outcomes = [
+        ({"outcome": "delivered"}, float(sum(hook.succeeded for hook in hooks))),
+        ({"outcome": "failed"}, float(sum(hook.failed for hook in hooks))),
+        ({"outcome": "dropped"}, float(sum(hook.dropped for hook in hooks))),
+    ]
+    text = "Deliveries of the present webhooks by what became of them"
+    page.write("quorumq_webhook_deliveries", "gauge", text, outcomes)
 
 
 # Name, the field of the counts that it shows, and what it says.
@@ -330,6 +381,9 @@ async def write_node(page: Page, call: Call) -> None:
         "quorumq_replication_lag_entries", "gauge", "Entries a follower misses; known to the leader only", behind
     )
     page.counter("quorumq_apply_errors_total", "Operations skipped because of a bug", call.node.machine.errors)
+    metrics = getattr(call.node.engine, "metrics", None)
+    if metrics is not None:
+        write_replication(page, metrics)
     disk = await server.disk.look(call.node)
     page.gauge("quorumq_disk_full", "Whether this node cannot write for want of space", disk.full)
     page.gauge("quorumq_log_bytes", "Bytes of the log on disk", disk.log_bytes)
@@ -342,6 +396,38 @@ async def write_node(page: Page, call: Call) -> None:
     replies = [({"status": f"{kind}xx"}, float(count)) for kind, count in enumerate(server.replies) if kind]
     page.write("quorumq_http_replies_total", "counter", "Replies by kind of status", replies)
     page.histogram("quorumq_write_seconds", "Time from an operation's request to its local apply", server.writes)
+
+
+# Name, the field of the engine's metrics that it shows, and what it says.
+HISTOGRAMS = (
+    ("log_sync_seconds", "sync_seconds", "Time to write and sync a group of the log"),
+    ("commit_seconds", "commit_seconds", "Time from proposing an entry to applying it, on the leader"),
+    ("apply_seconds", "apply_seconds", "Time to apply an entry"),
+    ("entry_bytes", "entry_bytes", "Bytes of an entry"),
+    ("entry_batches", "entry_batches", "Batches that shared an entry, on the leader"),
+)
+COUNTERS = (
+    ("elections_total", "elections", "Elections that this node stood in"),
+    ("leader_changes_total", "leader_changes", "Times that this node saw a new leader"),
+    ("batches_resent_total", "batches_resent", "Batches of this node that were sent again"),
+    ("loop_stalls_total", "loop_stalls", "Times that the event loop stood still for more than a quarter of a second"),
+    ("log_failures_total", "log_failures", "Times that the log could not be written"),
+    ("snapshots_total", "snapshots", "Snapshots written"),
+    ("snapshot_failures_total", "snapshot_failures", "Snapshots that could not be written"),
+)
+
+
+def write_replication(page: Page, found: Replication) -> None:
+    """Write what the replication counts of itself."""
+    for name, field, text in HISTOGRAMS:
+        one = getattr(found, field)
+        page.buckets(f"quorumq_{name}", text, one.bounds, one.counts, one.sum)
+    for name, field, text in COUNTERS:
+        page.counter(f"quorumq_{name}", text, getattr(found, field))
+    page.gauge("quorumq_snapshot_bytes", "Bytes of the newest snapshot of this process", found.snapshot_bytes)
+    page.gauge("quorumq_snapshot_timestamp_seconds", "When it was finished, 0 for never", found.snapshot_at)
+    text = "Seconds for which the loop stood still for the last snapshot's fork"
+    page.gauge("quorumq_snapshot_fork_seconds", text, found.snapshot_fork_seconds)
 
 
 ROUTES: tuple[Route, ...] = grouped(

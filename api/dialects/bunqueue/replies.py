@@ -5,9 +5,9 @@ Rendering does not go through these types (see render.py); that the two agree is
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 Millis = int
 Number = int | float
@@ -55,39 +55,41 @@ class RepeatShown(Struct, forbid_unknown_fields=True):
 class JobShown(Struct, forbid_unknown_fields=True, rename="camel", kw_only=True):
     """The job object, with every key of the documented server's."""
 
-    id: str
+    id: Annotated[str, Meta(description="Made by the server (a UUID v7), or the `jobId` it was pushed with.")]
     queue: str
     name: str
-    data: Raw
+    data: Annotated[Raw, Meta(description="As it was sent.")]
     created_at: Millis
-    run_at: Millis
-    started_at: Millis | None
+    run_at: Annotated[Millis, Meta(description="When it may, or might, be taken.")]
+    started_at: Annotated[Millis | None, Meta(description="When the present or last run began.")]
     completed_at: Millis | None
-    attempts: int
-    backoff: Number
-    backoff_config: BackoffShown | None
+    attempts: Annotated[int, Meta(description="Runs that failed.")]
+    backoff: Annotated[Number, Meta(description="Base of the delay before a retry, in milliseconds.")]
+    backoff_config: Annotated[BackoffShown | None, Meta(description="Type and delay, where they were given.")]
     depends_on: list[str]
     children_ids: list[str]
     children_completed: int
     tags: list[str]
-    progress: Number
+    progress: Annotated[Number, Meta(description="0 to 100, as the worker reported.")]
     progress_message: str | None
     stacktrace: None
-    repeat: RepeatShown | None
-    durable: bool
+    repeat: Annotated[RepeatShown | None, Meta(description="How it repeats; `count` is the repeats so far.")]
+    durable: Annotated[bool, Meta(description="As it was asked for; every job is durable.")]
     last_heartbeat: Millis | None
-    stall_count: int
+    stall_count: Annotated[int, Meta(description="How often its worker fell silent.")]
     priority: int
     lifo: bool
-    max_attempts: int
+    max_attempts: Annotated[int, Meta(description="Runs allowed.")]
     remove_on_complete: bool
     remove_on_fail: bool
     ttl: Number | None
     timeout: Number | None
-    unique_key: str | None
-    custom_id: str | None
+    unique_key: Annotated[
+        str | None, Meta(description="While it is unfinished, pushes with this key to its queue add nothing.")
+    ]
+    custom_id: Annotated[str | None, Meta(description="The `jobId` it was pushed with.")]
     parent_id: None
-    group_id: str | None
+    group_id: Annotated[str | None, Meta(description="Jobs of one group are worked on one at a time.")]
     stall_timeout: None
     stack_trace_limit: int
     keep_logs: None
@@ -101,15 +103,19 @@ class JobShown(Struct, forbid_unknown_fields=True, rename="camel", kw_only=True)
     deduplication_replace: bool
     debounce_id: None
     debounce_ttl: None
-    timeline: list[Step]
+    timeline: Annotated[list[Step], Meta(description="The states it went through, the last 40 at most.")]
     # Beyond the documented server.
-    fencing_token: int | UnsetType = UNSET
-    owner: str | UnsetType | None = UNSET
-    lock_expires_at: Millis | UnsetType = UNSET
-    token: str | UnsetType = UNSET
-    state: JobState | UnsetType = UNSET
-    returnvalue: Raw | UnsetType = UNSET
-    failed_reason: str | UnsetType = UNSET
+    fencing_token: Annotated[
+        int | UnsetType, Meta(description="Rises with every delivery of any job; there once it was taken.")
+    ] = UNSET
+    owner: Annotated[str | UnsetType | None, Meta(description="Who holds its lock.")] = UNSET
+    lock_expires_at: Annotated[Millis | UnsetType, Meta(description="When its lock runs out.")] = UNSET
+    token: Annotated[
+        str | UnsetType, Meta(description="The token of its lock; shown to the worker that takes it, to nobody else.")
+    ] = UNSET
+    state: Annotated[JobState | UnsetType, Meta(description="Its state; in reads, not when taken.")] = UNSET
+    returnvalue: Annotated[Raw | UnsetType, Meta(description="Its result, once it completed with one.")] = UNSET
+    failed_reason: Annotated[str | UnsetType, Meta(description="The error of its last failed run.")] = UNSET
 
 
 class Pushed(Body):
@@ -307,6 +313,131 @@ class DlqStats(Body):
     stats: DlqSums
 
 
+class CronShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    name: str
+    job_name: str
+    queue: str
+    schedule: str | None
+    repeat_every: int | None
+    next_run: Millis | None
+    executions: int
+    max_limit: int | None
+    timezone: str | None
+    priority: int
+
+
+class OneCron(Body):
+    cron: CronShown
+
+
+class Crons(Body):
+    crons: list[CronShown]
+
+
+class WebhookShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    """dropped_count: deliveries never tried because too many waited.  waiting_count: those that wait now."""
+
+    id: str
+    url: str
+    events: list[str]
+    queue: str | None
+    created_at: Millis
+    last_triggered: Millis | None
+    success_count: int
+    failure_count: int
+    dropped_count: int
+    waiting_count: int
+    enabled: bool
+
+
+class WebhookSums(Struct, forbid_unknown_fields=True):
+    total: int
+    enabled: int
+
+
+class WebhooksData(Struct, forbid_unknown_fields=True):
+    webhooks: list[WebhookShown]
+    stats: WebhookSums
+
+
+class Webhooks(Body):
+    data: WebhooksData
+
+
+class WebhookAddedData(Struct, forbid_unknown_fields=True, rename="camel"):
+    webhook_id: str
+    url: str
+    events: list[str]
+    queue: str | None
+    created_at: Millis
+
+
+class WebhookAdded(Body):
+    data: WebhookAddedData
+
+
+class RemovedData(Struct, forbid_unknown_fields=True):
+    removed: Literal[True]
+
+
+class Removed(Body):
+    data: RemovedData
+
+
+class WorkerBase(Struct, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    name: str | UnsetType = UNSET
+    queues: list[str]
+    concurrency: int
+    hostname: str
+    pid: int
+    status: Literal["active", "stale"]
+    registered_at: Millis
+    last_seen: Millis
+    active_jobs: int
+    processed_jobs: int
+    failed_jobs: int
+    current_job: str | None
+
+
+class WorkerAddedData(WorkerBase, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    worker_id: str
+
+
+class WorkerAdded(Body):
+    data: WorkerAddedData
+
+
+class WorkerShown(WorkerBase, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    """uptime: milliseconds since it registered."""
+
+    id: str
+    uptime: int
+
+
+class WorkerSums(Struct, forbid_unknown_fields=True, rename="camel"):
+    """total_processed, total_failed: of all workers ever; the rest is of those registered now."""
+
+    total: int
+    active: int
+    total_processed: int
+    total_failed: int
+    active_jobs: int
+    concurrency_slots: int
+
+
+class WorkersData(Struct, forbid_unknown_fields=True):
+    workers: list[WorkerShown]
+    stats: WorkerSums
+
+
+class Workers(Body):
+    data: WorkersData
+
+
+class QueueWorkers(Body):
+    workers: list[WorkerShown]
+
+
 class Megabytes(Struct, forbid_unknown_fields=True, rename="camel"):
     heap_used: int
     heap_total: int
@@ -389,6 +520,10 @@ class StatsOf(Struct, forbid_unknown_fields=True, rename="camel"):
     total_pulled: int
     total_completed: int
     total_failed: int
+    queues: int
+    workers: int
+    cron_jobs: int
+    webhooks: int
     uptime: int
 
 

@@ -59,7 +59,7 @@ from node.operations.queues import (
 )
 from node.refusals import DependencyNotFound, JobNotActive
 
-from . import bodies, errors, monitoring, queue_bodies, render, replies
+from . import bodies, crons, errors, monitoring, queue_bodies, render, replies, webhooks, workers
 from .bodies import of_job
 from .queue_bodies import of_queue
 
@@ -83,13 +83,13 @@ DLQ_LIMIT = Parameter("limit", "The same as count.", COUNT)
 async def pull(call: Call) -> Reply:
     """Take one job, waiting for it if asked to."""
     operation, wait_ms = bodies.pull(call)
-    return success(await call.node.pull(operation, render.pulled_one, wait_ms=wait_ms))
+    return success(await call.node.pull(operation, render.pulled_one, wait_ms=wait_ms, once=call.once))
 
 
 async def pull_batch(call: Call) -> Reply:
     """Take several jobs, waiting for the first of them if asked to."""
     operation, wait_ms = bodies.pull_batch(call)
-    return success(await call.node.pull(operation, render.pulled_many, wait_ms=wait_ms))
+    return success(await call.node.pull(operation, render.pulled_many, wait_ms=wait_ms, once=call.once))
 
 
 async def wait(call: Call) -> Reply:
@@ -254,4 +254,14 @@ CONFIG = grouped(
            about="Configure a queue's dead letter queue; what is not given stays."),
 )  # fmt: skip
 
-ROUTES: tuple[Route, ...] = (*JOBS, *QUEUES, *DLQ, *LIMITS, *CONFIG, *monitoring.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *JOBS,
+    *QUEUES,
+    *DLQ,
+    *LIMITS,
+    *CONFIG,
+    *crons.ROUTES,
+    *webhooks.ROUTES,
+    *workers.ROUTES,
+    *monitoring.ROUTES,
+)

@@ -1,0 +1,232 @@
+"""The leader's clockwork: it works out when crons and repeating jobs are due next and has the log say so.
+
+It sleeps until the first cron is due. What it submits names the due time that it means, so a leader that is late, or is no
+leader any more, does no harm. Every node has one, only the leader's runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cluster.errors import ClusterError
+from node.batching import Batcher
+from node.crontime import InvalidSchedule, next_due_ms
+from node.engine import Engine
+from node.machine import Entry, Machine
+from node.operation import Operation
+from node.operations.schedules import CronFire, FireCrons, FollowJobs
+from node.refusals import Refusal
+from node.state.schedule import SKIP, Cron, Schedule
+
+log = logging.getLogger("quorumq.scheduler")
+
+# A due time that is later than this was missed: its cron says what becomes of it. Until then it is only late, and fires.
+LATE_MS = 60_000
+# Due times, and repeating jobs, in one operation.
+FIRES_MAX = 500
+# What did not get through, or what the log's clock has not reached yet, is tried again after this long.
+AGAIN_S = 0.05
+BEHIND_S = 0.005
+TIMEOUT_S = 5.0
+# A cron whose expression this node cannot work out is left alone for this long; another leader may know better.
+ASIDE_MS = 60_000
+
+
+class Scheduler:
+    """Fires crons and times repeating jobs while this node leads."""
+
+    def __init__(self, engine: Engine, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
+        self._engine = engine
+        self._machine = machine
+        self._batcher = batcher
+        self._clock = clock
+        self._leads = False
+        self._stopped = False
+        self._under_way: asyncio.Future[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        self._aside: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Follow the node's role from now on."""
+        self._machine.listen(self._on_entry)
+        self._engine.on_role_change(self._on_role_change)
+        self._on_role_change(self._engine.is_leader)
+
+    def stop(self) -> None:
+        """Fire no more."""
+        self._stopped = True
+        self._sleep_until(0)
+
+    def _on_role_change(self, leads: bool) -> None:
+        self._leads = leads
+        self._aside.clear()
+        if leads:
+            self._look()
+        else:
+            self._sleep_until(0)
+
+    def _on_entry(self, entry: Entry) -> None:
+        # Runs after every entry, so it asks for no more than whether something is new.
+        if self._leads and self._under_way is None:
+            schedule = self._machine.state.schedule
+            if schedule.following or schedule.first_due != self._timer_ms:
+                self._look()
+
+    # -- What is due
+
+    def _look(self) -> None:
+        """Submit what is due, else sleep until something is."""
+        if not self._leads or self._stopped or self._under_way is not None:
+            return
+        schedule = self._machine.state.schedule
+        now_ms = self._now_ms()
+        operation: Operation | None = None
+        if schedule.following:
+            operation = self._follow(schedule)
+        elif schedule.first_due and schedule.first_due <= now_ms:
+            fires = self._fires(schedule, now_ms)
+            operation = FireCrons(fires) if fires else None
+        if operation is None:
+            self._sleep_until(self._next_look(schedule))
+            return
+        self._sleep_until(0)
+        try:
+            self._under_way = self._batcher.submit(operation, _count, TIMEOUT_S)
+        except ClusterError:
+            self._again(AGAIN_S)
+            return
+        self._under_way.add_done_callback(self._done)
+
+    def _now_ms(self) -> int:
+        return max(self._clock(), self._machine.state.now_ms)
+
+    def _next_look(self, schedule: Schedule) -> int:
+        """Return when the first cron is due that is not left alone; 0 for never."""
+        soonest = min(self._aside.values(), default=0)
+        for cron in schedule.upcoming():
+            if cron.name not in self._aside:
+                return min(cron.next_due, soonest) if soonest else cron.next_due
+        return soonest
+
+    def _fires(self, schedule: Schedule, now_ms: int) -> list[CronFire]:
+        """Return due times with those that follow them, each cron's in order."""
+        self._aside = {name: until for name, until in self._aside.items() if until > now_ms}
+        fires: list[CronFire] = []
+        for cron in schedule.upcoming():
+            if cron.next_due > now_ms or len(fires) >= FIRES_MAX:
+                break
+            if cron.name in self._aside:
+                continue
+            try:
+                fires.extend(fires_of(cron, now_ms, FIRES_MAX - len(fires)))
+            except InvalidSchedule as error:
+                log.error("cron %r cannot be worked out here: %s", cron.name, error)
+                self._aside[cron.name] = now_ms + ASIDE_MS
+        return fires
+
+    def _follow(self, schedule: Schedule) -> FollowJobs:
+        """Work out when the jobs come that repeat by a pattern."""
+        jobs: list[tuple[str, int]] = []
+        for following in list(schedule.following.values())[:FIRES_MAX]:
+            repeat = following.opts.repeat
+            try:
+                assert repeat is not None and repeat.pattern is not None
+                due_ms = next_due_ms(repeat.pattern, repeat.tz, following.after_ms)
+            except InvalidSchedule as error:
+                # Nobody could work it out later either: the edge lets no such pattern in.
+                log.error("the pattern of job %s cannot be worked out: %s", following.id, error)
+                due_ms = 0
+            jobs.append((following.id, due_ms))
+        return FollowJobs(jobs)
+
+    # -- Coming back
+
+    def _done(self, future: asyncio.Future[int]) -> None:
+        self._under_way = None
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, ClusterError | Refusal):
+            log.debug("crons did not get through: %s", error)
+            self._again(AGAIN_S)
+        elif error is not None or (not future.cancelled() and future.result() == 0):
+            # Nothing happened: the log's clock is behind this one, or others did it; asking at once would fill the log.
+            self._again(BEHIND_S if error is None else AGAIN_S)
+        else:
+            self._look()
+
+    def _sleep_until(self, due_ms: int) -> None:
+        if self._timer is not None:
+            if due_ms and due_ms == self._timer_ms:
+                return
+            self._timer.cancel()
+            self._timer = None
+        self._timer_ms = due_ms
+        if due_ms and not self._stopped:
+            wait_ms = max(due_ms - self._clock(), 1)
+            self._timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._wake)
+
+    def _again(self, after_s: float) -> None:
+        if not self._stopped:
+            self._sleep_until(0)
+            self._timer = asyncio.get_running_loop().call_later(after_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._look()
+
+
+def fires_of(cron: Cron, now_ms: int, limit: int) -> Iterator[CronFire]:
+    """Yield the due times of a cron up to now, each with the one after it. Raises InvalidSchedule.
+
+    A time before the cron was set (its edge's clock was behind) only leads to the first one after.  Times that are too late
+    are taken together.
+    """
+    due_ms = cron.next_due
+    while due_ms and due_ms <= now_ms and limit > 0:
+        limit -= 1
+        if due_ms <= cron.set_at:
+            fire = CronFire(cron.name, due_ms, following_due(cron, due_ms, cron.set_at), push=False)
+        elif due_ms + LATE_MS <= now_ms:
+            skips = cron.on_missed == SKIP
+            next_ms = following_due(cron, due_ms, now_ms)
+            missed = count_between(cron, due_ms, now_ms) + (1 if skips else 0)
+            fire = CronFire(cron.name, due_ms, next_ms, missed, not skips)
+        else:
+            fire = CronFire(cron.name, due_ms, following_due(cron, due_ms, due_ms))
+        yield fire
+        due_ms = fire.next_due_ms
+
+
+def following_due(cron: Cron, due_ms: int, after_ms: int) -> int:
+    """Return the first due time after `after_ms`; due_ms is one, not later than that. Raises InvalidSchedule."""
+    if cron.schedule is not None:
+        return next_due_ms(cron.schedule, cron.timezone, after_ms)
+    assert cron.every_ms is not None
+    every_ms = max(cron.every_ms, 1)
+    # Due times stay on the grid that began with the cron.
+    return due_ms + ((after_ms - due_ms) // every_ms + 1) * every_ms
+
+
+# Missed times are counted up to here; more of them say nothing more.
+COUNTED_MAX = 1_000
+
+
+def count_between(cron: Cron, due_ms: int, now_ms: int) -> int:
+    """Count the due times after one of them, up to now."""
+    if cron.schedule is None:
+        return (now_ms - due_ms) // max(cron.every_ms or 1, 1)
+    count = 0
+    while count < COUNTED_MAX:
+        due_ms = next_due_ms(cron.schedule, cron.timezone, due_ms)
+        if due_ms > now_ms:
+            break
+        count += 1
+    return count
+
+
+def _count(reply: Any) -> int:
+    count: int = reply.count
+    return count

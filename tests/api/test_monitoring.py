@@ -1,0 +1,156 @@
+"""Figures over HTTP: Prometheus, memory, disk."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from api import disk
+from api.metrics import Histogram, Page
+from tests.api.conftest import Client, Serve
+
+SAMPLE = re.compile(r'([a-z_]+)(\{(?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)+\})? (-?[0-9.e+-]+|\+Inf)')
+
+
+def parse(page: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Read a page as a scraper does: values by name and labels, types by name."""
+    values: dict[str, float] = {}
+    types: dict[str, str] = {}
+    for line in page.splitlines():
+        if line.startswith("# TYPE "):
+            name, kind = line.split()[2:]
+            assert name not in types
+            types[name] = kind
+        elif line and not line.startswith("# HELP "):
+            found = SAMPLE.fullmatch(line)
+            assert found, line
+            key = found[1] + (found[2] or "")
+            assert key not in values, key
+            values[key] = float(found[3])
+            base = re.sub(r"_(bucket|sum|count)$", "", found[1])
+            assert found[1] in types or types[base] == "histogram"
+    return values, types
+
+
+async def scrape(client: Client, **more: Any) -> dict[str, float]:
+    answer = await client.get("/prometheus", **more)
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return parse(answer.body.decode())[0]
+
+
+async def test_prometheus(client: Client) -> None:
+    before = await scrape(client)
+    assert before["bunqueue_jobs_waiting"] == before["quorumq_queues"] == 0
+    await client.push("a")
+    await client.push("a", priority=3)
+    await client.push("b", delay=60_000)
+    await client.pull("a")
+    await client.post("/queues/b/pause")
+    found = await scrape(client)
+    assert found["bunqueue_jobs_waiting"] == found["bunqueue_jobs_active"] == found["bunqueue_jobs_delayed"] == 1
+    assert (found["bunqueue_jobs_pushed_total"], found["bunqueue_jobs_pulled_total"]) == (3, 1)
+    assert found['bunqueue_queue_jobs_waiting{queue="a"}'] == 1
+    assert found['bunqueue_queue_jobs_delayed{queue="b"}'] == 1
+    assert (found['quorumq_queue_paused{queue="a"}'], found['quorumq_queue_paused{queue="b"}']) == (0, 1)
+    assert found['quorumq_queue_next_job_age_seconds{queue="a"}'] >= 0
+    assert found['quorumq_queue_next_job_age_seconds{queue="b"}'] == 0
+    assert found["quorumq_write_seconds_count"] == 4
+    assert found['quorumq_write_seconds_bucket{le="+Inf"}'] == 4
+    assert found["quorumq_leader"] == found["quorumq_ready"] == found["quorumq_quorum"] == 1
+    assert found["quorumq_applied_index"] >= 5
+    assert found['quorumq_http_replies_total{status="2xx"}'] >= 6
+    assert found["quorumq_memory_resident_bytes"] > 1 << 20
+
+
+async def test_prometheus_answers_without_a_quorum(client: Client) -> None:
+    client.engine.available = False
+    found = await scrape(client)
+    assert found["quorumq_quorum"] == found["quorumq_ready"] == 0
+
+
+async def test_prometheus_is_open_unless_it_shall_not(serve: Serve) -> None:
+    client = await serve(auth_tokens=("secret",))
+    await scrape(client)
+    client = await serve(auth_tokens=("secret",), metrics_auth="true")
+    assert (await client.get("/prometheus")).status == 401
+    await scrape(client, headers={"Authorization": "Bearer secret"})
+
+
+def test_labels_are_escaped() -> None:
+    page = Page()
+    page.write("x", "gauge", "text", [({"queue": 'a"b\\c\nd'}, 1)])
+    assert b'x{queue="a\\"b\\\\c\\nd"} 1' in page.text()
+
+
+def test_a_histogram_counts_up() -> None:
+    found = Histogram()
+    for seconds in (0.0, 0.00005, 0.001, 0.5, 100_000.0):
+        found.observe(seconds)
+    page = Page()
+    page.histogram("x", "text", found)
+    values, _ = parse(page.text().decode())
+    buckets = [value for key, value in values.items() if key.startswith("x_bucket")]
+    assert buckets == sorted(buckets)
+    assert values['x_bucket{le="6.4e-05"}'] == 2
+    assert values['x_bucket{le="0.001024"}'] == 3
+    assert values['x_bucket{le="+Inf"}'] == values["x_count"] == 5
+    assert values["x_sum"] == pytest.approx(100_000.50105)
+
+
+async def test_collecting_garbage(client: Client) -> None:
+    body = (await client.post("/gc")).json
+    for when in ("before", "after"):
+        assert 0 < body[when]["heapUsed"] <= body[when]["rss"]
+    assert (await client.get("/gc")).status == 404
+
+
+async def test_heap_statistics(client: Client) -> None:
+    await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": n} for n in range(50)]})
+    body = (await client.get("/heapstats")).json
+    assert body["collections"]["jobIndex"] == body["collections"]["queuedTotal"] == 50
+    assert body["heap"]["objectCount"] > 10_000
+    counts = [kind["count"] for kind in body["topObjectTypes"]]
+    assert len(counts) == 20 and counts == sorted(counts, reverse=True)
+    assert {"dict", "function"} <= {kind["type"] for kind in body["topObjectTypes"]}
+
+
+class TestStorage:
+    async def test_all_is_well(self, client: Client) -> None:
+        body = (await client.get("/storage")).json
+        assert body["diskFull"] is body["data"]["diskFull"] is False
+        assert body["data"]["freeBytes"] > 0
+
+    async def test_no_room(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(disk, "FREE_BYTES_MIN", 1 << 62)
+        body = (await client.get("/storage")).json
+        assert body["diskFull"] is body["data"]["diskFull"] is True
+        assert "bytes are free" in body["data"]["error"]
+        assert (await client.get("/storage")).json["data"]["since"] == body["data"]["since"] > 1.7e12
+        assert (await scrape(client))["quorumq_disk_full"] == 1
+        monkeypatch.undo()
+        assert (await client.get("/storage")).json["data"]["since"] is None
+
+    async def test_a_log_that_cannot_be_written(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        status = client.engine.status
+        reason = "the log cannot be written: [Errno 28] No space left on device"
+        monkeypatch.setattr(
+            client.engine, "status", lambda: msgspec.structs.replace(status(), ready=False, ready_reason=reason)
+        )
+        body = (await client.get("/storage")).json
+        assert (body["diskFull"], body["data"]["error"]) == (True, reason)
+        assert (await client.get("/health")).json["status"] == "degraded"
+
+    async def test_a_folder_that_is_not_there_yet(self, serve: Serve, tmp_path: Path) -> None:
+        client = await serve(data_path=tmp_path / "not" / "yet")
+        assert (await client.get("/storage")).json["data"]["freeBytes"] > 0
+
+
+async def test_health_tells_of_the_cluster(client: Client) -> None:
+    cluster = (await client.get("/health")).json["cluster"]
+    assert (cluster["members"], cluster["connected"], cluster["role"]) == (1, 1, "leader")
+    assert cluster["appliedIndex"] >= 0

@@ -1,0 +1,84 @@
+"""Which addresses webhooks may call."""
+
+from __future__ import annotations
+
+import pytest
+
+from node.addresses import check_url, literal, refused_address
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("", "Webhook URL is required"),
+        ("notaurl", "Invalid URL format"),
+        ("http://", "Invalid URL format"),
+        ("http:///path", "Invalid URL format"),
+        ("http://h:99999/", "Invalid URL format"),
+        ("http://[::1", "Invalid URL format"),
+        ("http://exa mple.com/", "Invalid URL format"),
+        ("http://example.com\\@127.0.0.1/", "Invalid URL format"),
+        ("http://example.com/\r\nX: y", "Invalid URL format"),
+        ("http://" + "h" * 3000, "Invalid URL format"),
+        ("ftp://x.com/", "Webhook URL must use http or https protocol"),
+        ("file://host/etc/passwd", "Webhook URL must use http or https protocol"),
+        ("http://localhost/x", "Webhook URL cannot point to localhost"),
+        ("http://LOCALHOST./x", "Webhook URL cannot point to localhost"),
+        ("http://a.localhost/x", "Webhook URL cannot point to localhost"),
+        ("http://127.0.0.1/x", "Webhook URL cannot point to localhost"),
+        ("http://user:pw@127.0.0.1/x", "Webhook URL cannot point to localhost"),
+        ("http://2130706433/", "Webhook URL cannot point to localhost"),
+        ("http://0x7f.1/", "Webhook URL cannot point to localhost"),
+        ("http://[::1]/", "Webhook URL cannot point to localhost"),
+        ("http://127.0.0.2/", "Webhook URL cannot point to loopback IP"),
+        ("http://[::ffff:127.0.0.1]/", "Webhook URL cannot point to loopback IP"),
+        ("http://10.0.0.1/", "Webhook URL cannot point to private IP"),
+        ("http://192.168.1.1/", "Webhook URL cannot point to private IP"),
+        ("http://172.16.0.1", "Webhook URL cannot point to private IP"),
+        ("http://[fd00::1]/", "Webhook URL cannot point to private IP"),
+        ("http://169.254.169.254/", "Webhook URL cannot point to link-local IP"),
+        ("http://[fe80::1]/", "Webhook URL cannot point to link-local IP"),
+        ("http://0.0.0.0/", "Webhook URL cannot point to unspecified IP"),
+        ("http://0.1.2.3/", "Webhook URL cannot point to unspecified IP"),
+        ("http://[::]/", "Webhook URL cannot point to unspecified IP"),
+        ("http://224.0.0.1/", "Webhook URL cannot point to multicast IP"),
+        ("http://100.64.0.1/", "Webhook URL cannot point to reserved IP"),
+        ("http://metadata.google.internal/", "Webhook URL cannot point to cloud metadata endpoints"),
+    ],
+)
+def test_what_is_refused(url: str, text: str) -> None:
+    assert check_url(url) == text
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/", "http://example.com:8080/a?b=c#d", "https://8.8.8.8/", "https://[2606:4700::1111]/"]
+)
+def test_what_is_taken(url: str) -> None:
+    assert check_url(url) is None
+
+
+def test_private_addresses_can_be_allowed_but_not_other_protocols() -> None:
+    assert check_url("http://127.0.0.1:1/", allow_private=True) is None
+    assert check_url("ftp://127.0.0.1/", allow_private=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        ("64:ff9b::a00:1", "private"),
+        ("2002:7f00:1::", "loopback"),
+        ("::7f00:1", "loopback"),
+        ("fe80::1%eth0", "link-local"),
+        ("240.0.0.1", "private"),
+        ("nonsense", "unknown"),
+        ("8.8.8.8", None),
+        ("64:ff9b::808:808", None),
+    ],
+)
+def test_addresses_behind_addresses(address: str, kind: str | None) -> None:
+    assert refused_address(address) == kind
+
+
+def test_names_are_no_addresses() -> None:
+    assert literal("example.com") is None
+    assert literal("1.example") is None

@@ -1,0 +1,87 @@
+"""Random requests with idempotency keys, each sent any number of times: repeats change nothing and are answered alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.machine import Machine
+from node.operation import Operation
+from node.operations.jobs import AckJob, AckJobs, CancelJob, FailJob, ProgressJob, PromoteJob, PullJobs, PushJobs
+from node.operations.queues import CleanQueue, DrainQueue, PauseQueue, RetryDlq, SetDlqConfig
+from node.operations.requests import Idempotent
+from node.operations.webhooks import AddWebhook
+from node.operations.workers import HeartbeatWorker, RegisterWorker
+from node.refusals import Refusal
+from node.state import job_spec
+from tests.support.world import World, encode
+
+IDS = st.sampled_from(["a", "b", "c", "d"])
+REQUESTS: st.SearchStrategy[Operation] = st.one_of(
+    st.builds(lambda i, p: PushJobs("q", [job_spec(i, b"1", priority=p, max_attempts=2)]), IDS, st.integers(-1, 1)),
+    st.builds(lambda i, on: PushJobs("q", [job_spec(i, b"2", depends_on=(on,))]), IDS, IDS),
+    st.builds(lambda count: PullJobs("q", count), st.integers(1, 3)),
+    st.builds(AckJob, IDS, result=st.sampled_from([None, b"7"])),
+    st.builds(lambda one, other: AckJobs([one, other]), IDS, IDS),
+    st.builds(FailJob, IDS, error=st.just("e"), chance=st.sampled_from([None, 0.5])),
+    st.builds(ProgressJob, IDS, st.integers(0, 100)),
+    st.builds(PromoteJob, IDS),
+    st.builds(CancelJob, IDS),
+    st.just(DrainQueue("q")),
+    st.just(CleanQueue("q")),
+    st.just(PauseQueue("other")),
+    st.just(RetryDlq("q")),
+    st.just(SetDlqConfig("q", True, 1000)),
+    st.just(RegisterWorker("w")),
+    st.just(HeartbeatWorker("w", 1)),
+    st.just(AddWebhook("h", "https://example.com/", ("pushed",))),
+)
+
+
+def shown(outcome: Any) -> Any:
+    """Return an outcome so that two can be compared."""
+    if isinstance(outcome, Refusal):
+        return (outcome.code, outcome.args)
+    hook = {"enc_hook": lambda refusal: [refusal.code, list(refusal.args)]}
+    return msgspec.msgpack.encode(outcome, **hook)
+
+
+@given(st.lists(st.tuples(REQUESTS, st.integers(1, 3), st.integers(0, 2000)), max_size=30), st.data())
+def test_repeats_are_answered_and_change_nothing(
+    history: list[tuple[Operation, int, int]], data: st.DataObject
+) -> None:
+    plain, repeated = World(), World()
+    said: dict[str, Any] = {}
+    sent: list[Idempotent] = []
+    for number, (operation, times, passes) in enumerate(history):
+        for world in (plain, repeated):
+            world.wait(passes)
+        request = Idempotent(f"k{number}", b"f", encode(operation))
+        first = shown(plain.apply(operation)[0])
+        assert shown(repeated.apply(request)[0]) == first
+        if request.key in dict(repeated.machine.state.outcomes.items()):
+            said[request.key] = first
+            sent.append(request)
+        for _ in range(times - 1 if sent else 0):
+            again = data.draw(st.sampled_from(sent))
+            if data.draw(st.booleans()):
+                # The answer does not depend on where it is given.
+                image = list(repeated.machine.image())
+                repeated.machine = Machine()
+                repeated.machine.restore(image)
+            assert shown(repeated.apply(again)[0]) == said[again.key]
+    assert contents(plain) == contents(repeated)
+    repeated.check()
+
+
+def contents(world: World) -> bytes:
+    """Return every job, queue, worker and webhook as bytes."""
+    state = world.machine.state
+    queues = [(queue.name, queue.settings, queue.counters) for queue in state.queues.values()]
+    jobs = sorted(state.jobs.values(), key=lambda job: job.seq)
+    hooks = [list(outbox.deliveries) for outbox in state.webhooks.outboxes.values()]
+    numbers = (state.seq, state.fence, state.endings)
+    return msgspec.msgpack.encode((queues, jobs, list(state.workers.by_id.values()), hooks, numbers))
