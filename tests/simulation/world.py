@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -316,7 +317,8 @@ class World:
         finally:
             for task in asyncio.all_tasks(self.loop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
-            cluster.raft.Clock.now = __import__("time").monotonic
+            cluster.raft.Clock.now = time.monotonic
+            self.loop.close()
 
     async def _live(self) -> None:
         for name in self.founders:
