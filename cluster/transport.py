@@ -551,6 +551,8 @@ class Links:
             transport.set_protocol(connection)
             connection.connection_made(transport)
             return
+        # Nothing may be read before TLS reads it: the other side's first bytes may be here already.
+        transport.pause_reading()
         task = self.loop.create_task(self._shake_hands(transport, connection, self.certificates.server))
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)

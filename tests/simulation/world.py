@@ -17,6 +17,7 @@ from cluster.errors import ClusterError, LogDamaged, Removed
 from node.machine import Machine
 from node.node import Node
 from node.operations.jobs import AckJob, FailJob, GetJobState, PullJobs, PushJobs
+from node.operations.schedules import AddCron, DeleteCron
 from node.refusals import Refusal
 from node.state.job import JobSpec, Options
 from tests.simulation.checks import Checks, Violation
@@ -26,6 +27,7 @@ from tests.simulation.network import Network, SimLinks
 from tests.simulation.profiles import Profile
 
 QUICK = Options(max_attempts=50, backoff=10)
+CRON_QUEUE, CRON_MS = "cron", 900
 CONVERGES_S = 60
 STABLE_S = 3.0
 """Without change for so long: longer than a client waits for its answer between two attempts of the same batch."""
@@ -128,6 +130,7 @@ class World:
         self.hosts = {f"n{i + 1}": Host(f"n{i + 1}") for i in range(nodes + 1)}
         self._trace = trace
         self._jobs = 0
+        self._crons_added = 0
         self._quiet = False
         self._clients: list[asyncio.Task[None]] = []
         cluster.raft.Clock.now = self.loop.time
@@ -268,6 +271,43 @@ class World:
             if task.done() and not isinstance(task.exception(), ClusterError | Refusal | None):
                 task.result()
 
+    async def _add_cron(self) -> None:
+        """One cron for the whole run; the same request again and again until it is known to have been taken."""
+        cron = AddCron("every", CRON_QUEUE, JobSpec("-", b"1"), every_ms=CRON_MS, prevent_overlap=False)
+        while not self._quiet:
+            await asyncio.sleep(0.5)
+            for host in self.hosts.values():
+                if host.node is not None and host.engine is not None and host.engine.is_leader:
+                    self._crons_added += 1
+                    adding = self.loop.create_task(host.node.submit(cron), context=host.process.context())
+                    await asyncio.wait({adding}, timeout=5.0)
+                    if adding.done() and adding.exception() is None:
+                        return
+
+    async def _remove_cron(self) -> None:
+        """Let the log come to rest: what the cron did until then stays, and is checked before it goes."""
+        while True:
+            await asyncio.sleep(0.5)
+            leader = next(
+                (host for host in self.hosts.values() if host.engine is not None and host.engine.is_leader), None
+            )
+            if leader is None or leader.node is None or leader.engine is None:
+                continue
+            machine = leader.engine.machine
+            assert isinstance(machine, Machine)
+            cron = machine.state.schedule.crons.get("every")
+            if cron is None:
+                return
+            fired = sum(job.queue == CRON_QUEUE for job in machine.state.jobs.values())
+            if self._crons_added == 1 and cron.executions != fired:
+                self.checks.first_violation = Violation(
+                    "a cron fires once per due time", f"{cron.executions} executions made {fired} jobs"
+                )
+            removing = self.loop.create_task(leader.node.submit(DeleteCron("every")), context=leader.process.context())
+            await asyncio.wait({removing}, timeout=5.0)
+            if removing.done():
+                removing.exception()
+
     async def _push(self, node: Node, rng: random.Random) -> None:
         ids = []
         for _ in range(rng.choice((1, 1, 1, 3, 10))):
@@ -323,7 +363,8 @@ class World:
     async def _live(self) -> None:
         for name in self.founders:
             await self.start(name)
-        self._clients = [self.loop.create_task(self._client(number)) for number in range(self.profile.clients)]
+        self._clients = [self.loop.create_task(self._add_cron())]
+        self._clients += [self.loop.create_task(self._client(number)) for number in range(self.profile.clients)]
         until = self.loop.now + self.profile.seconds
         while self.loop.now < until:
             await asyncio.sleep(self.rng.expovariate(self.profile.faults_a_second))
@@ -519,6 +560,7 @@ class World:
                 host.process.resume(self.loop)
             if name in members:
                 await self.start(name)
+        self.loop.create_task(self._remove_cron())
         deadline = self.loop.now + CONVERGES_S
         stable_since, stable_at = self.loop.now, -1
         while self.loop.now - stable_since < STABLE_S:
@@ -550,7 +592,8 @@ class World:
             raise Violation("replicas are identical", f"rolling digests differ: {sorted(digests)}")
         for machine in machines:
             assert isinstance(machine, Machine)
-            self.checks.at_the_end({job.id: job.shown_state for job in machine.state.jobs.values()})
+            jobs = machine.state.jobs.values()
+            self.checks.at_the_end({job.id: job.shown_state for job in jobs if job.queue != CRON_QUEUE})
         full = {machine.full_digest() for machine in machines if isinstance(machine, Machine)}
         if len(full) != 1:
             raise Violation("replicas are identical", "images differ")
