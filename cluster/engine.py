@@ -361,7 +361,9 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         if not self.failed.done():
-            log.critical("this node cannot go on: %s: %s", type(error).__name__, error, exc_info=error)
+            # A removed node has nothing wrong with it: whoever runs it says why it ends.
+            if not isinstance(error, Removed):
+                log.critical("this node cannot go on: %s: %s", type(error).__name__, error, exc_info=error)
             self.failed.set_exception(error)
         self._stopped = True
         if self._timer is not None:

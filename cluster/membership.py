@@ -47,6 +47,8 @@ class Membership(msgspec.Struct, frozen=True):
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise ChangeRefused(f"{address!r} is not host:port")
+        if any(seat.address == address for seat in self.seats.values()):
+            raise ChangeRefused(f"{address} is the address of another member")
         return Membership({**self.seats, node: Seat(address, False)}, [each for each in self.removed if each != node])
 
     def promoting(self, node: str) -> Membership:

@@ -141,6 +141,7 @@ async def test_a_backup_of_a_running_cluster_becomes_a_new_one_with_the_same_job
         await until(lambda: all(engine.applied_index >= index for engine in new.engines.values()))
         assert [member.id for member in new.engines["n5"].status().members] == ["n1", "n2", "n3", "n4", "n5"]
     async with running(new):
+        await new.engines["n3"].read_index(asyncio.get_running_loop().time() + 10)
         state = new.nodes["n3"].machine.state
         assert state.jobs["job-2"].state == "completed" and state.jobs["new"].state == "waiting"
 
