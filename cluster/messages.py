@@ -122,8 +122,6 @@ def _check_entries(message: Message) -> None:
     index, term, entries = message["prevLogIdx"], message.get("prevLogTerm"), message.get("entries")
     if term == -1:  # what a log says of the entry before its first one, when it does not know
         term = 0
-    if term == -1:  # what a log says of the entry before its first one, when it does not know
-        term = 0
     if not _number(index) or not _number(term) or type(entries) is not tuple or "transmission" in message:
         raise Malformed("append_entries without valid entries")
     for entry in entries:

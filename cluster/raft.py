@@ -649,8 +649,10 @@ class Raft(SyncObj):  # type: ignore[misc]
     def _on_next_node_idx(self, node: Node, message: Message) -> None:
         if not self.is_leader or message["term"] != self.term:
             return  # the engine does not look at the term, and an old acknowledgement speaks of another log
-        self._SyncObj__lastResponseTime[node] = Clock.now()
         following = message["next_node_idx"]
+        if not 1 <= following <= self.journal.last_index + 1:
+            return  # nobody can hold, or want, what this leader's log does not reach
+        self._SyncObj__lastResponseTime[node] = Clock.now()
         if message["success"]:
             self._acknowledged(node, following - 1)
         elif message["reset"]:

@@ -88,7 +88,7 @@ class Readers:
         self._asked_of: tuple[str, int] | None = None
         self._waiting: list[tuple[float, Callable[[bool], None]]] = []
         self._in_question: list[tuple[float, Callable[[bool], None]]] = []
-        self._applying: list[tuple[int, Callable[[bool], None]]] = []
+        self._applying: list[tuple[int, float, Callable[[bool], None]]] = []
 
     def wait(self, deadline: float, done: Callable[[bool], None]) -> None:
         """`done(True)` once the local state is fresh, `done(False)` when the deadline passes before."""
@@ -101,6 +101,11 @@ class Readers:
         if any(deadline <= now for deadline, _ in self._waiting):
             late = [done for deadline, done in self._waiting if deadline <= now]
             self._waiting = [item for item in self._waiting if item[0] > now]
+            for done in late:
+                done(False)
+        if any(deadline <= now for _, deadline, _ in self._applying):
+            late = [done for _, deadline, done in self._applying if deadline <= now]
+            self._applying = [item for item in self._applying if item[1] > now]
             for done in late:
                 done(False)
         if self._asked_of is None and self._waiting and leader is not None:
@@ -126,12 +131,12 @@ class Readers:
             for _, done in readers:
                 done(True)
         else:
-            self._applying += [(index, done) for _, done in readers]
+            self._applying += [(index, deadline, done) for deadline, done in readers]
 
     def applied(self, applied_index: int) -> None:
         """The local state moved on."""
         if self._applying:
-            ready = [done for index, done in self._applying if index <= applied_index]
+            ready = [done for index, _, done in self._applying if index <= applied_index]
             self._applying = [item for item in self._applying if item[0] > applied_index]
             for done in ready:
                 done(True)

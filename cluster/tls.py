@@ -7,9 +7,12 @@ peer is in particular is proved inside, by the handshake of transport.py.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 from cluster.errors import ClusterError
 
@@ -84,3 +87,104 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+_READ_BYTES = 256 << 10
+_HANDSHAKE_S = 5.0
+
+
+class Acceptor(asyncio.Protocol):
+    """The accepting side of TLS between a connection and the protocol that speaks inside of it.
+
+    The event loop's own servers say nothing of a handshake that failed, to neither side; here the other side gets its alert,
+    and `failed(address, error)` is called.
+    """
+
+    def __init__(
+        self, context: ssl.SSLContext, inner: asyncio.Protocol, failed: Callable[[str, Exception], None]
+    ) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._inner = inner
+        self._failed = failed
+        self._ready = False
+        self._limit: asyncio.TimerHandle | None = None
+        self.raw: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.raw = cast(asyncio.Transport, transport)
+        self._limit = asyncio.get_running_loop().call_later(_HANDSHAKE_S, self.raw.abort)
+
+    def data_received(self, data: bytes) -> None:
+        self._incoming.write(data)
+        try:
+            if not self._ready:
+                self.session.do_handshake()
+                self._ready = True
+                self._end_limit()
+                self.flush()
+                self._inner.connection_made(Inside(self))
+            while not self.raw.is_closing():
+                plain = self.session.read(_READ_BYTES)
+                if not plain:
+                    self.raw.close()
+                    return
+                self._inner.data_received(plain)
+        except ssl.SSLWantReadError:
+            self.flush()
+        except ssl.SSLError as error:
+            # The alert says to the other side what was wrong.
+            self.flush()
+            if not self._ready:
+                name = self.raw.get_extra_info("peername")
+                self._failed(f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?", error)
+            self.raw.close()
+
+    def flush(self) -> None:
+        """Send what TLS has to send."""
+        data = self._outgoing.read()
+        if data and not self.raw.is_closing():
+            self.raw.write(data)
+
+    def _end_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end_limit()
+        if self._ready:
+            self._inner.connection_lost(error)
+
+
+class Inside(asyncio.Transport):
+    """What the inner protocol writes to."""
+
+    def __init__(self, acceptor: Acceptor) -> None:
+        super().__init__()
+        self._acceptor = acceptor
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        """Encrypt and send."""
+        if not self._acceptor.raw.is_closing():
+            self._acceptor.session.write(data)
+            self._acceptor.flush()
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes not taken by the system yet."""
+        return self._acceptor.raw.get_write_buffer_size()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """About the connection, or the session as `ssl_object`."""
+        return self._acceptor.session if name == "ssl_object" else self._acceptor.raw.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        """Whether it is being closed."""
+        return self._acceptor.raw.is_closing()
+
+    def close(self) -> None:
+        """Close once everything is sent."""
+        self._acceptor.raw.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._acceptor.raw.abort()

@@ -202,14 +202,11 @@ class _Inbound(_Connection):
         self._expected = b""
         self._pending = ""
         self._address_given = ""
-        self._early = b""
         self._heard = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        early, self._early = self._early, b""
-        if early:
-            self.data_received(early)
+        self.links.accepted(self)
 
     @property
     def name(self) -> str:
@@ -232,10 +229,6 @@ class _Inbound(_Connection):
             raise FrameError("not a handshake")
 
     def data_received(self, data: bytes) -> None:
-        if self.transport is None:
-            # Behind a TLS handshake the first bytes may come before its end is told.
-            self._early += data
-            return
         if not self._heard and data[:2] == _TLS_HELLO:
             self.links.complain(f"refused {self.name}: it speaks TLS, and this node has no certificates")
             self.refuse("tls", "this node has no certificates and does not speak TLS")
@@ -407,16 +400,6 @@ class _Outbound(_Connection):
         self.link.lost(self, by_peer=not was_closing)
 
 
-class _Accepted(asyncio.Protocol):
-    """A connection that has just come in: it is given to one that reads what comes, before anything does."""
-
-    def __init__(self, links: Links) -> None:
-        self.links = links
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.links.accepted(cast(asyncio.Transport, transport))
-
-
 class _Link:
     """This node's way to one peer: dials, dials again, and knows the connection that stands."""
 
@@ -519,7 +502,6 @@ class Links:
         self._connections: set[_Inbound] = set()
         # In the order in which they came.
         self._unproven: dict[_Inbound, asyncio.Transport] = {}
-        self._handshakes: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.certificates: tls.Certificates | None = None
         self._certificates_timer: asyncio.TimerHandle | None = None
@@ -531,7 +513,7 @@ class Links:
         """Listen, and dial every peer. Raises OSError when the port is taken."""
         host, _, port = self.config.listen.rpartition(":")
         self._server = await self.loop.create_server(
-            lambda: _Accepted(self), host.strip("[]") or None, int(port), reuse_address=True
+            self._accept, host.strip("[]") or None, int(port), reuse_address=True
         )
         self._look_at_certificates()
 
@@ -540,40 +522,22 @@ class Links:
             self.certificates.refresh()
             self._certificates_timer = self.loop.call_later(_CERTIFICATES_S, self._look_at_certificates)
 
-    def accepted(self, transport: asyncio.Transport) -> None:
-        """Somebody dialled this node: begin the handshakes, of TLS and of our own."""
+    def _accept(self) -> asyncio.Protocol:
         connection = _Inbound(self)
+        if self.certificates is None:
+            return connection
+        return tls.Acceptor(self.certificates.server, connection, self._no_tls)
+
+    def _no_tls(self, address: str, error: Exception) -> None:
+        self.complain(f"refused somebody at {address}: TLS: {tls.reason(error)}")
+
+    def accepted(self, connection: _Inbound) -> None:
+        """Somebody dialled this node, and has to prove who it is."""
+        assert connection.transport is not None
         self._connections.add(connection)
-        self._unproven[connection] = transport
+        self._unproven[connection] = connection.transport
         if len(self._unproven) > _UNPROVEN_MAX:
             self._unproven.pop(next(iter(self._unproven))).abort()
-        if self.certificates is None:
-            transport.set_protocol(connection)
-            connection.connection_made(transport)
-            return
-        # Nothing may be read before TLS reads it: the other side's first bytes may be here already.
-        transport.pause_reading()
-        task = self.loop.create_task(self._shake_hands(transport, connection, self.certificates.server))
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
-
-    async def _shake_hands(self, raw: asyncio.Transport, connection: _Inbound, context: ssl.SSLContext) -> None:
-        name = raw.get_extra_info("peername")
-        transport: asyncio.Transport | None = None
-        try:
-            transport = await self.loop.start_tls(
-                raw, connection, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE_S
-            )
-        except OSError as error:
-            if isinstance(error, ssl.SSLError) and isinstance(name, tuple):
-                self.complain(f"refused somebody at {name[0]}:{name[1]}: TLS: {tls.reason(error)}")
-        finally:
-            if transport is None or transport.is_closing():
-                raw.abort()
-                self._connections.discard(connection)
-                self._unproven.pop(connection, None)
-        if transport is not None:
-            connection.connection_made(transport)
 
     def proven(self, connection: _Inbound) -> None:
         """A connection is known to be a peer's."""
@@ -588,8 +552,6 @@ class Links:
             self._server.close()
         if self._certificates_timer is not None:
             self._certificates_timer.cancel()
-        for task in self._handshakes:
-            task.cancel()
         for connection in list(self._connections):
             connection.close("stopping")
         cut_off_at = self.loop.time() + _STOP_S
@@ -600,7 +562,7 @@ class Links:
                 for each in (*self._connections, *(link.connection for link in links)):
                     if each is not None and each.transport is not None:
                         each.transport.abort()
-        await asyncio.gather(*(link.task for link in links), *self._handshakes, return_exceptions=True)
+        await asyncio.gather(*(link.task for link in links), return_exceptions=True)
 
     def add_peer(self, peer: str, address: str) -> None:
         """Begin to dial `peer`. An address that the configuration gives for it wins: it is the newer knowledge."""

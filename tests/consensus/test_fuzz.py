@@ -411,6 +411,34 @@ async def test_a_snapshot_of_another_cluster_changes_nothing(tmp_path: Path, rec
         await driven.engine.stop(transfer=False)
 
 
+@pytest.mark.parametrize("following", [0, 1000, 2**40])
+@pytest.mark.parametrize("success", [False, True])
+async def test_a_follower_that_counts_wrongly_is_sent_nothing_it_cannot_take(
+    tmp_path: Path, recorded: Recorded, following: int, success: bool
+) -> None:
+    driven = Driven(tmp_path, recorded.cluster_id)
+    await driven.start()
+    try:
+        driven.lead()
+        answer = {"type": "next_node_idx", "term": driven.raft.term, "success": success, "reset": not success}
+        driven.receive("n3", {**answer, "next_node_idx": following})
+        driven.around.sent.clear()
+        driven.raft.propose(b"\x93\x00\x01\x90")
+        await until(lambda: any(peer == "n3" for peer, _ in driven.around.sent))
+        for peer, message in driven.around.sent:
+            if peer == "n3":
+                messages.check(codec.loads(codec.dumps(message)), 1 << 20)
+        # And once it says what is so, it is sent what it lacks.
+        driven.receive("n3", {**answer, "success": False, "reset": True, "next_node_idx": 2})
+        driven.around.sent.clear()
+        await until(
+            lambda: any(peer == "n3" and message.get("entries") for peer, message in driven.around.sent), timeout_s=5
+        )
+        assert not driven.engine.failed.done()
+    finally:
+        await driven.engine.stop(transfer=False)
+
+
 @pytest.mark.parametrize(
     "entry",
     [

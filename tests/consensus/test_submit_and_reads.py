@@ -236,3 +236,15 @@ def test_readers_share_a_question_and_wait_for_the_apply() -> None:
     readers.answered(3, None, applied_index=20)
     readers.drive(None, 2, 5.0)
     assert done[-1] == ("c", False)
+
+
+def test_a_reader_does_not_wait_for_ever_for_an_index_that_never_comes() -> None:
+    readers = Readers(lambda leader, question: True)
+    done: list[bool] = []
+    readers.wait(5.0, done.append)
+    readers.drive("n2", 1, 0.0)
+    readers.answered(1, 1_000, applied_index=20)
+    readers.drive("n2", 1, 4.9)
+    assert done == []
+    readers.drive("n2", 1, 5.0)
+    assert done == [False]

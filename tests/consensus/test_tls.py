@@ -123,9 +123,7 @@ async def test_a_node_that_believes_us_but_is_not_believed_hears_so(
     cert, key = Authority(tmp_path, "other").issue("n3")
     cluster = Secured(tmp_path, authority)
     config = cluster.config("n3", data_dir=tmp_path / "stranger", tls_cert=cert, tls_key=key, tls_ca=authority.cert)
-    await stranger_is_refused(
-        cluster, caplog, config, "may not accept this node's certificate", "do not talk to n3 at 127.0.0.1"
-    )
+    await stranger_is_refused(cluster, caplog, config, "refused this node: TLS: ", "do not talk to n3 at 127.0.0.1")
 
 
 async def test_a_node_without_certificates_is_refused_on_both_sides(
