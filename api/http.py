@@ -105,6 +105,17 @@ class Reply(web.StreamResponse):
         """Do nothing: prepare has written everything."""
 
 
+class Streamed(Reply):
+    """Stands for a response that its route has written itself, to its end."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status, b"")
+        self._stay = False
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Do nothing: everything is written."""
+
+
 class DateLine:
     """The Date header, worked out once a second."""
 
@@ -224,6 +235,10 @@ class Html(msgspec.Struct):
 
 class Octets(msgspec.Struct):
     """Stands for a reply that is a file."""
+
+
+class Stream(msgspec.Struct):
+    """Stands for a reply that goes on for as long as the client stays."""
 
 
 class OpenApi(msgspec.Struct):
@@ -480,28 +495,34 @@ async def answer(server: Server, request: web.BaseRequest, found: Mount, path: M
     try:
         body = b"" if route.body == "none" else await server.bodies.read(request)
         return await route.handler(Call(server, request, route, path, query, body))
-    except Refusal as refusal:
-        wording = route.refusals.get(type(refusal)) or dialect.refusal(refusal)
-        status, text = wording(refusal) if callable(wording) else wording
-        return failure(dialect, status, text, refusal.code)
-    except Invalid as error:
-        return failure(dialect, error.status, str(error), error.code)
-    except Unavailable as error:
-        return failure(dialect, 503, str(error), error.code, retry_after_s=error.retry_after_s)
-    except BodyTooLarge as error:
-        return oversized(dialect, route, error)
-    except Busy:
-        text = "The bodies under way take all the memory set aside for them"
-        return failure(dialect, 503, text, "busy", retry_after_s=1).end_connection()
-    except EntryTooLarge:
-        return failure(dialect, 413, "Request too large for one log entry", "entry_too_large")
-    except web.RequestPayloadError:
-        return failure(dialect, 400, "Malformed request body", "invalid_request").end_connection()
     except Exception as error:
-        # Where it happened and what kind it is, but not its message, which may quote job data, nor the request.
-        where = "".join(traceback.format_tb(error.__traceback__))
-        log.error("%s %s failed: %s\n%s", route.method, route.path, type(error).__name__, where)
-        return failure(dialect, 500, "Internal server error", "internal_error")
+        return trouble(dialect, route, error)
+
+
+def trouble(dialect: Dialect, route: Route, error: Exception) -> Reply:
+    """Word what went wrong with a request."""
+    match error:
+        case Refusal():
+            wording = route.refusals.get(type(error)) or dialect.refusal(error)
+            status, text = wording(error) if callable(wording) else wording
+            return failure(dialect, status, text, error.code)
+        case Invalid():
+            return failure(dialect, error.status, str(error), error.code)
+        case Unavailable():
+            return failure(dialect, 503, str(error), error.code, retry_after_s=error.retry_after_s)
+        case BodyTooLarge():
+            return oversized(dialect, route, error)
+        case Busy():
+            text = "The bodies under way take all the memory set aside for them"
+            return failure(dialect, 503, text, "busy", retry_after_s=1).end_connection()
+        case EntryTooLarge():
+            return failure(dialect, 413, "Request too large for one log entry", "entry_too_large")
+        case web.RequestPayloadError():
+            return failure(dialect, 400, "Malformed request body", "invalid_request").end_connection()
+    # Where it happened and what kind it is, but not its message, which may quote job data, nor the request.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("%s %s failed: %s\n%s", route.method, route.path, type(error).__name__, where)
+    return failure(dialect, 500, "Internal server error", "internal_error")
 
 
 def oversized(dialect: Dialect, route: Route, error: BodyTooLarge) -> Reply:

@@ -77,6 +77,22 @@ class Page:
         self._lines.append(f"{name}_count {below}")
         self._lines.append("")
 
+    def series(
+        self, name: str, text: str, bounds: Sequence[float], found: Iterable[tuple[Labels, Sequence[int], float]]
+    ) -> None:
+        """Write one histogram for each set of labels: counts up to each bound (all of them last), and the sum."""
+        self._open(name, "histogram", text)
+        written = [*map(number, bounds), "+Inf"]
+        for labels, below, total in found:
+            shown = labelled(labels)
+            self._lines += [
+                f"{name}_bucket{labelled({**labels, 'le': bound})} {count}"
+                for bound, count in zip(written, below, strict=True)
+            ]
+            self._lines.append(f"{name}_sum{shown} {number(total)}")
+            self._lines.append(f"{name}_count{shown} {below[-1]}")
+        self._lines.append("")
+
     def _open(self, name: str, kind: Kind, text: str) -> None:
         self._lines.append(f"# HELP {name} {text}")
         self._lines.append(f"# TYPE {name} {kind}")

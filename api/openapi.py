@@ -14,7 +14,7 @@ import msgspec
 
 from node.operation import Operation
 
-from .http import Dialect, Html, NotReady, Octets, Route, Text
+from .http import Dialect, Html, NotReady, Octets, Route, Stream, Text
 from .once import HEADER, KEY_CHARS_MAX
 
 Json = dict[str, Any]
@@ -91,7 +91,7 @@ def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
 
 
 def is_json(kind: Any) -> bool:
-    return kind is not None and kind not in (Text, Html, Octets)
+    return kind is not None and kind not in (Text, Html, Octets, Stream)
 
 
 def described(row: Served, kinds: Mapping[Any, Json]) -> Json:
@@ -194,6 +194,8 @@ def content(reply: Any, kinds: Mapping[Any, Json]) -> Json:
         return {"text/html": {"schema": {"type": "string"}}}
     if reply is Octets:
         return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    if reply is Stream:
+        return {"text/event-stream": {"schema": {"type": "string"}}}
     return {"application/json": {"schema": kinds[reply]}}
 
 

@@ -24,6 +24,7 @@ from .dashboard import Pages
 from .dialects.admin import Admin
 from .dialects.bunqueue import Bunqueue
 from .disk import DiskWatch
+from .events.streams import EventStreams, Streams
 from .http import HEADS, REPLAYING, Dialect, Invalid, Mount, Reply, Router, answer, failure
 from .limits import Bodies, Proxies, RequestLimit
 from .metrics import Histogram
@@ -46,7 +47,7 @@ PREFLIGHT = (
 
 BUNQUEUE = Bunqueue()
 # What the listener serves, and under which prefix.
-DIALECTS: tuple[tuple[Dialect, str], ...] = ((BUNQUEUE, ""), (Admin(), "/admin"), (Pages(), ""))
+DIALECTS: tuple[tuple[Dialect, str], ...] = ((BUNQUEUE, ""), (EventStreams(), ""), (Admin(), "/admin"), (Pages(), ""))
 
 
 class Server:
@@ -74,6 +75,7 @@ class Server:
             self.router.mount(dialect, prefix)
         self.disk = DiskWatch(config.data_path)
         self.writes = Histogram()
+        self.streams = Streams(self)
         # Replies by the first digit of their status.
         self.replies = [0] * 6
         self.under_way = 0
@@ -137,6 +139,7 @@ class Server:
             await self._runner.cleanup()
             self._runner = None
             raise
+        self.streams.start()
 
     async def stop(self, timeout_s: float = 10) -> None:
         """Answer what is under way, long polls with what they have, then close.
@@ -148,6 +151,7 @@ class Server:
         self.stopping = True
         for site in list(self._runner.sites):
             await site.stop()
+        self.streams.close()
         if self.under_way:
             self._idle.clear()
             try:

@@ -85,7 +85,8 @@ class Machine:
         """
         state = self.state
         self.index = index
-        entry = Entry(index, 0, [] if self.events_wanted else None, {}, [])
+        collect = self.events_wanted or now_ms < state.events_until
+        entry = Entry(index, 0, [] if collect else None, {}, [])
         state.events, state.woken, state.ended = entry.events, entry.woken, entry.ended
         try:
             state.advance(now_ms)

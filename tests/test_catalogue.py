@@ -77,7 +77,7 @@ def test_an_operation_is_exercised(info: OperationInfo) -> None:
     assert info.record.__name__ in USED or info.name == "clock.advance"
 
 
-# What no client asks for: time, the scheduler, deliveries and what stands behind another request.
+# What no client asks for: time, the scheduler, deliveries, the page of figures, what stands behind another request.
 INTERNAL = {
     "clock.advance",
     "cron.fire",
@@ -85,9 +85,11 @@ INTERNAL = {
     "job.release",
     "queue.thin",
     "request.once",
+    "stream.keep",
     "webhook.delivered",
     "webhook.failed",
     "GetOutcome",
+    "QueueFigures",
 }
 # What other dialects will ask for.
 NOT_ROUTED_YET = {"job.move_to_wait", "queue.set_retention", "QueueCount"}

@@ -250,6 +250,8 @@ class AckJobs(Operation, frozen=True, tag="job.ack_batch"):
         refused: list[Refusal] = []
         # A dictionary for its order: the queues that may hold more completed jobs now than they should.
         touched: dict[str, None] = {}
+        # Jobs of a queue that were taken together ran equally long, and are counted together.
+        name, started_at, count = "", None, 0
         tokens, results = self.tokens, self.results
         for i, job_id in enumerate(self.job_ids):
             try:
@@ -257,9 +259,14 @@ class AckJobs(Operation, frozen=True, tag="job.ack_batch"):
             except Refusal as refusal:
                 refused.append(refusal.with_traceback(None))
                 continue
-            state.complete(job, results[i] if results else None, trim=False)
-            touched[job.queue] = None
+            state.complete(job, results[i] if results else None, alone=False)
+            if job.started_at != started_at or job.queue != name:
+                state.count_runs(name, started_at, count)
+                name, started_at, count = job.queue, job.started_at, 0
+                touched[name] = None
+            count += 1
             done.append(job_id)
+        state.count_runs(name, started_at, count)
         for name in touched:
             state.trim_completed(state.queues[name])
         return AckedBatch(done, refused)

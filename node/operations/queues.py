@@ -389,6 +389,15 @@ class Total(msgspec.Struct, gc=False):
     failed: int = 0
 
 
+class QueueFigure(msgspec.Struct, frozen=True, gc=False):
+    """What there is to say of a queue in numbers. ready_at: since when the job is ready that has been so longest."""
+
+    name: str
+    counts: Counts
+    counters: QueueCounters
+    ready_at: int | None
+
+
 class DlqPage(msgspec.Struct, frozen=True, gc=False):
     """Jobs of a dead letter queue, oldest first. total: all it holds.  max_age_ms: how long it keeps one, None for ever."""
 
@@ -534,6 +543,21 @@ class GetQueueSettings(Query, frozen=True):
     def answer(self, state: State) -> QueueSettings:
         queue = state.queues.get(self.queue)
         return QueueSettings() if queue is None else queue.settings
+
+
+@query
+class QueueFigures(Query, frozen=True):
+    """Figures of the queues, the oldest first, of up to `limit` of them."""
+
+    limit: int
+
+    def answer(self, state: State) -> list[QueueFigure]:
+        found: list[QueueFigure] = []
+        for queue in islice(state.queues.values(), max(self.limit, 0)):
+            counts = Counts(paused=queue.settings.paused)
+            counts.add(queue)
+            found.append(QueueFigure(queue.name, counts, queue.counters, queue.oldest_ready_at()))
+        return found
 
 
 @query

@@ -169,11 +169,15 @@ class Failures(msgspec.Struct, gc=False, array_like=True):
 
 
 class Dependencies(msgspec.Struct, gc=False, array_like=True):
-    """The jobs that must complete first. remaining: those that have not.  values: results of those that have."""
+    """The jobs that must complete first. remaining: those that have not.  values: results of those that have.
+
+    done_at: when the last of them completed that this one had to wait for; 0 while it waits or when it never had to.
+    """
 
     ids: tuple[str, ...]
     remaining: list[str] = []
     values: dict[str, bytes | None] = {}
+    done_at: int = 0
 
 
 class Job(msgspec.Struct, gc=False, array_like=True, eq=False):

@@ -15,6 +15,7 @@ from node.state.job import (
     COMPLETED,
     DELAYED,
     FAILED,
+    ORDER_BITS,
     WAITING,
     WAITING_CHILDREN,
     Job,
@@ -24,6 +25,11 @@ from node.state.ranked import Ranked
 
 KEEP_COMPLETED = 10_000
 KEEP_COMPLETED_BYTES = 256 * 1024 * 1024
+# Bucket n of a histogram counts durations whose milliseconds have n binary digits; the last one holds 18 hours and more.
+BUCKETS = 28
+# Jobs looked at on each side of a priority for the one that has been ready longest, and priorities looked at.
+OLDEST_OF = 32
+OLDEST_PRIORITIES = 256
 
 
 class StallConfig(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -69,12 +75,44 @@ class QueueSettings(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class QueueCounters(msgspec.Struct, gc=False):
-    """How many jobs went through a queue since it was created."""
+    """How many jobs went through a queue since it was created, and how long that took them.
+
+    waits: jobs taken, by the time since they could be.  runs: runs that completed or failed, by the time they took.
+    wait_ms, run_ms: the sums of those times.
+    """
 
     pushed: int = 0
     pulled: int = 0
     completed: int = 0
     failed: int = 0
+    waits: list[int] = msgspec.field(default_factory=lambda: [0] * BUCKETS)
+    wait_ms: int = 0
+    runs: list[int] = msgspec.field(default_factory=lambda: [0] * BUCKETS)
+    run_ms: int = 0
+
+    def waited(self, ms: int, count: int) -> None:
+        """Count jobs that were taken after the same wait."""
+        if ms < 0:
+            ms = 0
+        self.waits[bucket_of(ms)] += count
+        self.wait_ms += ms * count
+
+    def ran(self, ms: int, count: int = 1) -> None:
+        """Count runs that are over and took equally long."""
+        self.runs[bucket_of(ms)] += count
+        self.run_ms += ms * count
+
+
+def bucket_of(ms: int) -> int:
+    """Return where a histogram counts a duration."""
+    bits = ms.bit_length()
+    return bits if bits < BUCKETS else BUCKETS - 1
+
+
+def ready_since(job: Job) -> int:
+    """Return since when a waiting job could be taken: its time had come and nothing it depends on was left."""
+    dependencies = job.dependencies
+    return job.run_at if dependencies is None else max(job.run_at, dependencies.done_at)
 
 
 class Group:
@@ -185,6 +223,18 @@ class Queue:
         if count and settings.rate is not None:
             count = min(count, self.tokens(now_ms))
         return count
+
+    def oldest_ready_at(self) -> int | None:
+        """Return since when the job could be taken that has been ready longest, whatever a pause or a limit says.
+
+        Jobs stand by priority and then by birth, or by birth backwards (lifo), so the oldest is where the two meet. Only
+        jobs that came back later than others were born can hide it, when there are more than OLDEST_OF of them there.
+        """
+        if not len(self.ready):
+            return None
+        priorities = sorted([0, *self.priorities])[:OLDEST_PRIORITIES]
+        places = (-(priority << ORDER_BITS) for priority in priorities)
+        return min(ready_since(job) for place in places for job in self.ready.around(place, OLDEST_OF))
 
     def priority_counts(self) -> dict[int, int]:
         """Return how many jobs wait (delayed ones too) at each priority."""

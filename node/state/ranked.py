@@ -104,6 +104,19 @@ class Ranked:
             taken = taken + part if taken else part
         return taken
 
+    def around(self, rank: int, count: int) -> list[Job]:
+        """Return up to `count` jobs on each side of a rank, the nearest ones, and never none while there are any."""
+        piece = bisect_left(self._tops, rank)
+        place = bisect_left(self._ranks[piece], rank) if piece < len(self._tops) else 0
+        found: list[Job] = []
+        if piece:
+            found += self._jobs[piece - 1][-max(count - place, 1) :]
+        if piece < len(self._jobs):
+            found += self._jobs[piece][max(place - count, 0) : place + count]
+        if piece + 1 < len(self._jobs):
+            found += self._jobs[piece + 1][:count]
+        return found
+
     def slice(self, offset: int, limit: int | None) -> list[Job]:
         """Return jobs by position, without walking over those before `offset` one by one."""
         found: list[Job] = []

@@ -67,7 +67,7 @@ from node.state.job import (
     rank_of,
 )
 from node.state.outcomes import Outcome, Outcomes
-from node.state.queue import Group, Queue, QueueSettings
+from node.state.queue import Group, Queue, QueueSettings, ready_since
 from node.state.ranked import Ranked
 from node.state.schedule import Cron, Following, Schedule
 from node.state.timers import Timers
@@ -141,6 +141,8 @@ class State:
         self._shared: dict[Options, Options] = {}
         # Not replicated: what the entry under way did. Events are collected only while somebody listens.
         self.events: list[Event] | None = None
+        # Not part of the image: until when all nodes collect them, for clients that may come over from another node.
+        self.events_until = 0
         self.woken: dict[str, None] = {}
         self.watched: dict[str, int] = {}
         self.ended: list[Job] = []
@@ -362,6 +364,7 @@ class State:
             dependencies.remaining.remove(done.id)
             dependencies.values[done.id] = done.result
             if not dependencies.remaining:
+                dependencies.done_at = self.now_ms
                 queue = self.queues[job.queue]
                 self._leave(queue, job)
                 self._line_up(queue, job)
@@ -506,7 +509,15 @@ class State:
         due = 0 if owner is None and not silent else now_ms + (silent if owner is None else lock_ms)
         fence, active, timers, events = self.fence, queue.active, self.timers, self.events
         listening = self.webhooks.listening
+        counters = queue.counters
+        since, first = -1, 0
         for i, job in enumerate(taken):
+            ready_at = job.run_at if job.dependencies is None else ready_since(job)
+            if ready_at != since:
+                # Jobs that were pushed together waited equally long, and are counted together.
+                if i:
+                    counters.waited(now_ms - since, i - first)
+                since, first = ready_at, i
             opts = job.opts
             if opts.priority:
                 self._count_taken(queue, opts.priority)
@@ -540,7 +551,8 @@ class State:
                 self.webhooks.post(hook.STARTED, now_ms, job.id, queue.name)
         self.mark += (fence - self.fence) * 17 + fence + taken[0].seq
         self.fence = fence
-        queue.counters.pulled += len(taken)
+        counters.pulled += len(taken)
+        counters.waited(now_ms - since, len(taken) - first)
         return taken
 
     def _count_taken(self, queue: Queue, priority: int) -> None:
@@ -584,8 +596,8 @@ class State:
         if self.webhooks.listening:
             self.webhooks.post(hook.PROGRESS, self.now_ms, job.id, job.queue, progress=job.progress)
 
-    def complete(self, job: Job, result: bytes | None, *, trim: bool = True) -> None:
-        """End a job well. trim: keep to the bounds on completed jobs; else the caller does, after several."""
+    def complete(self, job: Job, result: bytes | None, *, alone: bool = True) -> None:
+        """End a job well. alone: count its run and keep to the bounds on completed jobs; else the caller does, after several."""
         queue = self.queues[job.queue]
         if job.state == ACTIVE and job.group_id is None:
             # The usual way out, without the general steps of _leave.
@@ -619,12 +631,19 @@ class State:
             job.ending = ending
             queue.completed.add(ending, job)
             queue.completed_bytes += len(job.data) if result is None else len(job.data) + len(result)
-            if trim:
+            if alone:
                 self.trim_completed(queue)
+        if alone and job.started_at is not None:
+            queue.counters.ran(self.now_ms - job.started_at)
         if self.dependents and job.id in self.dependents:
             self._release_dependents(job)
         if job.opts.repeat is not None:
             self._repeat(queue, job, job.opts.repeat)
+
+    def count_runs(self, name: str, started_at: int | None, count: int) -> None:
+        """Count completed runs of a queue that began at the same moment; without one they were counted when they stalled."""
+        if count and started_at is not None:
+            self.queues[name].counters.ran(self.now_ms - started_at, count)
 
     def _repeat(self, queue: Queue, done: Job, repeat: Repeat) -> None:
         """Create the job that follows a completed one: due one interval after that one was, or by its pattern."""
@@ -724,6 +743,8 @@ class State:
 
     def _end_run(self, job: Job, error: str | None, reason: str) -> None:
         started_at = job.started_at
+        if started_at is not None:
+            self.queues[job.queue].counters.ran(self.now_ms - started_at)
         job.attempts += 1
         job.error = error
         if job.failures is None:
@@ -764,6 +785,8 @@ class State:
     def bury(self, job: Job, reason: str) -> None:
         """Send an unfinished job to the dead letter queue without another run."""
         queue = self.queues[job.queue]
+        if job.state == ACTIVE and job.started_at is not None:
+            queue.counters.ran(self.now_ms - job.started_at)
         self._leave(queue, job)
         self._unlock(job)
         self._remember_step(job, Moment(FAILED, self.now_ms, None, job.attempts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import msgspec
 import pytest
 
 from api import disk
+from api.dialects.bunqueue import monitoring
 from api.metrics import Histogram, Page
+from node.state.queue import QueueCounters
 from tests.api.conftest import Client, Serve
 
 SAMPLE = re.compile(r'([a-z_]+)(\{(?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)+\})? (-?[0-9.e+-]+|\+Inf)')
@@ -57,14 +60,90 @@ async def test_prometheus(client: Client) -> None:
     assert found['bunqueue_queue_jobs_waiting{queue="a"}'] == 1
     assert found['bunqueue_queue_jobs_delayed{queue="b"}'] == 1
     assert (found['quorumq_queue_paused{queue="a"}'], found['quorumq_queue_paused{queue="b"}']) == (0, 1)
-    assert found['quorumq_queue_next_job_age_seconds{queue="a"}'] >= 0
-    assert found['quorumq_queue_next_job_age_seconds{queue="b"}'] == 0
+    assert found['quorumq_queue_jobs_pushed_total{queue="a"}'] == 2
+    assert found['quorumq_queue_oldest_claimable_age_seconds{queue="b"}'] == 0
     assert found["quorumq_write_seconds_count"] == 4
     assert found['quorumq_write_seconds_bucket{le="+Inf"}'] == 4
     assert found["quorumq_leader"] == found["quorumq_ready"] == found["quorumq_quorum"] == 1
     assert found["quorumq_applied_index"] >= 5
     assert found['quorumq_http_replies_total{status="2xx"}'] >= 6
     assert found["quorumq_memory_resident_bytes"] > 1 << 20
+
+
+async def test_waits_and_runs_of_a_queue(client: Client) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    client.engine.clock = lambda: now_ms - 20_000
+    await client.push("a")
+    await client.push("a")
+    client.engine.clock = lambda: now_ms - 19_000
+    job = await client.pull("a")
+    found = await scrape(client)
+    assert 20 <= found['quorumq_queue_oldest_claimable_age_seconds{queue="a"}'] < 40
+    assert found['quorumq_queue_run_seconds_count{queue="a"}'] == 0
+    client.engine.clock = lambda: now_ms - 18_500
+    assert (await client.post(f"/jobs/{job['id']}/ack")).status == 200
+    found = await scrape(client)
+    name = "quorumq_queue_wait_seconds"
+    assert found[f'{name}_sum{{queue="a"}}'] == found[f'{name}_count{{queue="a"}}'] == 1
+    assert found[f'{name}_bucket{{queue="a",le="0.255"}}'] == 0
+    assert found[f'{name}_bucket{{queue="a",le="1.023"}}'] == found[f'{name}_bucket{{queue="a",le="+Inf"}}'] == 1
+    name = "quorumq_queue_run_seconds"
+    assert (found[f'{name}_sum{{queue="a"}}'], found[f'{name}_count{{queue="a"}}']) == (0.5, 1)
+    assert found[f'{name}_bucket{{queue="a",le="0.255"}}'] == 0
+    assert found[f'{name}_bucket{{queue="a",le="1.023"}}'] == 1
+
+
+def test_every_duration_is_within_the_bound_of_its_bucket() -> None:
+    for ms in (0, 1, 2, 3, 4, 5, 255, 256, 1 << 20, 1 << 50):
+        counters = QueueCounters()
+        counters.ran(ms)
+        below = monitoring.shown_buckets(counters.runs)
+        assert below == [*(int(ms / 1000 <= bound) for bound in monitoring.BOUNDS), 1]
+
+
+async def test_what_the_replication_measures_is_shown(client: Client) -> None:
+    before = await client.get("/prometheus")
+    _, types = parse(before.body.decode())
+    assert "quorumq_snapshot_age_seconds" not in types
+    kept = client.engine.metrics
+    for seconds in (0.0002, 0.003, 10.0):
+        kept.commit_seconds.observe(seconds)
+    kept.entry_bytes.observe(1000)
+    for i, field in enumerate(("elections", "leader_changes", "batches_resent", "loop_stalls", "log_failures"), 1):
+        setattr(kept, field, i)
+    kept.snapshots, kept.snapshot_failures, kept.snapshot_bytes, kept.snapshot_fork_seconds = 6, 7, 8, 0.25
+    kept.snapshot_at = time.time() - 30
+    page = await client.get("/prometheus")
+    found, types = parse(page.body.decode())
+    histograms = ("log_sync_seconds", "commit_seconds", "apply_seconds", "entry_bytes", "entry_batches")
+    assert {types[f"quorumq_{name}"] for name in histograms} == {"histogram"}
+    assert found["quorumq_commit_seconds_count"] == found['quorumq_commit_seconds_bucket{le="+Inf"}'] == 3
+    assert found['quorumq_commit_seconds_bucket{le="0.005"}'] == found['quorumq_commit_seconds_bucket{le="2.5"}'] == 2
+    assert found["quorumq_commit_seconds_sum"] == pytest.approx(10.0032)
+    assert found['quorumq_entry_bytes_bucket{le="256"}'] == 0
+    assert found['quorumq_entry_bytes_bucket{le="1024"}'] == found["quorumq_entry_bytes_count"] == 1
+    counters = (
+        "elections",
+        "leader_changes",
+        "batches_resent",
+        "loop_stalls",
+        "log_failures",
+        "snapshots",
+        "snapshot_failures",
+    )
+    assert {types[f"quorumq_{name}_total"] for name in counters} == {"counter"}
+    assert [found[f"quorumq_{name}_total"] for name in counters] == [1, 2, 3, 4, 5, 6, 7]
+    assert (found["quorumq_snapshot_bytes"], found["quorumq_snapshot_fork_seconds"]) == (8, 0.25)
+    assert 30 <= found["quorumq_snapshot_age_seconds"] < 60
+    assert types["quorumq_snapshot_age_seconds"] == types["quorumq_log_bytes"] == "gauge"
+    assert types["quorumq_replication_lag_entries"] == "gauge"
+
+
+async def test_lag_is_shown_by_peer(client: Client) -> None:
+    await client.engine.change_members("add", "n2", "127.0.0.1:7791")
+    found = await scrape(client)
+    assert found['quorumq_replication_lag_entries{peer="n2"}'] == 0
+    assert found['quorumq_peer_connected{peer="n2"}'] == 1
 
 
 async def test_prometheus_answers_without_a_quorum(client: Client) -> None:

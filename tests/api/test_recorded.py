@@ -40,6 +40,8 @@ WHOLE_GROUPS = [
     "webhooks",
     "workers",
     "monitoring",
+    "websocket",
+    "sse",
 ]
 
 

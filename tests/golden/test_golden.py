@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from node.machine import Machine
-from node.operations import jobs, queues, requests, schedules, webhooks, workers
+from node.operations import jobs, queues, requests, schedules, streams, webhooks, workers
 from node.operations.clock import AdvanceClock
 from node.state import Backoff, Repeat, job_spec
 from tests.support.world import START_MS, World, encode
@@ -115,6 +115,7 @@ def records() -> list[object]:
         webhooks.RemoveWebhook("h2"),
         webhooks.NoteDelivered("h1", 0, 201),
         webhooks.NoteUndeliverable("h1", 0, "HTTP 500"),
+        streams.KeepEvents(1000),
     ]
 
 

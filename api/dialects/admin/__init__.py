@@ -52,7 +52,7 @@ async def cluster(call: Call) -> Reply:
         term=status.term,
         has_quorum=status.has_quorum,
         ready=status.ready,
-        ready_reason=status.ready_reason,
+        ready_reason="" if status.ready else status.ready_reason,
         commit_index=status.commit_index,
         applied_index=status.applied_index,
         last_index=status.last_index,

@@ -43,8 +43,10 @@ class Members(Struct, forbid_unknown_fields=True, kw_only=True):
 class AddBody(Struct):
     """A node that is to join."""
 
-    id: Annotated[str, Meta(description="Its NODE_ID.", max_length=63)]
-    address: Annotated[str, Meta(description="host:port of its peer listener.", max_length=300)]
+    id: Annotated[str, Meta(description="Its NODE_ID.", extra_json_schema={"pattern": f"^{NODE_ID.pattern}$"})]
+    address: Annotated[
+        str, Meta(description="host:port of its peer listener.", extra_json_schema={"pattern": "^.+:[0-9]{1,5}$"})
+    ]
 
 
 class TransferBody(Struct):

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from api.http import CONSISTENCY, REPLAYING, TEXT, Call, NotReady, Reply, Route,
 from api.metrics import CONTENT_TYPE, Labels, Page
 from api.version import VERSION
 from cluster.metrics import Metrics as Replication
-from node.operations.queues import Counts, ListJobs, ListQueues, QueueCounts, Total, Totals
+from node.operations.queues import QueueFigure, QueueFigures, Total, Totals
 from node.operations.schedules import ListCrons
 from node.operations.webhooks import ListWebhooks, WebhookShown
 from node.operations.workers import ListWorkers, WorkerList
-from node.state.job import Job
+from node.state.queue import BUCKETS
 
 from .replies import (
     Collected,
@@ -54,6 +55,8 @@ from .replies import (
 MIB = 1 << 20
 TYPES_SHOWN = 20
 QUEUES_SHOWN = 500
+# A histogram takes twenty lines, so those of fewer queues are shown.
+TIMED_QUEUES_SHOWN = 100
 ENCODE = msgspec.json.Encoder().encode
 
 
@@ -115,7 +118,9 @@ async def health(call: Call) -> Reply:
             completed=counts.completed,
             dlq=counts.failed,
         ),
-        connections=Connections(tcp=0, ws=0, sse=0, http=call.server.connections),
+        connections=Connections(
+            tcp=0, ws=call.server.streams.sockets, sse=call.server.streams.clients, http=call.server.connections
+        ),
         memory=memory(),
         cluster=HealthCluster(
             node_id=status.node_id,
@@ -271,7 +276,9 @@ async def prometheus(call: Call) -> Reply:
     )
     await call.node.ask(ListWorkers(), partial(write_workers, page), stale=True)
     await call.node.ask(ListWebhooks(), partial(write_webhooks, page), stale=True)
-    await write_queues(page, call)
+    page.gauge("quorumq_queues", "Number of queues", total.queues)
+    # Of very many queues only the oldest, so that a page stays readable.
+    await call.node.ask(QueueFigures(QUEUES_SHOWN), partial(write_queues, page), stale=True)
     await write_node(page, call)
     return Reply(200, page.text(), CONTENT_TYPE)
 
@@ -316,6 +323,20 @@ def write_webhooks(page: Page, found: list[WebhookShown]) -> None:
     page.write("quorumq_webhook_deliveries", "gauge", text, outcomes)
 
 
+# Every second bucket of the state's histograms: bucket n ends with the last millisecond before 2 to the nth.
+BOUNDS = tuple(((1 << bits) - 1) / 1000 for bits in range(0, BUCKETS - 1, 2))
+# Name, the field of the counters that it shows, and what it says.
+FLOWS = (
+    ("pushed", "pushed", "Jobs pushed per queue"),
+    ("pulled", "pulled", "Jobs taken per queue"),
+    ("completed", "completed", "Jobs completed per queue"),
+    ("failed", "failed", "Jobs sent to the dead letter queue per queue"),
+)
+# Name, the fields of the counters with the histogram and its sum, and what it says.
+TIMES = (
+    ("wait", "waits", "wait_ms", "Time from when a job could be taken until it was"),
+    ("run", "runs", "run_ms", "Time that a run took until it completed, failed or was given up"),
+)
 # Name, the field of the counts that it shows, and what it says.
 GAUGES = (
     ("waiting", "waiting", "Number of waiting jobs per queue"),
@@ -328,31 +349,33 @@ GAUGES = (
 )
 
 
-async def write_queues(page: Page, call: Call) -> None:
-    """Write the figures of each queue; of very many, only of the oldest, so that a page stays readable."""
-    node = call.node
-    names: list[str] = await node.ask(ListQueues(), stale=True)
-    now_ms = time.time_ns() // 1_000_000
-    shown: list[tuple[Labels, Counts]] = []
-    ages: list[tuple[Labels, float]] = []
-    for name in names[:QUEUES_SHOWN]:
-        labels = {"queue": name}
-        shown.append((labels, await node.ask(QueueCounts(name), stale=True)))
-        born = await node.ask(ListJobs(name, "waiting", 1), birth, stale=True)
-        ages.append((labels, 0 if born is None else max(0, now_ms - born) / 1000))
-    page.gauge("quorumq_queues", "Number of queues", len(names))
+def write_queues(page: Page, figures: list[QueueFigure]) -> None:
+    """Write the figures of each queue."""
+    labelled: list[tuple[Labels, QueueFigure]] = [({"queue": one.name}, one) for one in figures]
     for word, field, text in GAUGES:
-        values = [(labels, float(getattr(one, field))) for labels, one in shown]
+        values = [(labels, float(getattr(one.counts, field))) for labels, one in labelled]
         page.write(f"bunqueue_queue_jobs_{word}", "gauge", text, values)
-    paused = [(labels, int(one.paused)) for labels, one in shown]
+    paused = [(labels, int(one.counts.paused)) for labels, one in labelled]
     page.write("quorumq_queue_paused", "gauge", "Whether a queue is paused", paused)
-    text = "Seconds for which the job that would be taken next has been ready"
-    page.write("quorumq_queue_next_job_age_seconds", "gauge", text, ages)
+    now_ms = time.time_ns() // 1_000_000
+    ages = [(labels, 0 if one.ready_at is None else max(0, now_ms - one.ready_at) / 1000) for labels, one in labelled]
+    text = "Seconds for which the job has been ready that was ready first and that nobody took, 0 without one"
+    page.write("quorumq_queue_oldest_claimable_age_seconds", "gauge", text, ages)
+    for word, field, text in FLOWS:
+        flows = [(labels, float(getattr(one.counters, field))) for labels, one in labelled]
+        page.write(f"quorumq_queue_jobs_{word}_total", "counter", text, flows)
+    for word, counts, total, text in TIMES:
+        found = [
+            (labels, shown_buckets(getattr(one.counters, counts)), getattr(one.counters, total) / 1000)
+            for labels, one in labelled[:TIMED_QUEUES_SHOWN]
+        ]
+        page.series(f"quorumq_queue_{word}_seconds", text, BOUNDS, found)
 
 
-def birth(jobs: list[Job]) -> int | None:
-    """Return since when the first of the jobs could be taken."""
-    return jobs[0].run_at if jobs else None
+def shown_buckets(counts: list[int]) -> list[int]:
+    """Return how many durations are within each of BOUNDS, and how many there are."""
+    below = list(accumulate(counts))
+    return [*below[: BUCKETS - 1 : 2], below[-1]]
 
 
 async def write_node(page: Page, call: Call) -> None:
@@ -426,6 +449,9 @@ def write_replication(page: Page, found: Replication) -> None:
         page.counter(f"quorumq_{name}", text, getattr(found, field))
     page.gauge("quorumq_snapshot_bytes", "Bytes of the newest snapshot of this process", found.snapshot_bytes)
     page.gauge("quorumq_snapshot_timestamp_seconds", "When it was finished, 0 for never", found.snapshot_at)
+    if found.snapshot_at:
+        age = max(0.0, time.time() - found.snapshot_at)
+        page.gauge("quorumq_snapshot_age_seconds", "Seconds since it was finished", age)
     text = "Seconds for which the loop stood still for the last snapshot's fork"
     page.gauge("quorumq_snapshot_fork_seconds", text, found.snapshot_fork_seconds)
 

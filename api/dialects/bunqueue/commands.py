@@ -1,0 +1,282 @@
+"""Commands: what a client sends over a WebSocket as one JSON object, `{"cmd": …}`, and the row of the HTTP table that it means.
+
+A command has the operation, the rules and the reply of its row: the object is the row's body, and the fields that HTTP
+has in its path and query are taken out of it. Job data stays the bytes that were sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from api.http import Call, Invalid, Route, success
+from node.node import Once
+from node.operations.jobs import Pulled, PullJobs, ReleaseJobs
+from node.refusals import Refusal
+
+from . import bodies, render
+from .values import as_text, check_queue, read, value_of
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from api.server import Server
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+ENCODE = msgspec.json.Encoder().encode
+# What a row's path calls a thing, and the field that names it unless a command says otherwise.
+FIELDS = {"custom_id": "customId", "worker_id": "workerId", "webhook_id": "webhookId"}
+# Held jobs are looked through again when there are this many of them, and twice as many as after the last time.
+HELD_CHECKED = 1_000
+
+
+class Command(Call):
+    """A command on its way through a row. query: the fields that HTTP has in its query."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        server: Server,
+        request: web.BaseRequest,
+        route: Route,
+        path: Mapping[str, str],
+        query: dict[str, str],
+        body: bytes,
+    ) -> None:
+        super().__init__(server, request, route, path, "&".join(query), body)
+        self._query = query
+
+    @property
+    def once(self) -> Once | None:
+        """None: the headers are those of the handshake."""
+        return None
+
+
+def in_data(body: bytes) -> bytes:
+    """Put a reply's keys into `data` as well, where commands have them."""
+    rest = body.removeprefix(b'{"ok":true,')[:-1]
+    return b'{"ok":true,"data":{%b},%b}' % (rest, rest)
+
+
+def only_ok(body: bytes) -> bytes:
+    return render.OK
+
+
+def as_metrics(body: bytes) -> bytes:
+    return b'{"ok":true,"data":{"metrics":%b}}' % ENCODE(body.decode("utf-8"))
+
+
+class Meaning(NamedTuple):
+    """Which row a command means. fields: what its path calls a thing, by the field that names it here.
+
+    reply: what is made of the row's reply.
+    """
+
+    row: str
+    fields: Mapping[str, str] = NOTHING
+    reply: Callable[[bytes], bytes] | None = None
+
+
+COMMANDS: dict[str, Meaning] = {
+    # Jobs
+    "PUSH": Meaning("POST /queues/{queue}/jobs"),
+    "PUSHB": Meaning("POST /queues/{queue}/jobs/bulk"),
+    "ACK": Meaning("POST /jobs/{id}/ack"),
+    "ACKB": Meaning("POST /jobs/ack-batch"),
+    "FAIL": Meaning("POST /jobs/{id}/fail"),
+    "GetJob": Meaning("GET /jobs/{id}"),
+    "GetState": Meaning("GET /jobs/{id}/state"),
+    "GetResult": Meaning("GET /jobs/{id}/result"),
+    "GetProgress": Meaning("GET /jobs/{id}/progress"),
+    "GetChildrenValues": Meaning("GET /jobs/{id}/children"),
+    "GetJobByCustomId": Meaning("GET /jobs/custom/{custom_id}"),
+    "Cancel": Meaning("DELETE /jobs/{id}"),
+    "Promote": Meaning("POST /jobs/{id}/promote"),
+    "Progress": Meaning("POST /jobs/{id}/progress"),
+    "Update": Meaning("PUT /jobs/{id}/data"),
+    "ChangePriority": Meaning("PUT /jobs/{id}/priority"),
+    "ChangeDelay": Meaning("PUT /jobs/{id}/delay"),
+    "MoveToDelayed": Meaning("POST /jobs/{id}/move-to-delayed"),
+    "MoveToWait": Meaning("POST /jobs/{id}/move-to-wait"),
+    "Discard": Meaning("POST /jobs/{id}/discard"),
+    "WaitJob": Meaning("POST /jobs/{id}/wait"),
+    "JobHeartbeat": Meaning("POST /jobs/{id}/heartbeat"),
+    "JobHeartbeatB": Meaning("POST /jobs/heartbeat-batch"),
+    "ExtendLock": Meaning("POST /jobs/{id}/extend-lock"),
+    "ExtendLocks": Meaning("POST /jobs/extend-locks"),
+    "AddLog": Meaning("POST /jobs/{id}/logs"),
+    "GetLogs": Meaning("GET /jobs/{id}/logs"),
+    "ClearLogs": Meaning("DELETE /jobs/{id}/logs"),
+    # Queues
+    "GetJobs": Meaning("GET /queues/{queue}/jobs/list"),
+    "GetJobCounts": Meaning("GET /queues/{queue}/counts"),
+    "GetCountsPerPriority": Meaning("GET /queues/{queue}/priority-counts"),
+    "Count": Meaning("GET /queues/{queue}/count"),
+    "ListQueues": Meaning("GET /queues"),
+    "Pause": Meaning("POST /queues/{queue}/pause"),
+    "Resume": Meaning("POST /queues/{queue}/resume"),
+    "IsPaused": Meaning("GET /queues/{queue}/paused"),
+    "Drain": Meaning("POST /queues/{queue}/drain"),
+    "Obliterate": Meaning("POST /queues/{queue}/obliterate"),
+    "Clean": Meaning("POST /queues/{queue}/clean"),
+    "PromoteJobs": Meaning("POST /queues/{queue}/promote-jobs"),
+    "RetryCompleted": Meaning("POST /queues/{queue}/retry-completed"),
+    "Dlq": Meaning("GET /queues/{queue}/dlq"),
+    "GetDlqStats": Meaning("GET /queues/{queue}/dlq/stats", reply=in_data),
+    "RetryDlq": Meaning("POST /queues/{queue}/dlq/retry"),
+    "PurgeDlq": Meaning("POST /queues/{queue}/dlq/purge"),
+    "RateLimit": Meaning("PUT /queues/{queue}/rate-limit"),
+    "RateLimitClear": Meaning("DELETE /queues/{queue}/rate-limit"),
+    "SetConcurrency": Meaning("PUT /queues/{queue}/concurrency"),
+    "ClearConcurrency": Meaning("DELETE /queues/{queue}/concurrency"),
+    "SetStallConfig": Meaning("PUT /queues/{queue}/stall-config"),
+    "GetStallConfig": Meaning("GET /queues/{queue}/stall-config"),
+    "SetDlqConfig": Meaning("PUT /queues/{queue}/dlq-config"),
+    "GetDlqConfig": Meaning("GET /queues/{queue}/dlq-config"),
+    # Crons, workers, webhooks
+    "Cron": Meaning("POST /crons"),
+    "CronGet": Meaning("GET /crons/{name}"),
+    "CronDelete": Meaning("DELETE /crons/{name}"),
+    "CronList": Meaning("GET /crons"),
+    "RegisterWorker": Meaning("POST /workers"),
+    "UnregisterWorker": Meaning("DELETE /workers/{worker_id}"),
+    "Heartbeat": Meaning("POST /workers/{worker_id}/heartbeat", {"worker_id": "id"}),
+    "ListWorkers": Meaning("GET /workers"),
+    "AddWebhook": Meaning("POST /webhooks"),
+    "RemoveWebhook": Meaning("DELETE /webhooks/{webhook_id}"),
+    "SetWebhookEnabled": Meaning("PUT /webhooks/{webhook_id}/enabled", {"webhook_id": "id"}),
+    "ListWebhooks": Meaning("GET /webhooks"),
+    # Figures
+    "Ping": Meaning("GET /ping"),
+    "Stats": Meaning("GET /stats"),
+    "Metrics": Meaning("GET /metrics"),
+    "Prometheus": Meaning("GET /prometheus", reply=as_metrics),
+    "StorageStatus": Meaning("GET /storage"),
+    "CompactMemory": Meaning("POST /gc", reply=only_ok),
+}
+
+# Commands after which a job is not with its worker any more.
+ENDING = frozenset({"ACK", "FAIL", "MoveToDelayed", "MoveToWait", "Discard", "Cancel"})
+
+
+class Held:
+    """The jobs that a connection has taken and not finished: they go back when it closes."""
+
+    def __init__(self) -> None:
+        self.fences: dict[str, int] = {}
+        self._check_at = HELD_CHECKED
+
+    def take(self, reply: Pulled) -> None:
+        """Note jobs, at the moment when they are taken."""
+        for job in reply.jobs:
+            self.fences[job.id] = job.fence
+
+    def drop(self, job_ids: Iterable[str]) -> None:
+        for job_id in job_ids:
+            self.fences.pop(job_id, None)
+
+    def release(self) -> ReleaseJobs | None:
+        """Return what gives all of them back; a job that was finished or given to another worker is left alone by it."""
+        return ReleaseJobs(list(self.fences.items())) if self.fences else None
+
+    def tidy(self, still_held: Callable[[str, int], bool]) -> None:
+        """Forget what was finished in other ways, now and then."""
+        if len(self.fences) >= self._check_at:
+            self.fences = {job_id: fence for job_id, fence in self.fences.items() if still_held(job_id, fence)}
+            self._check_at = max(HELD_CHECKED, 2 * len(self.fences))
+
+
+class Commands:
+    """The commands of a listener, each with its row. routes: the rows of the dialect."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        rows = {f"{route.method} {route.path}": route for route in routes}
+        self._table = {name: (meaning, rows[meaning.row]) for name, meaning in COMMANDS.items()}
+        self._pull = rows["POST /queues/{queue}/jobs/pull-batch"]
+
+    def route(self, name: str) -> Route | None:
+        """Return the row that a command means, or None for an unknown one."""
+        if name in ("PULL", "PULLB"):
+            return self._pull
+        found = self._table.get(name)
+        return None if found is None else found[1]
+
+    async def run(
+        self, server: Server, request: web.BaseRequest, held: Held, name: str, fields: Mapping[str, Raw], body: bytes
+    ) -> bytes:
+        """Carry out a command and return its reply. Raises what the row raises."""
+        if name in ("PULL", "PULLB"):
+            return await self._take(server, request, held, name, fields, body)
+        meaning, route = self._table[name]
+        path = path_of(route, meaning, fields)
+        query = {ask.name: text for ask in route.asks if (text := text_of(fields, ask.name)) is not None}
+        reply = await route.handler(Command(server, request, route, path, query, body))
+        if name in ENDING:
+            held.drop([path["id"]])
+        elif name == "ACKB":
+            held.drop(read(bodies.ACK_BATCH, body).ids or ())
+        return meaning.reply(reply.body) if meaning.reply is not None and reply.status == 200 else reply.body
+
+    async def _take(
+        self, server: Server, request: web.BaseRequest, held: Held, name: str, fields: Mapping[str, Raw], body: bytes
+    ) -> bytes:
+        """Take jobs for a connection, which holds them unless the client said `detach`."""
+        queue = check_queue(text_of(fields, "queue") or "")
+        if name == "PULL":
+            body = with_count(fields)
+        call = Command(server, request, self._pull, {"queue": queue}, {}, body)
+        operation, wait_ms = bodies.pull_batch(call)
+        bound = "detach" not in fields or value_of(fields["detach"]) is not True
+        show = one_with_token if name == "PULL" else render.pulled_many
+
+        def view(reply: Pulled) -> bytes | Refusal:
+            if bound:
+                held.take(reply)
+            return show(reply)
+
+        reply = success(await pull(server, operation, view, wait_ms))
+        return reply.body
+
+
+async def pull(
+    server: Server, operation: PullJobs, view: Callable[[Pulled], bytes | Refusal], wait_ms: int
+) -> bytes | Refusal:
+    return await server.node.pull(operation, view, wait_ms=wait_ms)
+
+
+def with_count(fields: Mapping[str, Raw]) -> bytes:
+    """Make a pull of one job a pull of several."""
+    kept = {name: fields[name] for name in ("timeout", "owner", "lockTtl") if name in fields}
+    return ENCODE({**kept, "count": 1})
+
+
+def one_with_token(reply: Pulled) -> bytes:
+    text = render.pulled_one(reply)
+    if reply.tokens is None:
+        return text
+    return b'%b,"token":%b}' % (text[:-1], ENCODE(reply.tokens[0] if reply.tokens else None))
+
+
+def path_of(route: Route, meaning: Meaning, fields: Mapping[str, Raw]) -> dict[str, str]:
+    """Return what HTTP has in its path. Raises Invalid."""
+    path = {}
+    for segment in route.path.split("/"):
+        if segment.startswith("{"):
+            parameter = segment[1:-1]
+            field = meaning.fields.get(parameter) or FIELDS.get(parameter, parameter)
+            text = text_of(fields, field)
+            # A queue's name has rules of its own, with their texts.
+            if not text and parameter != "queue":
+                raise Invalid(f"{field} is required")
+            path[parameter] = text or ""
+    return path
+
+
+def text_of(fields: Mapping[str, Raw], name: str) -> str | None:
+    raw = fields.get(name)
+    return None if raw is None else as_text(value_of(raw))

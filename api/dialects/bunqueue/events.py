@@ -1,0 +1,210 @@
+"""Events as the bunqueue dialect tells them: names, payloads, the form for clients that never subscribe, and patterns.
+
+An event carries ids; what else its payload shows is read from the state that its entry left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from api.events.feed import Message
+from node import events as happened
+from node.events import Event
+from node.operations.queues import GetQueueSettings, QueueCounts
+from node.state import State
+from node.state.job import Job
+
+from . import render
+
+ENCODE = msgspec.json.Encoder().encode
+# Data and results up to this length stand in the old form of `completed` and `failed`.
+SHOWN_BYTES_MAX = 16_384
+CONFIG_AT = len(b'{"ok":true,')
+
+# Documented, but not in node.events: told by this node, or by other events beside their own name.
+OTHERS = (
+    "queue:counts", "queue:removed", "queue:idle", "queue:threshold", "flow:completed", "flow:failed",
+    "worker:overloaded", "ratelimit:hit", "stats:snapshot", "health:status", "storage:status", "server:started",
+    "server:shutdown", "server:memory-warning", "storage:size-warning",
+)  # fmt: skip
+NAMES = frozenset(
+    [str(kind.__struct_config__.tag) for kind in Event.__subclasses__()]
+    + list(OTHERS)
+)  # fmt: skip
+PREFIXES = (
+    "job", "queue", "dlq", "flow", "cron", "worker", "ratelimit", "concurrency", "webhook", "batch", "client", "auth",
+    "cleanup", "health", "stats", "storage", "server", "memory", "config",
+)  # fmt: skip
+PATTERNS = NAMES | {"*"} | {f"{prefix}:*" for prefix in PREFIXES}
+
+# What the old form calls a job's event; the others have the last part of their name.
+LEGACY = {"job:active": "pulled"}
+
+
+def covers(pattern: str, name: str) -> bool:
+    """Whether a pattern stands for an event, or for a narrower pattern."""
+    return pattern in ("*", name) or (pattern.endswith(":*") and name.startswith(pattern[:-1]))
+
+
+class Subscription:
+    """Which events a client wants. muted: what it takes out of a wider pattern."""
+
+    __slots__ = ("_known", "muted", "patterns")
+
+    def __init__(self) -> None:
+        self.patterns: dict[str, None] = {}
+        self.muted: dict[str, None] = {}
+        self._known: dict[str, bool] = {}
+
+    def add(self, patterns: Iterable[str]) -> None:
+        self._known.clear()
+        for pattern in patterns:
+            self.patterns[pattern] = None
+            self.muted = {one: None for one in self.muted if not covers(pattern, one)}
+
+    def remove(self, patterns: Iterable[str]) -> None:
+        """Take patterns away; none at all takes all away."""
+        self._known.clear()
+        gone = list(patterns) or ["*"]
+        for pattern in gone:
+            self.patterns = {one: None for one in self.patterns if not covers(pattern, one)}
+            if any(covers(one, pattern) for one in self.patterns):
+                self.muted[pattern] = None
+        if not self.patterns:
+            self.muted = {}
+
+    def wants(self, name: str) -> bool:
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = any(covers(one, name) for one in self.patterns) and not any(
+                covers(one, name) for one in self.muted
+            )
+        return known
+
+
+def unknown_patterns(patterns: Iterable[Any]) -> list[str]:
+    """Return what is no pattern."""
+    return [str(one)[:100] for one in patterns if not isinstance(one, str) or one not in PATTERNS]
+
+
+# -- Payloads ----------------------------------------------------------------------------------------------------------
+
+
+def told(state: State, now_ms: int, event: Event) -> Iterator[Message]:
+    """Return what an event says: as a rule one message with the event's own fields."""
+    name = event.name
+    data = plain(event)
+    queue: str = getattr(event, "queue", "")
+    more = MORE.get(type(event))
+    if more is not None and (added := more(state, event)):
+        data = b"%b,%b}" % (data[:-1], added)
+    job_id: str | None = getattr(event, "job_id", None)
+    of_job = name.startswith("job:")
+    legacy = None
+    if of_job or isinstance(event, happened.QueuePaused | happened.QueueResumed):
+        legacy = old_form(state, now_ms, event, queue, job_id or "")
+    yield Message(name, now_ms, data, queue=queue, of_job=of_job, legacy=legacy)
+    if isinstance(event, happened.QueueObliterated):
+        yield Message("queue:removed", now_ms, data, queue=queue)
+
+
+def plain(event: Event) -> bytes:
+    """Write the fields of an event."""
+    text = ENCODE(event)
+    # {"type":"job:pushed","queue":…: names and their quotes are ASCII.
+    rest = text[len(b'{"type":""') + len(event.name) :]
+    return b"{%b" % rest.removeprefix(b",")
+
+
+def job_of(state: State, event: Any) -> Job | None:
+    return state.jobs.get(event.job_id)
+
+
+def with_error(state: State, event: Any) -> bytes:
+    # What is left out of the record is told all the same: that there was no text.
+    return b'"error":null' if event.error is None else b""
+
+
+def with_timeout(state: State, event: Any) -> bytes:
+    job = job_of(state, event)
+    return b'"timeout":%b' % render.number(None if job is None else job.opts.timeout_ms)
+
+
+def with_dependencies(state: State, event: Any) -> bytes:
+    job = job_of(state, event)
+    return b'"dependsOn":%b' % ENCODE(() if job is None else job.depends_on)
+
+
+def with_stall_config(state: State, event: Any) -> bytes:
+    return render.stall_config(GetQueueSettings(event.queue).answer(state))[CONFIG_AT:-1]
+
+
+def with_dlq_config(state: State, event: Any) -> bytes:
+    return render.dlq_config(GetQueueSettings(event.queue).answer(state))[CONFIG_AT:-1]
+
+
+MORE: dict[type[Event], Callable[[State, Any], bytes]] = {
+    happened.JobFailed: with_error,
+    happened.JobRetried: lambda state, event: b'"prev":"failed"',
+    happened.JobTimedOut: with_timeout,
+    happened.JobWaitingChildren: with_dependencies,
+    happened.StallConfigChanged: with_stall_config,
+    happened.DlqConfigChanged: with_dlq_config,
+    happened.DlqRetried: lambda state, event: b'"count":1',
+    happened.DlqExpired: lambda state, event: b'"count":1',
+}
+
+
+def old_form(state: State, now_ms: int, event: Event, queue: str, job_id: str) -> bytes:
+    """Write an event for clients that never subscribed."""
+    name = event.name
+    kind = LEGACY.get(name) or name.partition(":")[2]
+    return b'{"eventType":"%b","queue":%b,"jobId":%b,"timestamp":%d%b}' % (
+        kind.encode(),
+        ENCODE(queue),
+        ENCODE(job_id),
+        now_ms,
+        old_more(state, event),
+    )
+
+
+def old_more(state: State, event: Event) -> bytes:
+    match event:
+        case happened.JobCompleted():
+            job = job_of(state, event)
+            return shown(None if job is None else job.result)
+        case happened.JobFailed():
+            job = job_of(state, event)
+            data = shown(None if job is None else job.data)
+            return b',"error":%b%b,"terminal":%b' % (ENCODE(event.error), data, ENCODE(event.final))
+        case happened.JobProgressed():
+            job = job_of(state, event)
+            value = render.number(event.progress)
+            note = ENCODE(None if job is None else job.progress_message)
+            return b',"progress":%b,"data":{"progress":%b,"message":%b}' % (value, value, note)
+        case happened.JobDelayed():
+            return b',"delay":%d' % event.delay
+        case happened.JobRetried():
+            return b',"prev":"failed"'
+        case _:
+            return b""
+
+
+def shown(data: bytes | None) -> bytes:
+    return b',"data":%b' % data if data is not None and len(data) <= SHOWN_BYTES_MAX else b""
+
+
+def counts(state: State, queue: str) -> bytes:
+    """Write the counts of a queue, as `queue:counts` tells them."""
+    found = QueueCounts(queue).answer(state)
+    return b'{"queue":%b,"waiting":%d,"prioritized":0,"active":%d,"completed":%d,"failed":%d,"delayed":%d}' % (
+        ENCODE(queue),
+        found.waiting,
+        found.active,
+        found.completed,
+        found.failed,
+        found.delayed,
+    )
