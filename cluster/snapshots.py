@@ -28,6 +28,8 @@ _SUFFIX = ".snapshot"
 _RECEIVING = "receiving.part"
 _WRITING = "writing.part"
 _KEPT = 2
+_SYNC_BYTES = 1 << 20
+_PAUSE_S = 0.01
 _READ_BYTES = 1 << 20
 SEND_BYTES = 256 << 10
 """Bytes of one piece of a snapshot under way to a peer."""
@@ -67,7 +69,7 @@ def write(disk: SnapshotDisk, temporary: str, head: Head, pieces: Iterator[bytes
     """Write a whole snapshot and give it its name. `alive` is called between pieces and may raise to end the work."""
     disk.remove(temporary)
     file: AppendFile = disk.append(temporary)
-    count = size = 0
+    count = size = synced = 0
     try:
         file.write(record(_HEAD, msgspec.msgpack.encode(head)))
         for piece in pieces:
@@ -75,6 +77,10 @@ def write(disk: SnapshotDisk, temporary: str, head: Head, pieces: Iterator[bytes
             file.write(record(_PIECE, piece))
             count += 1
             size += len(piece)
+            # A sync of the log may have to wait for everything of this file that is still to be written: keep that small.
+            if size - synced >= _SYNC_BYTES:
+                file.sync()
+                synced = size
         file.write(record(_END, msgspec.msgpack.encode(_End(count, size))))
         file.sync()
     finally:
@@ -188,6 +194,8 @@ class Forked:
             def alive() -> None:
                 if os.getppid() != parent:
                     os._exit(2)
+                # Gaps between the pieces leave processor and disk to those who serve.
+                time.sleep(_PAUSE_S)
 
             work(alive)
             status = 0
