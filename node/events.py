@@ -241,6 +241,30 @@ class QueueObliterated(Event, frozen=True, tag="queue:obliterated"):
     queue: str
 
 
+class FlowCompleted(Event, frozen=True, tag="flow:completed"):
+    """All jobs that a job depends on have completed. children_count: how many they are."""
+
+    parent_job_id: str
+    queue: str
+    children_count: int
+
+
+class FlowFailed(Event, frozen=True, tag="flow:failed"):
+    """A job that another one depends on failed for good. queue: that of the one that waits."""
+
+    parent_job_id: str
+    failed_child_id: str
+    queue: str
+    error: str | None = None
+
+
+class RateLimitHit(Event, frozen=True, tag="ratelimit:hit"):
+    """A job could start but for the rate limit of its queue, and is the next one that will."""
+
+    queue: str
+    job_id: str
+
+
 class RateLimitSet(Event, frozen=True, tag="ratelimit:set"):
     """A queue's rate limit was set. max: jobs per window."""
 

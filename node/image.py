@@ -6,16 +6,17 @@ histories. Old images must stay readable: fields are only appended, and what can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TypeVar
 
 import msgspec
 
 from node.state.job import ACTIVE, COMPLETED, DEFAULT, DELAYED, FAILED, WAITING, WAITING_CHILDREN, Job, LogLine
 from node.state.outcomes import Outcome, weight_of
-from node.state.queue import Queue, QueueCounters, QueueSettings
+from node.state.pusher import Pusher
+from node.state.queue import GroupSettings, Queue, QueueCounters, QueueSettings
 from node.state.schedule import Cron, Following
 from node.state.state import Remembered, State, weight
 from node.state.webhook import Delivery, Webhook
@@ -27,6 +28,7 @@ PIECE_BYTES = 1 << 20
 # A record without its data, roughly; it only has to keep pieces near their size.
 RECORD_BYTES = 120
 _LENGTH_BYTES = 4
+_JOBS_PER_STEP = 1000
 
 
 class ImageDamaged(Exception):
@@ -46,6 +48,7 @@ class Header(msgspec.Struct, tag="header", gc=False):
     mark: int
     jobs: int
     remembered: list[str] = []
+    grace_until: int = 0
 
 
 class QueuePiece(msgspec.Struct, tag="queue", gc=False):
@@ -56,6 +59,17 @@ class QueuePiece(msgspec.Struct, tag="queue", gc=False):
     counters: QueueCounters
     rate_level: int = 0
     rate_at: int = 0
+    number: int = 0
+    window_at: int = 0
+    window_count: int = 0
+    held_until: int = 0
+    group_settings: list[tuple[str, GroupSettings]] = []
+
+
+class KeysPiece(msgspec.Struct, tag="keys", gc=False):
+    """Some unique keys of the queue that came last: those with a time of their own. (end, key, id of the job that holds it)."""
+
+    keys: list[tuple[int, str, str]]
 
 
 class JobsPiece(msgspec.Struct, tag="jobs", gc=False):
@@ -97,11 +111,31 @@ class WebhookPiece(msgspec.Struct, tag="webhook", gc=False):
     deliveries: list[Delivery] = []
 
 
+class PushersPiece(msgspec.Struct, tag="pushers", gc=False):
+    """Some registrations of endpoints, in order; and the nodes that call endpoints."""
+
+    pushers: list[Pusher]
+    nodes: list[str]
+    generation: int
+
+
 class End(msgspec.Struct, tag="end", gc=False):
     """The last piece: an image without it is not whole."""
 
 
-Piece = Header | QueuePiece | JobsPiece | LogsPiece | OutcomesPiece | SchedulePiece | WorkersPiece | WebhookPiece | End
+Piece = (
+    Header
+    | QueuePiece
+    | KeysPiece
+    | JobsPiece
+    | LogsPiece
+    | OutcomesPiece
+    | SchedulePiece
+    | WorkersPiece
+    | WebhookPiece
+    | PushersPiece
+    | End
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decode = msgspec.msgpack.Decoder(Piece).decode
@@ -121,10 +155,24 @@ def write(state: State, index: int, digest: bytes) -> Iterator[bytes]:
             mark=state.mark,
             jobs=len(state.jobs),
             remembered=state.remembered.ids(),
+            grace_until=state.grace_until,
         )
     )
     for queue in state.queues.values():
-        yield _frame(QueuePiece(queue.name, queue.settings, queue.counters, queue.rate_level, queue.rate_at))
+        yield _frame(
+            QueuePiece(
+                queue.name,
+                queue.settings,
+                queue.counters,
+                queue.rate_level,
+                queue.rate_at,
+                queue.number,
+                queue.window_at,
+                queue.window_count,
+                queue.held_until,
+                sorted(queue.group_settings.items(), key=itemgetter(0)),
+            )
+        )
         # Active jobs come first: they decide which jobs of a group may stand among the ready ones.
         jobs = chain(
             queue.active.values(),
@@ -136,6 +184,9 @@ def write(state: State, index: int, digest: bytes) -> Iterator[bytes]:
         )
         for part in _in_pieces(jobs, _weight_of_job):
             yield _frame(JobsPiece(part))
+        held = sorted((until, key, queue.unique[key]) for key, until in queue.throttled.items())
+        for keys in _in_pieces(held, _weight_of_key):
+            yield _frame(KeysPiece(keys))
     for lines in _in_pieces(state.logs.items(), _weight_of_lines):
         yield _frame(LogsPiece(lines))
     for crons in _in_pieces(state.schedule.crons.values(), _weight_of_template):
@@ -148,6 +199,11 @@ def write(state: State, index: int, digest: bytes) -> Iterator[bytes]:
         yield _frame(WebhookPiece(webhook))
         for deliveries in _in_pieces(state.webhooks.outboxes[webhook.id].deliveries, weight_of_delivery):
             yield _frame(WebhookPiece(webhook, deliveries))
+    pushers = state.pushers
+    if pushers.generation or pushers.nodes:
+        for some in _in_pieces(pushers.by_queue.values(), _weight_of_pusher):
+            yield _frame(PushersPiece(some, [], pushers.generation))
+        yield _frame(PushersPiece([], list(pushers.nodes), pushers.generation))
     for outcomes in _in_pieces(state.outcomes.items(), _weight_of_outcome):
         yield _frame(OutcomesPiece(outcomes))
     yield _frame(End())
@@ -170,6 +226,10 @@ def _in_pieces(items: Iterable[T], weigh: Callable[[T], int]) -> Iterator[list[T
         yield part
 
 
+def _weight_of_key(item: tuple[int, str, str]) -> int:
+    return RECORD_BYTES + len(item[1])
+
+
 def _weight_of_lines(item: tuple[str, list[LogLine]]) -> int:
     return sum(len(line.message) + RECORD_BYTES for line in item[1])
 
@@ -180,6 +240,10 @@ def _weight_of_outcome(item: tuple[str, Outcome]) -> int:
 
 def _weight_of_template(item: Cron | Following) -> int:
     return RECORD_BYTES + len(item.job.data if isinstance(item, Cron) else item.data)
+
+
+def _weight_of_pusher(pusher: Pusher) -> int:
+    return RECORD_BYTES + len(pusher.url) + sum(len(name) + len(value) for name, value in pusher.headers)
 
 
 def _weight_of_job(job: Job) -> int:
@@ -195,6 +259,17 @@ def _frame(piece: Piece) -> bytes:
 
 def read(pieces: Iterable[bytes]) -> tuple[State, int, bytes]:
     """Build the state of an image; return it with its log index and digest. Raises ImageDamaged."""
+    steps = reading(pieces)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: tuple[State, int, bytes] = end.value
+            return found
+
+
+def reading(pieces: Iterable[bytes]) -> Generator[None, None, tuple[State, int, bytes]]:
+    """Do what `read` does in steps of a few milliseconds, yielding between them."""
     frames = _unframe(pieces)
     header = next(frames, None)
     if not isinstance(header, Header):
@@ -204,17 +279,27 @@ def read(pieces: Iterable[bytes]) -> tuple[State, int, bytes]:
     state = State()
     state.now_ms, state.seq, state.fence = header.now_ms, header.seq, header.fence
     state.endings, state.mark = header.endings, header.mark
+    state.grace_until = header.grace_until
     state.remembered = Remembered(header.remembered)
     queue: Queue | None = None
     for piece in frames:
+        yield
         if isinstance(piece, QueuePiece):
-            _close(queue)
+            yield from _close(queue)
             queue = Queue(piece.name, piece.settings)
             queue.counters = piece.counters
-            queue.rate_level, queue.rate_at = piece.rate_level, piece.rate_at
+            queue.rate_level, queue.rate_at, queue.number = piece.rate_level, piece.rate_at, piece.number
+            queue.window_at, queue.window_count = piece.window_at, piece.window_count
+            queue.held_until = piece.held_until
+            queue.group_settings = dict(piece.group_settings)
             state.queues[queue.name] = queue
         elif isinstance(piece, JobsPiece) and queue is not None:
-            _place(state, queue, piece.jobs)
+            for start in range(0, len(piece.jobs), _JOBS_PER_STEP):
+                _place(state, queue, piece.jobs[start : start + _JOBS_PER_STEP])
+                yield
+        elif isinstance(piece, KeysPiece) and queue is not None:
+            for until, key, holder in piece.keys:
+                state.place_key(queue, key, holder, until)
         elif isinstance(piece, LogsPiece):
             state.logs.update(piece.lines)
         elif isinstance(piece, SchedulePiece):
@@ -226,10 +311,12 @@ def read(pieces: Iterable[bytes]) -> tuple[State, int, bytes]:
         elif isinstance(piece, WebhookPiece):
             state.webhooks.put(piece.webhook)
             state.webhooks.restore(piece.webhook.id, piece.deliveries)
+        elif isinstance(piece, PushersPiece):
+            state.pushers.restore(piece.pushers, piece.nodes, piece.generation)
         elif isinstance(piece, OutcomesPiece):
             state.outcomes.restore(piece.outcomes)
         elif isinstance(piece, End):
-            _close(queue)
+            yield from _close(queue)
             if len(state.jobs) != header.jobs:
                 raise ImageDamaged(f"the image holds {len(state.jobs)} jobs, its header says {header.jobs}")
             return state, header.index, header.digest
@@ -263,10 +350,28 @@ def _place(state: State, queue: Queue, jobs: list[Job]) -> None:
         state.place(queue, job)
 
 
-def _close(queue: Queue | None) -> None:
+def _close(queue: Queue | None) -> Iterator[None]:
     """Put the jobs of a queue, which came by state, into the order of their births."""
-    if queue is not None:
-        queue.jobs = {job.id: job for job in sorted(queue.jobs.values(), key=attrgetter("seq"))}
+    if queue is None or not queue.jobs:
+        return
+    # In parts, because sorting a million jobs at once would hold up everything else for half a second.
+    jobs = list(queue.jobs.values())
+    first = last = jobs[0].seq
+    for start in range(0, len(jobs), _JOBS_PER_STEP):
+        yield
+        seqs = [job.seq for job in jobs[start : start + _JOBS_PER_STEP]]
+        first, last = min(first, *seqs), max(last, *seqs)
+    width = (last - first) * _JOBS_PER_STEP // len(jobs) + 1
+    parts: list[list[Job]] = [[] for _ in range((last - first) // width + 1)]
+    for start in range(0, len(jobs), _JOBS_PER_STEP):
+        yield
+        for job in jobs[start : start + _JOBS_PER_STEP]:
+            parts[(job.seq - first) // width].append(job)
+    queue.jobs = {}
+    for part in parts:
+        yield
+        part.sort(key=attrgetter("seq"))
+        queue.jobs.update((job.id, job) for job in part)
 
 
 def _unframe(pieces: Iterable[bytes]) -> Iterator[Piece]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 import node.operations  # noqa: F401 - fills the catalogue
 from node import image
 from node.events import Event
+from node.notices import noticed
 from node.operation import Operation, any_operation
 from node.refusals import InternalError, OperationNotKnown, Refusal
 from node.state import State
@@ -77,8 +78,10 @@ class Machine:
         if not watched[job_id]:
             del watched[job_id]
 
-    def apply(self, index: int, now_ms: int, batches: Sequence[bytes]) -> list[Any]:
+    def apply(self, index: int, now_ms: int, batches: Sequence[bytes], *, resumed: bool = False) -> list[Any]:
         """Apply one entry: first what time brings, then the operations of each batch in order.
+
+        resumed: nothing could be replicated just before, so workers are owed time for what they could not say.
 
         Returns one outcome per batch: a list with a reply or a Refusal for each of its operations, or one Refusal for
         a batch that cannot be read.
@@ -88,6 +91,9 @@ class Machine:
         collect = self.events_wanted or now_ms < state.events_until
         entry = Entry(index, 0, [] if collect else None, {}, [])
         state.events, state.woken, state.ended = entry.events, entry.woken, entry.ended
+        state.stalled = []
+        if resumed:
+            state.resume(now_ms)
         try:
             state.advance(now_ms)
         except MemoryError:
@@ -104,6 +110,8 @@ class Machine:
                 continue
             outcomes.append([self._apply(operation, entry) for operation in operations])
         self._seal()
+        if entry.events:
+            self._notice(entry, entry.events)
         self._tell(entry)
         return outcomes
 
@@ -146,6 +154,13 @@ class Machine:
         sums = (state.now_ms, state.mark, state.seq, state.fence, state.endings, len(state.jobs))
         self._digest = blake2b(_SEAL.pack(self._digest, self.index, *sums), digest_size=16).digest()
 
+    def _notice(self, entry: Entry, events: list[Event]) -> None:
+        try:
+            events += noticed(self.state, events)
+        except Exception:
+            # Some nodes look and others do not, so this may change nothing else.
+            log.exception("entry %d: what it brought about could not be worked out", entry.index)
+
     def _tell(self, entry: Entry) -> None:
         for listener in self._listeners:
             try:
@@ -173,8 +188,41 @@ class Machine:
         watched = self.state.watched
         # The old state goes first: two of them may not fit into memory.
         self.state = State()
-        state, self.index, self._digest = image.read(pieces)
+        self._put(*image.read(pieces), watched)
+
+    def restoring(self, pieces: Iterable[bytes]) -> Generator[None, None, Callable[[], Iterator[None]]]:
+        """Build the state of an image beside the present one, yielding every few milliseconds. Raises image.ImageDamaged.
+
+        Returns a function that puts the new state in place; it gives what has to be iterated over to let go of the old one.
+        """
+        state, index, digest = yield from image.reading(pieces)
+
+        def put() -> Iterator[None]:
+            old = self.state
+            self._put(state, index, digest, old.watched)
+            return _let_go(old)
+
+        return put
+
+    def _put(self, state: State, index: int, digest: bytes, watched: dict[str, int]) -> None:
+        self.index, self._digest = index, digest
         state.watched = watched
         self.state = state
         done = [job for job in map(state.jobs.get, watched) if job is not None and job.finished]
         self._tell(Entry(self.index, state.now_ms, None, dict.fromkeys(state.queues), done))
+
+
+def _let_go(state: State) -> Iterator[None]:
+    """Free a state in steps: a million jobs at once would take a tenth of a second."""
+    # These hold every job until the last, so that what goes before them is only tables.
+    jobs = list(state.jobs.values())
+    yield
+    queues = list(state.queues.values())
+    state.queues = {}
+    state.jobs = {}
+    while queues:
+        yield
+        del queues[-1]
+    while jobs:
+        yield
+        del jobs[-10_000:]

@@ -90,6 +90,25 @@ class JobNotLocked(Refusal):
     job_id: str
 
 
+class JobLocked(Refusal):
+    """A worker holds the job, so it cannot be removed."""
+
+    code = "job_locked"
+    text = "Job {job_id} is locked by a worker"
+    fields = ("job_id",)
+    job_id: str
+
+
+class QueueBusy(Refusal):
+    """The queue has active jobs. active: how many."""
+
+    code = "queue_busy"
+    text = "Queue {queue} has {active} active jobs"
+    fields = ("queue", "active")
+    queue: str
+    active: int
+
+
 class DependencyNotFound(Refusal):
     """A job depends on an id that no job has. position: index of the job in its push."""
 
@@ -127,11 +146,38 @@ class WorkerNotFound(Refusal):
     worker_id: str
 
 
+class TooManyGroups(Refusal):
+    """As many groups of the queue as may have settings of their own."""
+
+    code = "too_many_groups"
+    text = "At most {limit} groups of a queue may have settings of their own"
+    fields = ("limit",)
+    limit: int
+
+
 class TooManyWorkers(Refusal):
     """The cluster holds as many registrations of workers as it may."""
 
     code = "too_many_workers"
     text = "There may be at most {limit} registered workers"
+    fields = ("limit",)
+    limit: int
+
+
+class PusherNotFound(Refusal):
+    """No endpoint is registered for this queue."""
+
+    code = "pusher_not_found"
+    text = "No push worker is registered for queue {queue}"
+    fields = ("queue",)
+    queue: str
+
+
+class TooManyPushers(Refusal):
+    """The cluster holds as many registrations of endpoints as it may."""
+
+    code = "too_many_pushers"
+    text = "There may be at most {limit} push workers"
     fields = ("limit",)
     limit: int
 

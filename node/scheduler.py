@@ -201,13 +201,15 @@ def fires_of(cron: Cron, now_ms: int, limit: int) -> Iterator[CronFire]:
 
 
 def following_due(cron: Cron, due_ms: int, after_ms: int) -> int:
-    """Return the first due time after `after_ms`; due_ms is one, not later than that. Raises InvalidSchedule."""
+    """Return the first due time after `after_ms`, 0 for none; due_ms is one, not later than that. Raises InvalidSchedule."""
     if cron.schedule is not None:
-        return next_due_ms(cron.schedule, cron.timezone, after_ms)
-    assert cron.every_ms is not None
-    every_ms = max(cron.every_ms, 1)
-    # Due times stay on the grid that began with the cron.
-    return due_ms + ((after_ms - due_ms) // every_ms + 1) * every_ms
+        following_ms = next_due_ms(cron.schedule, cron.timezone, after_ms)
+    else:
+        assert cron.every_ms is not None
+        every_ms = max(cron.every_ms, 1)
+        # Due times stay on the grid that began with the cron.
+        following_ms = due_ms + ((after_ms - due_ms) // every_ms + 1) * every_ms
+    return 0 if cron.until is not None and following_ms > cron.until else following_ms
 
 
 # Missed times are counted up to here; more of them say nothing more.
@@ -216,6 +218,8 @@ COUNTED_MAX = 1_000
 
 def count_between(cron: Cron, due_ms: int, now_ms: int) -> int:
     """Count the due times after one of them, up to now."""
+    if cron.until is not None:
+        now_ms = min(now_ms, cron.until)
     if cron.schedule is None:
         return (now_ms - due_ms) // max(cron.every_ms or 1, 1)
     count = 0

@@ -12,23 +12,27 @@ from typing import Any, TypeVar
 
 from cluster.errors import NotApplied
 from node.machine import Entry, Machine
+from node.operations.jobs import PullJobs
 from node.state.job import Job
+from node.state.queue import Queue
 
 T = TypeVar("T")
 
 WAITERS_MAX = 50_000
-# A rate-limited queue is looked at again no sooner than this.
+# A queue that time alone will open is looked at again no sooner than this.
 LOOK_AGAIN_S = 0.005
 
 
 class Waiter:
     """One long poll. It sleeps, is woken to try, and sleeps again when others were faster."""
 
-    __slots__ = ("_future", "count", "queue", "trying")
+    __slots__ = ("_future", "active_max", "count", "owner", "queue", "trying")
 
-    def __init__(self, queue: str, count: int) -> None:
-        self.queue = queue
-        self.count = count
+    def __init__(self, op: PullJobs) -> None:
+        self.queue = op.queue
+        self.count = op.count
+        self.owner = op.owner
+        self.active_max = op.active_max
         self.trying = False
         self._future: asyncio.Future[bool] | None = None
 
@@ -36,6 +40,10 @@ class Waiter:
         """End the sleep; False means there is no point in going on."""
         if self._future is not None and not self._future.done():
             self._future.set_result(worth_trying)
+
+    def has_room(self, queue: Queue) -> bool:
+        """Whether its owner may have one more job of the queue."""
+        return self.active_max is None or queue.room_for(self.owner, self.active_max) > 0
 
     async def sleep(self, timeout_s: float) -> bool:
         """Return True when it is this waiter's turn to try, False when the time is over."""
@@ -56,9 +64,11 @@ class Waiter:
 class _Line:
     """The waiters of one queue in order of arrival."""
 
-    __slots__ = ("timer", "trying", "waiters")
+    __slots__ = ("bounded", "timer", "trying", "waiters")
 
     def __init__(self) -> None:
+        # Waiters whose owners may have only so many jobs: any entry may make room for them.
+        self.bounded = 0
         # A dictionary for its order and its quick removal; the values say nothing.
         self.waiters: dict[Waiter, None] = {}
         # Jobs that woken waiters are on their way to take.
@@ -73,6 +83,8 @@ class Waiters:
         self._machine = machine
         self._clock = clock
         self._lines: dict[str, _Line] = {}
+        # Those of them with somebody who may have only so many jobs.
+        self._bounded: dict[str, _Line] = {}
         self._count = 0
         self._closed = False
         self._ends: dict[str, list[tuple[asyncio.Future[Any], Callable[[Job], Any]]]] = {}
@@ -100,15 +112,18 @@ class Waiters:
 
     # -- For a job of a queue
 
-    def join(self, queue: str, count: int) -> Waiter:
-        """Stand in line. Raises NotApplied when too many do."""
+    def join(self, op: PullJobs) -> Waiter:
+        """Stand in line for what a pull would take. Raises NotApplied when too many do."""
         if self._count >= WAITERS_MAX or self._closed:
             raise NotApplied("this node cannot hold more waiting requests")
         self._count += 1
-        line = self._lines.setdefault(queue, _Line())
-        waiter = Waiter(queue, count)
+        line = self._lines.setdefault(op.queue, _Line())
+        waiter = Waiter(op)
         line.waiters[waiter] = None
-        self._serve(queue, line)
+        if op.active_max is not None:
+            line.bounded += 1
+            self._bounded[op.queue] = line
+        self._serve(op.queue, line)
         return waiter
 
     def tried(self, waiter: Waiter) -> None:
@@ -124,6 +139,10 @@ class Waiters:
         self.tried(waiter)
         self._count -= 1
         del line.waiters[waiter]
+        if waiter.active_max is not None:
+            line.bounded -= 1
+            if not line.bounded:
+                del self._bounded[waiter.queue]
         if line.waiters:
             # What it was woken for may be there for the next.
             self._serve(waiter.queue, line)
@@ -133,19 +152,33 @@ class Waiters:
             del self._lines[waiter.queue]
 
     def look(self, waiter: Waiter) -> None:
-        """Look whether there is something for anybody in the waiter's line."""
-        self._serve(waiter.queue, self._lines[waiter.queue])
+        """Look whether there is something for anybody in the line of a waiter that found nothing.
+
+        What only this node's clock says can be had was not to be had by the log's clock a moment ago: to ask again at once
+        would fill the log.
+        """
+        name, line = waiter.queue, self._lines[waiter.queue]
+        queue = self._machine.state.queues.get(name)
+        if queue is None:
+            return
+        if queue.claimable(self._machine.state.now_ms) > 0:
+            self._serve(name, line)
+        else:
+            self._look_later(name, line, queue, self._now_ms())
+
+    def _now_ms(self) -> int:
+        return max(self._clock(), self._machine.state.now_ms)
 
     def _serve(self, name: str, line: _Line) -> None:
         """Wake as many waiters as there are jobs, the longest waiting first."""
         queue = self._machine.state.queues.get(name)
         if queue is None:
             return
-        now_ms = max(self._clock(), self._machine.state.now_ms)
+        now_ms = self._now_ms()
         free = queue.claimable(now_ms) - line.trying
         if free > 0:
             for waiter in line.waiters:
-                if waiter.trying:
+                if waiter.trying or not waiter.has_room(queue):
                     continue
                 waiter.trying = True
                 line.trying += waiter.count
@@ -153,14 +186,17 @@ class Waiters:
                 free -= waiter.count
                 if free <= 0:
                     break
-        elif line.timer is None and queue.settings.rate is not None and len(queue.ready) and not line.trying:
-            # Nothing will happen in the log when a token comes free, so the clock has to tell.
-            at_ms = queue.next_token_ms(now_ms)
-            if at_ms is not None:
-                after_s = max((at_ms - now_ms) / 1000, LOOK_AGAIN_S)
-                line.timer = asyncio.get_running_loop().call_later(after_s, self._token_due, name)
+        elif not line.trying:
+            self._look_later(name, line, queue, now_ms)
 
-    def _token_due(self, name: str) -> None:
+    def _look_later(self, name: str, line: _Line, queue: Queue, now_ms: int) -> None:
+        """Serve a line again when a limit ends: nothing happens in the log then, so the clock has to tell."""
+        at_ms = queue.next_free_ms(now_ms) if line.timer is None else None
+        if at_ms is not None:
+            after_s = max((at_ms - now_ms) / 1000, LOOK_AGAIN_S)
+            line.timer = asyncio.get_running_loop().call_later(after_s, self._limit_over, name)
+
+    def _limit_over(self, name: str) -> None:
         line = self._lines.get(name)
         if line is not None:
             line.timer = None
@@ -195,6 +231,9 @@ class Waiters:
             for name in entry.woken:
                 line = self._lines.get(name)
                 if line is not None:
+                    self._serve(name, line)
+            for name, line in self._bounded.items():
+                if name not in entry.woken:
                     self._serve(name, line)
         for job in entry.ended:
             for future, view in self._ends.get(job.id, ()):

@@ -5,7 +5,7 @@ Durations are milliseconds. Replies hold live records; whoever gets one renders 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,6 +15,7 @@ from node.operation import Operation, Query, operation, query
 from node.refusals import (
     DependencyNotFound,
     JobInWrongState,
+    JobLocked,
     JobNotActive,
     JobNotFound,
     JobNotLocked,
@@ -27,6 +28,7 @@ from node.state.job import (
     COMPLETED,
     DELAYED,
     EXPLICIT_FAIL,
+    FAILED,
     MAX_ATTEMPTS,
     UNKNOWN,
     WAITING,
@@ -34,7 +36,7 @@ from node.state.job import (
     JobSpec,
     LogLine,
 )
-from node.state.state import LOCK_MS
+from node.state.state import LOCK_MS, LOG_LINES_MAX
 
 if TYPE_CHECKING:
     from node.machine import Entry
@@ -77,6 +79,13 @@ class Failed(msgspec.Struct, frozen=True, gc=False):
     """A job after a failed run: it waits for the next one, or is in the dead letter queue, or removed."""
 
     job: Job
+
+
+class Finished(msgspec.Struct, frozen=True, gc=False):
+    """A job after its run, and what was taken in the same step."""
+
+    job: Job
+    next: Pulled
 
 
 class Changed(msgspec.Struct, frozen=True, gc=False):
@@ -143,6 +152,40 @@ class CancelJob(Operation, frozen=True, tag="job.cancel"):
         return Changed(job)
 
 
+@operation(emits=(happened.JobRemoved,), refuses=(JobNotFound, JobLocked))
+class RemoveJob(Operation, frozen=True, tag="job.remove"):
+    """Remove a job in any state, but not one that a worker holds under a lock."""
+
+    job_id: JobId
+
+    def apply(self, state: State, entry: Entry) -> Changed:
+        job = state.job(self.job_id)
+        if job.state == ACTIVE and job.lock_until > state.now_ms:
+            raise JobLocked(job.id)
+        state.remove(job)
+        return Changed(job)
+
+
+@operation(emits=(happened.JobWaiting,), refuses=(JobNotFound, JobInWrongState))
+class RetryJob(Operation, frozen=True, tag="job.retry"):
+    """Let a finished job wait once more, behind all others of its priority or first (lifo), as BullMQ does.
+
+    state: the end it must have come to; None for either.  Its failed runs still count, unless reset_attempts; error, result and
+    the times of its run are gone.
+    """
+
+    job_id: JobId
+    state: Literal["failed", "completed"] | None = None
+    reset_attempts: bool = False
+
+    def apply(self, state: State, entry: Entry) -> Changed:
+        job = state.job(self.job_id)
+        if job.state not in ((COMPLETED, FAILED) if self.state is None else (self.state,)):
+            raise JobInWrongState(job.id, job.shown_state, self.state or "finished")
+        state.rerun(job, reset_attempts=self.reset_attempts)
+        return Changed(job)
+
+
 @operation(
     emits=(happened.JobWaiting, happened.JobPromoted),
     refuses=(JobNotFound, JobInWrongState),
@@ -170,6 +213,8 @@ class PullJobs(Operation, frozen=True, tag="job.pull"):
     """Take the next jobs of a queue, fewer or none when it has fewer to give.
 
     With an owner each job is locked for lock_ms and has a token, `{token_seed}-{i}`; the seed is fresh for every pull.
+    token: locks them as well, and is the token of each; a client's own, which may hold many jobs.  active_max: only so many
+    that the owner has no more active jobs of this queue than that.
     """
 
     queue: QueueName
@@ -177,14 +222,22 @@ class PullJobs(Operation, frozen=True, tag="job.pull"):
     owner: str | None = None
     lock_ms: DurationMs | None = None
     token_seed: str = ""
+    token: str | None = None
+    active_max: int | None = None
+
+    @property
+    def locks(self) -> bool:
+        """Whether the jobs taken are locked."""
+        return self.owner is not None or self.token is not None
 
     def apply(self, state: State, entry: Entry) -> Pulled:
         queue = state.queues.get(self.queue)
         jobs: list[Job] = []
         if queue is not None:
-            jobs = state.take(
-                queue, self.count, self.owner, LOCK_MS if self.lock_ms is None else self.lock_ms, self.token_seed
-            )
+            lock_ms = LOCK_MS if self.lock_ms is None else self.lock_ms
+            jobs = state.take(queue, self.count, self.owner, lock_ms, self.token_seed, self.token, self.active_max)
+        if self.token is not None:
+            return Pulled(jobs, [self.token] * len(jobs))
         if self.owner is None:
             return Pulled(jobs)
         return Pulled(jobs, [f"{self.token_seed}-{i}" for i in range(len(jobs))])
@@ -280,7 +333,7 @@ class FailJob(Operation, frozen=True, tag="job.fail"):
     """Mark a run of an active job failed: it is tried again after its backoff, or goes to the dead letter queue.
 
     unrecoverable: no further run, whatever the attempts allowed.  chance: a random number from 0 to 1, made at the edge:
-    the share of its backoff's jitter that the job is spared.
+    the share of its backoff's jitter that the job is spared.  stack: where in the worker's program it failed.
     """
 
     job_id: JobId
@@ -288,14 +341,40 @@ class FailJob(Operation, frozen=True, tag="job.fail"):
     error: str | None = None
     unrecoverable: bool = False
     chance: float | None = None
+    stack: str | None = None
 
     def apply(self, state: State, entry: Entry) -> Failed:
         job = state.active_job(self.job_id)
         if job.token is not None and job.token != self.token:
             raise LockRequired(job.id) if self.token is None else LockLost(job.id)
         reason = EXPLICIT_FAIL if self.unrecoverable else MAX_ATTEMPTS
-        state.fail(job, self.error, reason=reason, final=self.unrecoverable, chance=self.chance)
+        state.fail(job, self.error, reason=reason, final=self.unrecoverable, chance=self.chance, stack=self.stack)
         return Failed(job)
+
+
+@operation(
+    emits=(
+        happened.JobCompleted,
+        happened.JobFailed,
+        happened.JobRetried,
+        happened.JobDelayed,
+        happened.JobWaiting,
+        happened.JobPushed,
+        happened.DlqAdded,
+        happened.DlqExpired,
+        happened.JobActive,
+    ),
+    refuses=(JobNotFound, JobNotActive, LockRequired, LockLost),
+)
+class FinishAndPull(Operation, frozen=True, tag="job.finish_and_pull"):
+    """End a run and take the next jobs, in one step; when the first is refused nothing is taken."""
+
+    finish: AckJob | FailJob
+    pull: PullJobs
+
+    def apply(self, state: State, entry: Entry) -> Finished:
+        job = self.finish.apply(state, entry).job
+        return Finished(job, self.pull.apply(state, entry))
 
 
 @operation(refuses=(JobNotFound, JobNotActive, LockLost))
@@ -372,18 +451,22 @@ class ExtendLocks(Operation, frozen=True, tag="job.extend_lock_batch"):
 
 @operation(emits=(happened.JobProgressed,), refuses=(JobNotFound, JobNotActive, LockLost))
 class ProgressJob(Operation, frozen=True, tag="job.progress"):
-    """Note how far an active job has come, 0 to 100 (numbers outside count as the nearest). A message stays until the next."""
+    """Note how far an active job has come, 0 to 100 (numbers outside count as the nearest). A message stays until the next.
+
+    value: a progress that is more than that number, any JSON; until the next without one.
+    """
 
     job_id: JobId
     progress: int | float = 0
     message: str | None = None
     token: LockToken | None = None
+    value: RawJson | None = None
 
     def apply(self, state: State, entry: Entry) -> Changed:
         job = state.active_job(self.job_id)
         if self.token is not None and job.token is not None and job.token != self.token:
             raise LockLost(job.id)
-        state.report(job, self.progress, self.message)
+        state.report(job, self.progress, self.message, self.value)
         state.emit(happened.JobProgressed(job.queue, job.id, job.progress))
         return Changed(job)
 
@@ -409,16 +492,17 @@ class UpdateJobData(Operation, frozen=True, tag="job.update_data"):
 
 @operation(emits=(happened.JobPriorityChanged,), refuses=(JobNotFound, JobInWrongState))
 class ChangePriority(Operation, frozen=True, tag="job.change_priority"):
-    """Give a job that nobody has taken another priority, and its place there."""
+    """Give a job that nobody has taken another priority, and its place there. lifo: the first place."""
 
     job_id: JobId
     priority: int
+    lifo: bool = False
 
     def apply(self, state: State, entry: Entry) -> Changed:
         job = state.job(self.job_id)
         if job.finished or job.state == ACTIVE:
             raise JobInWrongState(job.id, job.shown_state, "waiting or delayed")
-        state.change_priority(job, self.priority)
+        state.change_priority(job, self.priority, first=self.lifo)
         state.emit(happened.JobPriorityChanged(job.queue, job.id, self.priority))
         return Changed(job)
 
@@ -438,34 +522,40 @@ class MoveToWait(Operation, frozen=True, tag="job.move_to_wait"):
         return Changed(job)
 
 
-@operation(emits=(happened.JobDelayed,), refuses=(JobNotFound, JobInWrongState, LockLost))
+@operation(emits=(happened.JobDelayed,), refuses=(JobNotFound, JobNotActive, JobInWrongState, LockLost))
 class MoveToDelayed(Operation, frozen=True, tag="job.move_to_delayed"):
-    """Let an active job, or one that waits, wait for delay_ms from now; its run counts for nothing."""
+    """Let an active job, or one that waits, wait for delay_ms from now; its run counts for nothing.
+
+    until_ms: until this time, in the place of delay_ms.  only_active: no job that is not being worked on.
+    """
 
     job_id: JobId
-    delay_ms: int | float
+    delay_ms: int | float = 0
     token: LockToken | None = None
+    until_ms: int | None = None
+    only_active: bool = False
 
     def apply(self, state: State, entry: Entry) -> Changed:
-        job = state.job(self.job_id)
+        job = state.active_job(self.job_id) if self.only_active else state.job(self.job_id)
         if job.state not in (ACTIVE, WAITING, DELAYED):
             raise JobInWrongState(job.id, job.shown_state, "active, waiting or delayed")
         if self.token is not None and job.token is not None and job.token != self.token:
             raise LockLost(job.id)
-        state.delay(job, self.delay_ms)
+        state.delay(job, self.delay_ms if self.until_ms is None else self.until_ms - state.now_ms)
         return Changed(job)
 
 
 @operation(emits=(happened.JobDelayed, happened.JobDelayChanged), refuses=(JobNotFound, JobInWrongState))
 class ChangeDelay(Operation, frozen=True, tag="job.change_delay"):
-    """Let a job become ready delay_ms from now."""
+    """Let a job become ready delay_ms from now. only_delayed: one that is delayed, no other."""
 
     job_id: JobId
     delay_ms: int | float
+    only_delayed: bool = False
 
     def apply(self, state: State, entry: Entry) -> Changed:
         job = state.job(self.job_id)
-        if job.state not in (ACTIVE, WAITING, DELAYED):
+        if job.state not in ((DELAYED,) if self.only_delayed else (ACTIVE, WAITING, DELAYED)):
             raise JobInWrongState(job.id, job.shown_state, DELAYED)
         state.delay(job, self.delay_ms)
         state.emit(happened.JobDelayChanged(job.queue, job.id, self.delay_ms))
@@ -492,14 +582,18 @@ class DiscardJob(Operation, frozen=True, tag="job.discard"):
 
 @operation(refuses=(JobNotFound,))
 class AddLog(Operation, frozen=True, tag="job.add_log"):
-    """Attach a line to a job; the last 100 lines are kept, of at most 10,000 jobs. Answers how many lines it has."""
+    """Attach a line to a job; the last 100 lines are kept, of at most 10,000 jobs. Answers how many lines it has.
+
+    keep: lines of this job that stay, 100 at most.
+    """
 
     job_id: JobId
     message: str
     level: str = "info"
+    keep: int = LOG_LINES_MAX
 
     def apply(self, state: State, entry: Entry) -> Counted:
-        return Counted(state.add_log(state.job(self.job_id), self.level, self.message))
+        return Counted(state.add_log(state.job(self.job_id), self.level, self.message, self.keep))
 
 
 @operation()

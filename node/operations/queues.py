@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from itertools import chain, islice, takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from node import events as happened
 from node.operation import Operation, Query, operation, query
-from node.operations.jobs import Counted, JobId, QueueName
-from node.state.job import ACTIVE, COMPLETED, DELAYED, FAILED, WAITING, WAITING_CHILDREN, Job, rank_of
-from node.state.queue import DlqConfig, Queue, QueueCounters, QueueSettings, RateLimit, StallConfig
+from node.operations.jobs import Counted, DurationMs, JobId, QueueName
+from node.refusals import QueueBusy
+from node.state.job import ACTIVE, COMPLETED, DELAYED, FAILED, WAITING, WAITING_CHILDREN, Job, Keep, rank_of
+from node.state.queue import DlqConfig, Queue, QueueCounters, QueueSettings, RateLimit, StallConfig, Window
+from node.state.ranked import Ranked
 
 if TYPE_CHECKING:
     from node.machine import Entry
@@ -58,31 +60,35 @@ class ResumeQueue(Operation, frozen=True, tag="queue.resume"):
 class DrainQueue(Operation, frozen=True, tag="queue.drain"):
     """Remove all waiting and delayed jobs of a queue; active ones and those that wait for others stay.
 
-    so_far: jobs that queue.thin removed for it, which count as well.
+    so_far: jobs that queue.thin removed for it, which count as well.  delayed: those too, not the waiting ones only.
     """
 
     queue: QueueName
     so_far: int = 0
+    delayed: bool = True
 
     def apply(self, state: State, entry: Entry) -> Counted:
         queue = state.queues.get(self.queue)
-        count = self.so_far + (0 if queue is None else state.drain(queue))
+        count = self.so_far + (0 if queue is None else state.drain(queue, delayed=self.delayed))
         state.emit(happened.QueueDrained(self.queue, count))
         return Counted(count)
 
 
-@operation(emits=(happened.QueueObliterated,))
+@operation(emits=(happened.QueueObliterated,), refuses=(QueueBusy,))
 class ObliterateQueue(Operation, frozen=True, tag="queue.obliterate"):
     """Destroy a queue with all its jobs, active ones too, and its settings.
 
-    so_far: jobs that queue.thin removed for it, which count as well.
+    so_far: jobs that queue.thin removed for it, which count as well.  only_idle: not while jobs are active.
     """
 
     queue: QueueName
     so_far: int = 0
+    only_idle: bool = False
 
     def apply(self, state: State, entry: Entry) -> Counted:
         queue = state.queues.get(self.queue)
+        if queue is not None and queue.active and self.only_idle:
+            raise QueueBusy(queue.name, len(queue.active))
         count = self.so_far + (0 if queue is None else state.obliterate(queue))
         state.emit(happened.QueueObliterated(self.queue))
         return Counted(count)
@@ -93,19 +99,25 @@ class ThinQueue(Operation, frozen=True, tag="queue.thin"):
     """Remove some of the jobs that a drain or an obliteration is about to remove, so that no entry takes long.
 
     everything: jobs in any state, else waiting and delayed ones.  until_seq: jobs born later stay.  limit: at most so many.
+    spare: states whose jobs stay.
     """
 
     queue: QueueName
     until_seq: int
     limit: int
     everything: bool = False
+    spare: tuple[str, ...] = ()
 
     def apply(self, state: State, entry: Entry) -> Counted:
         queue = state.queues.get(self.queue)
         if queue is None:
             return Counted(0)
         old = takewhile(lambda job: job.seq <= self.until_seq, queue.jobs.values())
-        gone = list(islice((job for job in old if self.everything or job.state in (WAITING, DELAYED)), self.limit))
+        if self.everything:
+            chosen = (job for job in old if job.state not in self.spare)
+        else:
+            chosen = (job for job in old if job.state in (WAITING, DELAYED) and job.state not in self.spare)
+        gone = list(islice(chosen, self.limit))
         for job in gone:
             state.delete(job)
         return Counted(len(gone))
@@ -121,8 +133,9 @@ class Cleaned(msgspec.Struct, frozen=True, gc=False):
 class CleanQueue(Operation, frozen=True, tag="queue.clean"):
     """Remove the oldest jobs of a state that are at least grace_ms old, at most `limit`.
 
-    state: waiting, prioritized, delayed, completed or failed; None for waiting and delayed.  The age of a finished job
-    counts from its end, of any other from its creation.
+    state: waiting, prioritized, delayed, completed or failed; None for waiting and delayed.  BullMQ divides those that wait
+    otherwise: lowered (a priority below zero), and unlowered.  unlocked: active jobs without a lock.  The age of a finished
+    job counts from its end, of an active one from its start, of any other from its creation.
     """
 
     queue: QueueName
@@ -145,7 +158,16 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
             # In order of their ends, so the first that is too young ends it.
             ended = queue.completed if self.state == COMPLETED else queue.failed
             return takewhile(lambda job: (job.finished_at or 0) <= until, ended)
+        if self.state == "unlocked":
+            return (
+                job
+                for job in list(queue.active.values())
+                if job.lock_until <= now_ms and (job.started_at or 0) <= until
+            )
         old = takewhile(lambda job: job.created_at <= until, queue.jobs.values())
+        if self.state in ("lowered", "unlowered"):
+            lowered = self.state == "lowered"
+            return (job for job in old if job.state == WAITING and (job.opts.priority < 0) == lowered)
         if self.state is None:
             return (job for job in old if job.state in (WAITING, DELAYED))
         if self.state in (WAITING, DELAYED):
@@ -153,7 +175,7 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
         return (job for job in old if self.state == "prioritized" and job.shown_state == self.state)
 
 
-@operation(emits=(happened.JobWaiting,))
+@operation(emits=(happened.JobWaiting, happened.JobPromoted))
 class PromoteJobs(Operation, frozen=True, tag="queue.promote_jobs"):
     """Let the delayed jobs of a queue wait no longer, those due first first, at most `count` of them.
 
@@ -170,6 +192,7 @@ class PromoteJobs(Operation, frozen=True, tag="queue.promote_jobs"):
         for job in jobs:
             state.undelay(job)
             job.run_at = state.now_ms
+            state.emit(happened.JobPromoted(job.queue, job.id))
         return Counted(self.so_far + len(jobs))
 
 
@@ -186,6 +209,72 @@ class RetryCompleted(Operation, frozen=True, tag="queue.retry_completed"):
             state.revive(job)
             state.emit(happened.JobWaiting(job.queue, job.id))
         return Counted(len(jobs))
+
+
+@operation(emits=(happened.JobWaiting,))
+class RetryJobs(Operation, frozen=True, tag="queue.retry_jobs"):
+    """Let finished jobs of a queue wait once more by the rules of job.retry, oldest end first, at most `count` of them.
+
+    until_ms: only those that ended until then.  so_far: jobs that entries before this one put back, which count as well.
+    """
+
+    queue: QueueName
+    state: Literal["failed", "completed"] = FAILED
+    count: int | None = None
+    until_ms: int | None = None
+    so_far: int = 0
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        queue = state.queues.get(self.queue)
+        if queue is None:
+            return Counted(self.so_far)
+        ended = queue.failed if self.state == FAILED else queue.completed
+        jobs = ended.slice(0, None if self.count is None else max(self.count, 0))
+        if self.until_ms is not None:
+            until_ms = self.until_ms
+            jobs = list(takewhile(lambda job: (job.finished_at or 0) <= until_ms, jobs))
+        for job in jobs:
+            state.rerun(job)
+        return Counted(self.so_far + len(jobs))
+
+
+class Checked(msgspec.Struct, frozen=True, gc=False):
+    """Ids of the jobs that had stalled: those that wait for another run, and those that failed for it."""
+
+    waiting: list[str]
+    failed: list[str]
+
+    @property
+    def count(self) -> int:
+        """How many jobs had stalled."""
+        return len(self.waiting) + len(self.failed)
+
+
+@operation(
+    emits=(
+        happened.JobLockExpired,
+        happened.JobStalled,
+        happened.JobWaiting,
+        happened.JobDelayed,
+        happened.JobFailed,
+        happened.JobRetried,
+        happened.DlqAdded,
+        happened.DlqExpired,
+    )
+)
+class CheckStalled(Operation, frozen=True, tag="queue.check_stalled"):
+    """Deal with the locks of a queue that have run out, now; else that happens by itself in one of the next entries."""
+
+    queue: QueueName
+
+    def apply(self, state: State, entry: Entry) -> Checked:
+        queue = state.queues.get(self.queue)
+        if queue is not None:
+            state.check_stalled(queue)
+        # What the passing of time did at the beginning of this entry counts as well.
+        jobs = [job for job in state.stalled if job.queue == self.queue]
+        failed = [job.id for job in jobs if job.state == FAILED]
+        return Checked([job.id for job in jobs if not job.finished], failed)
 
 
 @operation(emits=(happened.DlqRetried, happened.DlqRetriedAll))
@@ -220,6 +309,20 @@ class PurgeDlq(Operation, frozen=True, tag="dlq.purge"):
         return Counted(len(jobs))
 
 
+@operation(emits=(happened.JobRemoved,))
+class RemoveDeadJob(Operation, frozen=True, tag="dlq.remove"):
+    """Remove one job of a dead letter queue for good."""
+
+    queue: QueueName
+    job_id: JobId
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        jobs = finished_jobs(state, self.queue, FAILED, self.job_id)
+        for job in jobs:
+            state.remove(job)
+        return Counted(len(jobs))
+
+
 def finished_jobs(state: State, name: str, kind: str, job_id: str | None) -> list[Job]:
     """Return one finished job of a queue, or all of its kind, oldest end first."""
     queue = state.queues.get(name)
@@ -243,14 +346,19 @@ def configure(state: State, name: str, **settings: object) -> Queue:
 
 @operation(emits=(happened.RateLimitSet, happened.QueueCreated))
 class SetRateLimit(Operation, frozen=True, tag="queue.set_rate_limit"):
-    """Let at most `limit` jobs of a queue start in duration_ms; the limit starts with all of them free."""
+    """Let at most `limit` jobs of a queue start in duration_ms; the limit starts with all of them free.
+
+    ttl_ms: the limit is over after this time; None for never.
+    """
 
     queue: QueueName
     limit: int
     duration_ms: int = 1000
+    ttl_ms: int | None = None
 
     def apply(self, state: State, entry: Entry) -> None:
-        configure(state, self.queue, rate=RateLimit(max(self.limit, 0), max(self.duration_ms, 1)))
+        until_ms = 0 if self.ttl_ms is None else state.now_ms + max(self.ttl_ms, 1)
+        configure(state, self.queue, rate=RateLimit(max(self.limit, 0), max(self.duration_ms, 1), until_ms))
         state.emit(happened.RateLimitSet(self.queue, self.limit))
 
 
@@ -286,6 +394,55 @@ class ClearConcurrency(Operation, frozen=True, tag="queue.clear_concurrency"):
     def apply(self, state: State, entry: Entry) -> None:
         configure(state, self.queue, concurrency=None)
         state.emit(happened.ConcurrencyCleared(self.queue))
+
+
+@operation(emits=(happened.QueueCreated,))
+class SetWindow(Operation, frozen=True, tag="queue.set_window"):
+    """Let at most `max` jobs of a queue start within duration_ms of the first one; None takes the limit away.
+
+    What has started in the window under way counts for a new limit, too.
+    """
+
+    queue: QueueName
+    max: int | None
+    duration_ms: DurationMs = 1000
+
+    def apply(self, state: State, entry: Entry) -> None:
+        window = None if self.max is None else Window(max(self.max, 0), max(self.duration_ms, 1))
+        configure(state, self.queue, window=window)
+
+
+@operation(emits=(happened.QueueCreated,))
+class HoldQueue(Operation, frozen=True, tag="queue.hold"):
+    """Give out no jobs of a queue for duration_ms from now, in the place of what an earlier one said; 0 ends it."""
+
+    queue: QueueName
+    duration_ms: DurationMs
+
+    def apply(self, state: State, entry: Entry) -> None:
+        state.hold(state.queue(self.queue), self.duration_ms)
+
+
+@operation(emits=(happened.QueueCreated,))
+class SetDefaults(Operation, frozen=True, tag="queue.set_defaults"):
+    """Set what holds for jobs of a queue that do not say so themselves: which finished ones are kept, None for all.
+
+    stalls_allowed: in the place of that of every job that has one; None leaves it to the job.
+    """
+
+    queue: QueueName
+    keep_completed: Keep | None = None
+    keep_failed: Keep | None = None
+    stalls_allowed: int | None = None
+
+    def apply(self, state: State, entry: Entry) -> None:
+        configure(
+            state,
+            self.queue,
+            default_keep_completed=self.keep_completed,
+            default_keep_failed=self.keep_failed,
+            default_stalls_allowed=self.stalls_allowed,
+        )
 
 
 @operation(emits=(happened.StallConfigChanged, happened.QueueCreated))
@@ -355,6 +512,7 @@ GIVEN_RETENTION = ("keep_completed", "keep_completed_bytes")
 class Counts(msgspec.Struct, gc=False):
     """Jobs of a queue by state. waiting: all that may be taken, prioritized: those of them with a priority above zero.
 
+    lowered: those with one below zero, which BullMQ calls prioritized.
     paused: whether the queue is; how its waiting jobs are shown then is the dialect's affair.
     """
 
@@ -366,11 +524,13 @@ class Counts(msgspec.Struct, gc=False):
     completed: int = 0
     failed: int = 0
     paused: bool = False
+    lowered: int = 0
 
     def add(self, queue: Queue) -> None:
         """Add a queue's jobs to the sums."""
         self.waiting += queue.waiting_count
         self.prioritized += queue.prioritized
+        self.lowered += queue.lowered
         self.delayed += len(queue.delayed)
         self.active += len(queue.active)
         self.waiting_children += len(queue.waiting_children)
@@ -441,6 +601,20 @@ class PriorityCounts(Query, frozen=True):
     def answer(self, state: State) -> dict[int, int]:
         queue = state.queues.get(self.queue)
         return {} if queue is None else queue.priority_counts()
+
+
+@query
+class GetHold(Query, frozen=True):
+    """Until when a hold or a spent window keeps a queue from giving out jobs; 0 when neither does, or nobody knows when."""
+
+    queue: QueueName
+
+    def answer(self, state: State) -> int:
+        queue = state.queues.get(self.queue)
+        if queue is None:
+            return 0
+        until_ms = max(queue.held_until, queue.next_window_ms(state.now_ms) or 0)
+        return until_ms if until_ms > state.now_ms else 0
 
 
 @query
@@ -516,6 +690,56 @@ class ListJobs(Query, frozen=True):
     def page(self, jobs: list[Job]) -> list[Job]:
         offset = max(self.offset, 0)
         return jobs[offset : None if self.limit is None else offset + self.limit]
+
+
+@query
+class ListStatus(Query, frozen=True):
+    """Jobs of a queue in a status as BullMQ divides them, in the order in which they run or came there.
+
+    status: waiting (without those of a priority below zero, which are prioritized), prioritized, delayed, active, completed,
+    failed, waiting-children; paused: waiting ones of a paused queue.  newest: in the opposite order.
+    """
+
+    queue: QueueName
+    status: str
+    offset: int = 0
+    limit: int | None = None
+    newest: bool = False
+
+    def answer(self, state: State) -> list[Job]:
+        queue = state.queues.get(self.queue)
+        if queue is None or self.status not in STATUSES or (self.status == "paused" and not queue.settings.paused):
+            return []
+        index: Iterable[Job]
+        begin = 0
+        if self.status in (WAITING, "paused", "prioritized"):
+            index, size = queue.waiting() if queue.parked else queue.ready, queue.waiting_count
+            if self.status == "prioritized":
+                begin = size - queue.lowered
+            else:
+                size -= queue.lowered
+        else:
+            index = STATUSES[self.status](queue)
+            size = queue.count(self.status)
+        offset = max(self.offset, 0)
+        count = size - begin - offset if self.limit is None else min(self.limit, size - begin - offset)
+        if count <= 0:
+            return []
+        first = size - offset - count if self.newest else begin + offset
+        page = index.slice(first, count) if isinstance(index, Ranked) else list(islice(index, first, first + count))
+        return page[::-1] if self.newest else page
+
+
+STATUSES: dict[str, Callable[[Queue], Iterable[Job]]] = {
+    WAITING: lambda queue: queue.ready,
+    "paused": lambda queue: queue.ready,
+    "prioritized": lambda queue: queue.ready,
+    DELAYED: lambda queue: queue.delayed,
+    ACTIVE: lambda queue: queue.active.values(),
+    WAITING_CHILDREN: lambda queue: queue.waiting_children.values(),
+    COMPLETED: lambda queue: queue.completed,
+    FAILED: lambda queue: queue.failed,
+}
 
 
 @query

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from node.operation import CATALOGUE, Operation, Query, any_operation, operation, query, reply_type
-from node.operations.jobs import Pulled
+from node.operations.jobs import Finished, Pulled
 from node.refusals import IdempotencyKeyReused, OperationNotKnown, Refusal, ReplyForgotten, known_refusals
 from node.state.outcomes import Outcome
 from node.state.state import weight
@@ -88,7 +88,7 @@ def answer_again(key: str, fingerprint: bytes, known: Outcome) -> Any:
 
 def stored(reply: Any) -> bytes | None:
     """Return the bytes of a reply; None when its jobs hold too much."""
-    jobs = getattr(reply, "jobs", None) or ()
+    jobs = [reply.job, *reply.next.jobs] if isinstance(reply, Finished) else getattr(reply, "jobs", None) or ()
     if len(jobs) > 1 and sum(map(weight, jobs)) > REPLY_BYTES_MAX:
         return None
     return _encode(reply)

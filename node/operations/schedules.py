@@ -159,6 +159,9 @@ class FireCrons(Operation, frozen=True, tag="cron.fire"):
                 state.emit(happened.CronMissed(cron.name, cron.queue, missed_text(fire, cron)))
             if fire.push:
                 state.fire_cron(cron, fire.due_ms)
+            if not cron.next_due and cron.until is not None and cron.name in state.schedule.crons:
+                # It has come to its end.
+                state.remove_cron(cron)
         return Counted(count)
 
 

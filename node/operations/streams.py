@@ -1,10 +1,11 @@
-"""What streams of events need of all nodes: that those without a listener keep events too, for clients that come over."""
+"""What streams of events need of the state: that nodes without a listener keep events too, and figures to warn of."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
-from node.operation import Operation, operation
+from node.operation import Operation, Query, operation, query
 
 if TYPE_CHECKING:
     from node.machine import Entry
@@ -22,3 +23,27 @@ class KeepEvents(Operation, frozen=True, tag="stream.keep"):
 
     def apply(self, state: State, entry: Entry) -> None:
         state.events_until = max(state.events_until, state.now_ms + self.for_ms)
+
+
+class Load(NamedTuple):
+    """How full a queue is. queued: jobs that wait or are delayed.  moves: how many pushes, starts and ends it has seen."""
+
+    name: str
+    queued: int
+    active: int
+    moves: int
+
+
+@query
+class QueueLoads(Query, frozen=True):
+    """How full the queues are, the oldest first, up to `limit` of them."""
+
+    limit: int
+
+    def answer(self, state: State) -> list[Load]:
+        loads: list[Load] = []
+        for queue in islice(state.queues.values(), max(self.limit, 0)):
+            seen = queue.counters
+            moves = seen.pushed + seen.pulled + seen.completed + seen.failed
+            loads.append(Load(queue.name, queue.waiting_count + len(queue.delayed), len(queue.active), moves))
+        return loads

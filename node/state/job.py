@@ -30,6 +30,9 @@ STALLED: Final = "stalled"
 UNKNOWN: Final = "unknown"
 
 BACKOFF_MS_MAX = 24 * 3600 * 1000
+# Past any date that a program can name, and small enough that a time plus this stays exact wherever it is written.
+FAR_MS = 1 << 52
+STALLED_TOO_OFTEN = "job stalled more than allowable limit"
 # Room for the numbers that count jobs, below the bits of a priority or a time: more than a quadrillion jobs.
 ORDER_BITS = 50
 PAST_MAX = 40
@@ -37,7 +40,10 @@ RUNS_MAX = 20
 
 
 class Backoff(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """How long a failed job waits before its next run. jitter: share of the delay, 0 to 1, that chance may take off."""
+    """How long a failed job waits before its next run, without a bound.
+
+    jitter: share of the delay, 0 to 1, that chance may take off.
+    """
 
     type: Literal["fixed", "exponential", "linear"]
     delay: int | float
@@ -54,11 +60,39 @@ class Repeat(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     tz: str | None = None
 
 
+class Keep(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Which finished jobs stay when another one of their kind ends: none older than age_ms, and the `count` newest.
+
+    None: no such bound. A count of 0 removes the job that ends, and nothing else.
+    """
+
+    age_ms: int | None = None
+    count: int | None = None
+
+
+class Dedup(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """How long a job's unique key keeps others away; without ttl_ms as long as the job is unfinished.
+
+    ttl_ms: so long, whether the job is finished or not.  extend: a job that is kept away starts the time anew.
+    replace: a job that is still delayed makes room for the new one.
+    """
+
+    ttl_ms: int | None = None
+    extend: bool = False
+    replace: bool = False
+
+
 class Options(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What a producer may ask for and many jobs share; equal options are one object. Defaults are those of seed 001.
 
     priority: higher first.  max_attempts: runs allowed.  backoff: milliseconds, exponential, or a Backoff.
     ttl_ms: from creation, the job is dropped when it has not been taken by then.  timeout_ms: for one run.
+
+    The rest are BullMQ's rules.  rejoin_last: a job that comes back, from a delay or a failed run, goes behind all that
+    wait with its priority; else where its birth puts it, as a lifo job always does.  stalls_allowed: a lost lock puts the
+    job first and is no failed run; more of them than this fail it for good.  None: the queue's stall settings, each stall
+    is a failed run.  keep_completed, keep_failed: None leaves it to the queue.  dedup: of its unique key.
+    sent: JSON text of the options as the client sent them.
     """
 
     priority: int = 0
@@ -74,6 +108,12 @@ class Options(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     name: str = "default"
     tags: tuple[str, ...] = ()
     repeat: Repeat | None = None
+    rejoin_last: bool = False
+    stalls_allowed: int | None = None
+    keep_completed: Keep | None = None
+    keep_failed: Keep | None = None
+    dedup: Dedup | None = None
+    sent: bytes | None = None
 
     def retry_delay_ms(self, failures: int, chance: float | None = None) -> int:
         """Return how long to wait after the failure number `failures` (1 for the first).
@@ -82,9 +122,9 @@ class Options(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         """
         backoff = self.backoff
         if not isinstance(backoff, Backoff):
-            kind, delay = "exponential", backoff
+            kind, delay, most = "exponential", backoff, BACKOFF_MS_MAX
         else:
-            kind, delay = backoff.type, backoff.delay
+            kind, delay, most = backoff.type, backoff.delay, FAR_MS
         if kind == "exponential":
             # Two to the 60th is past any cap; a larger exponent would only make a larger number.
             delay = delay * 2 ** min(failures - 1, 60)
@@ -92,7 +132,7 @@ class Options(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
             delay = delay * failures
         if chance is not None and isinstance(backoff, Backoff):
             delay -= delay * min(max(backoff.jitter, 0), 1) * (1 - min(max(chance, 0), 1))
-        return ceil(min(delay, BACKOFF_MS_MAX))
+        return ceil(min(delay, most))
 
 
 DEFAULT = Options()
@@ -138,13 +178,14 @@ class Moment(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One run that did not complete."""
+    """One run that did not complete. stack: where in the worker's program it failed, as the worker says."""
 
     attempt: int
     started_at: int | None
     failed_at: int
     reason: str
     error: str | None
+    stack: str | None = None
 
 
 class LogLine(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -178,6 +219,20 @@ class Dependencies(msgspec.Struct, gc=False, array_like=True):
     remaining: list[str] = []
     values: dict[str, bytes | None] = {}
     done_at: int = 0
+
+
+class Extra(msgspec.Struct, gc=False, array_like=True):
+    """What few jobs have to remember.
+
+    starts: those that are neither failed runs nor the present or last one: moved back, or stalls that do not count.
+    progress_json: JSON text of a progress that is more than a number.  processed_at: start of the last run, where
+    `Job.started_at` says no more.  delayed_at: when the job was told to wait.
+    """
+
+    starts: int = 0
+    progress_json: bytes | None = None
+    processed_at: int | None = None
+    delayed_at: int = 0
 
 
 class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
@@ -221,6 +276,7 @@ class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
     failures: Failures | None = None
     past: list[Moment] | None = None
     first_state: str | None = None
+    extra: Extra | None = None
 
     @property
     def finished(self) -> bool:
@@ -236,6 +292,48 @@ class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
     def shown_state(self) -> str:
         """The state as the dialects name it: a job that waits with a priority is `prioritized`."""
         return "prioritized" if self.state == WAITING and self.opts.priority > 0 else self.state
+
+    @property
+    def starts(self) -> int:
+        """How often the job was taken, the run under way included; what was given back unseen does not count."""
+        return self.attempts + self.extra_starts + (1 if self.state in (ACTIVE, COMPLETED) else 0)
+
+    @property
+    def extra_starts(self) -> int:
+        """Starts that are neither failed runs nor the present or last one."""
+        return self.extra.starts if self.extra else 0
+
+    @property
+    def progress_json(self) -> bytes | None:
+        """JSON text of the progress, when it is more than a number."""
+        return self.extra.progress_json if self.extra else None
+
+    @property
+    def processed_at(self) -> int | None:
+        """When the present or last run began; None before the first one."""
+        if self.started_at is not None:
+            return self.started_at
+        return self.extra.processed_at if self.extra else None
+
+    @property
+    def delay_left(self) -> int:
+        """How long the job was told to wait, when it is delayed; else 0."""
+        if self.state != DELAYED:
+            return 0
+        since = max(self.created_at, self.extra.delayed_at if self.extra else 0)
+        if self.past and self.past[-1].state == DELAYED:
+            since = max(since, self.past[-1].at)
+        return max(self.run_at - since, 0)
+
+    @property
+    def stacks(self) -> list[str]:
+        """Where the last runs failed, oldest first, as far as their workers said it."""
+        return [run.stack for run in self.failures.runs if run.stack is not None] if self.failures else []
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a scheduler of the BullMQ dialect made the job."""
+        return self.id.startswith(scoped_id(self.queue, "repeat:"))
 
     @property
     def depends_on(self) -> tuple[str, ...]:
@@ -256,6 +354,16 @@ class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
         if self.state == COMPLETED and self.finished_at is not None:
             steps.append(Moment(COMPLETED, self.finished_at))
         return steps
+
+
+def scoped_id(queue: str, own: str) -> str:
+    """Return the canonical id of a job that is called `own` within its queue, as the BullMQ dialect has it."""
+    return f"bull:{queue}:{own}"
+
+
+def own_id(job: Job) -> str:
+    """Return what a job is called within its queue."""
+    return job.id.removeprefix(f"bull:{job.queue}:")
 
 
 def rank_of(job: Job) -> int:

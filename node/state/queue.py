@@ -19,6 +19,7 @@ from node.state.job import (
     WAITING,
     WAITING_CHILDREN,
     Job,
+    Keep,
     rank_of,
 )
 from node.state.ranked import Ranked
@@ -29,6 +30,8 @@ KEEP_COMPLETED_BYTES = 256 * 1024 * 1024
 BUCKETS = 28
 # Jobs looked at on each side of a priority for the one that has been ready longest, and priorities looked at.
 OLDEST_OF = 32
+# More tokens than a queue can have jobs: those of a limit that is over.
+UNLIMITED = 1 << 62
 OLDEST_PRIORITIES = 256
 
 
@@ -56,14 +59,33 @@ class DlqConfig(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class RateLimit(msgspec.Struct, frozen=True, gc=False):
-    """A token bucket that holds `limit` tokens and refills by `limit` every `duration_ms`, continuously."""
+    """A token bucket that holds `limit` tokens and refills by `limit` every `duration_ms`, continuously.
+
+    until_ms: when the limit is over, milliseconds since the epoch; 0 for never.
+    """
 
     limit: int
     duration_ms: int = 1000
+    until_ms: int = 0
+
+    def is_over(self, now_ms: int) -> bool:
+        """Whether the limit's time has passed, so that it holds nothing back any more."""
+        return 0 < self.until_ms <= now_ms
+
+
+class Window(msgspec.Struct, frozen=True, gc=False):
+    """At most `max` starts within duration_ms of the first one; then the next window begins with the next start."""
+
+    max: int
+    duration_ms: int
 
 
 class QueueSettings(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What an operator can set on a queue. keep_completed: the most recent completed jobs that are kept."""
+    """What an operator can set on a queue. keep_completed: the most recent completed jobs that are kept.
+
+    default_keep_completed, default_keep_failed: for jobs whose options do not say what is kept.  default_stalls_allowed: in
+    the place of `Options.stalls_allowed`, for jobs that have one.
+    """
 
     paused: bool = False
     stall: StallConfig = StallConfig()
@@ -72,6 +94,10 @@ class QueueSettings(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     concurrency: int | None = None
     keep_completed: int = KEEP_COMPLETED
     keep_completed_bytes: int = KEEP_COMPLETED_BYTES
+    window: Window | None = None
+    default_keep_completed: Keep | None = None
+    default_keep_failed: Keep | None = None
+    default_stalls_allowed: int | None = None
 
 
 class QueueCounters(msgspec.Struct, gc=False):
@@ -115,6 +141,17 @@ def ready_since(job: Job) -> int:
     return job.run_at if dependencies is None else max(job.run_at, dependencies.done_at)
 
 
+class GroupSettings(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What an operator can set on a group. concurrency: its jobs that may be active at once."""
+
+    concurrency: int = 1
+    paused: bool = False
+
+    @property
+    def limit(self) -> int:
+        return 0 if self.paused else self.concurrency
+
+
 class Group:
     """The jobs of one queue with the same group id: at most `limit` of them are worked on at once.
 
@@ -146,9 +183,13 @@ class Queue:
         "counters",
         "delayed",
         "failed",
+        "group_settings",
         "groups",
+        "held_until",
         "jobs",
+        "lowered",
         "name",
+        "number",
         "parked",
         "priorities",
         "prioritized",
@@ -156,8 +197,11 @@ class Queue:
         "rate_level",
         "ready",
         "settings",
+        "throttled",
         "unique",
         "waiting_children",
+        "window_at",
+        "window_count",
     )
 
     def __init__(self, name: str, settings: QueueSettings | None = None) -> None:
@@ -173,23 +217,44 @@ class Queue:
         self.completed = Ranked()
         self.completed_bytes = 0
         self.failed = Ranked()
+        # Who holds a unique key.
         self.unique: dict[str, str] = {}
+        # Of those keys the ones that are free at a time of their own, and not when their job is finished.
+        self.throttled: dict[str, int] = {}
         self.groups: dict[str, Group] = {}
+        # Of the groups that have other settings than the usual ones.
+        self.group_settings: dict[str, GroupSettings] = {}
         # Waiting jobs outside the ready index, because others of their group come first.
         self.parked = 0
-        # Waiting jobs with a priority above zero.
+        # Waiting jobs with a priority above zero, and below.
         self.prioritized = 0
+        self.lowered = 0
+        # The last number that was given to a job as its name within the queue.
+        self.number = 0
         # Waiting and delayed jobs by priority, without those of priority zero.
         self.priorities: dict[int, int] = {}
         # The token bucket: tokens times duration_ms, as of rate_at, so that a refill is exact in whole numbers.
         self.rate_level = 0
         self.rate_at = 0
+        # The window under way: its begin, and how many jobs started in it.
+        self.window_at = 0
+        self.window_count = 0
+        # Nothing is given out before.
+        self.held_until = 0
 
     # -- Questions
 
     @property
     def waiting_count(self) -> int:
         return len(self.ready) + self.parked
+
+    def group(self, group_id: str) -> Group:
+        """Return a group; one that has no jobs yet comes into being."""
+        group = self.groups.get(group_id)
+        if group is None:
+            settings = self.group_settings.get(group_id)
+            group = self.groups[group_id] = Group() if settings is None else Group(settings.limit)
+        return group
 
     def count(self, state: str) -> int:
         """Return how many jobs are in a state."""
@@ -222,7 +287,30 @@ class Queue:
             count = min(count, max(0, settings.concurrency - len(self.active)))
         if count and settings.rate is not None:
             count = min(count, self.tokens(now_ms))
-        return count
+        if count and settings.window is not None:
+            count = min(count, self.window_room(now_ms))
+        return count if now_ms >= self.held_until else 0
+
+    def room_for(self, owner: str | None, active_max: int | None) -> int:
+        """Return how many jobs more an owner may have here, of whom at most active_max are to be active."""
+        active = self.active
+        if active_max is None:
+            return len(self.ready)
+        if not active:
+            return max(active_max, 0)
+        return max(active_max - sum(job.owner == owner for job in active.values()), 0)
+
+    def next_free_ms(self, now_ms: int) -> int | None:
+        """Return when time alone lets the next job through; None when it does not, for something must happen first."""
+        settings = self.settings
+        if settings.paused or not len(self.ready):
+            return None
+        if settings.concurrency is not None and len(self.active) >= settings.concurrency:
+            return None
+        token_at, window_at = self.next_token_ms(now_ms), self.next_window_ms(now_ms)
+        if token_at is None or window_at is None:
+            return None
+        return max(now_ms, self.held_until, token_at, window_at)
 
     def oldest_ready_at(self) -> int | None:
         """Return since when the job could be taken that has been ready longest, whatever a pause or a limit says.
@@ -251,17 +339,20 @@ class Queue:
         """Return how many jobs the rate limit lets through at this moment."""
         rate = self.settings.rate
         assert rate is not None
-        return self._level(rate, now_ms) // rate.duration_ms
+        return UNLIMITED if rate.is_over(now_ms) else self._level(rate, now_ms) // rate.duration_ms
 
     def next_token_ms(self, now_ms: int) -> int | None:
         """Return when the rate limit lets the next job through; None when it never does."""
         rate = self.settings.rate
-        if rate is None:
+        if rate is None or rate.is_over(now_ms):
             return now_ms
         if rate.limit <= 0:
-            return None
+            return rate.until_ms or None
         missing = rate.duration_ms - self._level(rate, now_ms)
-        return now_ms if missing <= 0 else now_ms - (-missing // rate.limit)
+        if missing <= 0:
+            return now_ms
+        at_ms = now_ms - (-missing // rate.limit)
+        return min(at_ms, rate.until_ms) if rate.until_ms else at_ms
 
     def spend(self, count: int, now_ms: int) -> None:
         """Take tokens out of the bucket."""
@@ -269,6 +360,33 @@ class Queue:
         assert rate is not None
         self.rate_level = self._level(rate, now_ms) - count * rate.duration_ms
         self.rate_at = now_ms
+
+    def window_room(self, now_ms: int) -> int:
+        """Return how many jobs may start in the window of this moment."""
+        window = self.settings.window
+        assert window is not None
+        if now_ms >= self.window_at + window.duration_ms:
+            return max(window.max, 0)
+        return max(window.max - self.window_count, 0)
+
+    def next_window_ms(self, now_ms: int) -> int | None:
+        """Return when the window lets the next job through; None when it never does."""
+        window = self.settings.window
+        if window is None:
+            return now_ms
+        if window.max <= 0:
+            return None
+        return now_ms if self.window_room(now_ms) else self.window_at + window.duration_ms
+
+    def count_starts(self, count: int, now_ms: int) -> None:
+        """Count jobs that start against the window; a negative count takes starts back that were none."""
+        window = self.settings.window
+        assert window is not None
+        if now_ms >= self.window_at + window.duration_ms:
+            if count < 0:
+                return
+            self.window_at, self.window_count = now_ms, 0
+        self.window_count = max(self.window_count + count, 0)
 
     def fill_bucket(self, now_ms: int) -> None:
         """Start with a full bucket, as a new limit does."""

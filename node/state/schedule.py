@@ -24,7 +24,8 @@ class Cron(msgspec.Struct, gc=False, array_like=True):
 
     job: what is pushed each time; its id means nothing.  schedule: cron expression; every_ms: in its place.  next_due: when
     it fires next, 0 for never.  set_at: when it was created or changed last.  executions: times fired since.
-    missed: due times that passed without a job because nobody led.
+    missed: due times that passed without a job because nobody led.  key: of a repetition of the BullMQ dialect, by which its
+    queue knows it.  until: no due times after.  last_id: of the last job, for those of which one may wait at a time.
     """
 
     name: str
@@ -42,6 +43,9 @@ class Cron(msgspec.Struct, gc=False, array_like=True):
     needs_worker: bool = False
     last_fired: int | None = None
     missed: int = 0
+    key: str | None = None
+    until: int | None = None
+    last_id: str = ""
 
     @property
     def unique_key(self) -> str | None:

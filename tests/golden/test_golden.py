@@ -13,9 +13,23 @@ import msgspec
 import pytest
 
 from node.machine import Machine
-from node.operations import jobs, queues, requests, schedules, streams, webhooks, workers
+from node.operations import (
+    adding,
+    groups,
+    jobs,
+    keys,
+    pushers,
+    queues,
+    repeatables,
+    requests,
+    schedules,
+    streams,
+    webhooks,
+    workers,
+)
 from node.operations.clock import AdvanceClock
-from node.state import Backoff, Repeat, job_spec
+from node.state import Backoff, Dedup, Keep, Repeat, Window, job_spec
+from node.state.pusher import Circuit
 from tests.support.world import START_MS, World, encode
 
 HERE = Path(__file__).parent
@@ -116,6 +130,63 @@ def records() -> list[object]:
         webhooks.NoteDelivered("h1", 0, 201),
         webhooks.NoteUndeliverable("h1", 0, "HTTP 500"),
         streams.KeepEvents(1000),
+        queues.RemoveDeadJob("r", "nope"),
+        queues.SetRateLimit("u", 5, 2000, 60_000),
+        keys.FreeKey("r", "nope"),
+        keys.FreeKeyOfJob("nope"),
+        groups.SetGroupConcurrency("u", "g", 3),
+        groups.PauseGroup("u", "h"),
+        groups.ResumeGroup("u", "nope"),
+        adding.AddJobs("bull", [*bullmq_jobs(), job_spec("", b"4")]),
+        queues.SetWindow("bull", 5, 500),
+        jobs.PullJobs("bull", 9, "w", 60_000, "", "mine", 2),
+        jobs.ProgressJob("bull:bull:1", 0, None, "mine", b'{"pct":70}'),
+        jobs.AddLog("bull:bull:1", "m", "info", 5),
+        jobs.FinishAndPull(
+            jobs.FailJob("bull:bull:1", "mine", "e", False, 0.5, "at x"), jobs.PullJobs("bull", token="t")
+        ),
+        jobs.FinishAndPull(jobs.AckJob("nope", "t"), jobs.PullJobs("bull")),
+        jobs.MoveToDelayed("nope", 0, "t", 5),
+        jobs.ChangePriority("nope", -1, True),
+        jobs.RetryJob("nope", "failed", True),
+        jobs.RemoveJob("nope"),
+        queues.HoldQueue("bull", 700),
+        queues.SetDefaults("bull", Keep(1000, 5), Keep(count=7), 2),
+        queues.CheckStalled("bull"),
+        queues.RetryJobs("bull", "completed", 1, START_MS, 2),
+        queues.DrainQueue("r", 1, False),
+        queues.ThinQueue("r", 5, 5, True, ("active",)),
+        queues.ObliterateQueue("r", 1, True),
+        repeatables.AddRepeating(
+            adding.AddJobs("bull", [job_spec("", b"5")]),
+            [
+                repeatables.Repetition(
+                    "nightly", job_spec("", b"6"), START_MS + 1000, "0 2 * * *", None, "UTC", 9, START_MS + 10**9, True
+                ),
+                repeatables.Repetition("often", job_spec("", b"7"), START_MS + 500, every_ms=500),
+            ],
+        ),
+        pushers.JoinPushing("n1"),
+        pushers.PutPusher(
+            "bull", "https://example.com/", "PUT", (("X-A", "b"),), 500, 3, Window(5, 500), 2, Keep(1, 2), Keep(count=0)
+        ),
+        pushers.PutPusher("nope", "https://example.com/"),
+        pushers.AssignPushers({"n1": ["bull"]}),
+        pushers.NoteCircuits([pushers.CircuitNote("bull", 1, Circuit(3, START_MS, "refused"))]),
+        pushers.PullForPusher("bull", "n1", 2, 1000, "t"),
+        pushers.LeavePushing("n2"),
+        pushers.RemovePusher("nope"),
+    ]
+
+
+def bullmq_jobs() -> list[object]:
+    """Return jobs with every option of that dialect."""
+    options = {"rejoin_last": True, "stalls_allowed": 1, "backoff": Backoff("exponential", 5), "max_attempts": 3}
+    more = {"keep_completed": Keep(1000, 5), "keep_failed": Keep(count=7), "sent": b'{"attempts":3}'}
+    return [
+        job_spec("", b"1", **options, **more),
+        job_spec("own", b"2", priority=-5, delay_ms=1000, unique_key="d", dedup=Dedup(5000, True, True), **options),
+        job_spec("", b"3", unique_key="t", dedup=Dedup(60_000), **options),
     ]
 
 
@@ -161,9 +232,17 @@ def test_old_images_are_read(path: Path) -> None:
     assert again.full_digest() == machine.full_digest()
     if path.stem != "image-1":
         state = machine.state
-        assert list(state.schedule.crons) == ["nightly", "often"] and len(state.schedule.following) == 1
+        assert list(state.schedule.crons)[:2] == ["nightly", "often"] and len(state.schedule.following) == 1
         assert list(state.workers.by_id) == ["w1"] and len(state.webhooks.outboxes["h1"].deliveries) == 1
         assert requests.GetOutcome("key", b"f").answer(state).ids == ["keyed"]
+    if path.stem not in ("image-1", "image-2"):
+        queue = machine.state.queues["bull"]
+        assert (queue.number, queue.window_count, queue.held_until) == (5, 3, START_MS + 700)
+        assert queue.throttled == {"d": START_MS + 5000, "t": START_MS + 60_000}
+        first = machine.state.jobs["bull:bull:1"]
+        assert (first.stacks, first.starts, first.progress_json) == (["at x"], 1, b'{"pct":70}')
+        assert first.opts.keep_completed == Keep(1000, 5) and first.opts.sent == b'{"attempts":3}'
+        assert [cron.key for cron in machine.state.schedule.crons.values()][2:] == ["nightly", "often"]
     machine.apply(machine.index + 1, START_MS + 10**10, [encode([jobs.PullJobs("q", 9)])])
     assert machine.errors == 0
 

@@ -7,8 +7,9 @@ import pytest
 from node import slices
 from node.node import Once
 from node.operation import Operation
-from node.operations.jobs import PushJobs
-from node.operations.queues import DrainQueue, ObliterateQueue, PromoteJobs, ThinQueue
+from node.operations.jobs import AckJobs, FailJob, PushJobs
+from node.operations.queues import DrainQueue, ObliterateQueue, PauseQueue, PromoteJobs, RetryJobs, ThinQueue
+from node.refusals import QueueBusy
 from node.state import job_spec
 from tests.node.conftest import Local
 from tests.support.world import World
@@ -50,6 +51,57 @@ async def test_obliterating_takes_everything(local: Local) -> None:
     await local.pull(count=12)
     assert await entries_of(local, ObliterateQueue("q")) == (25, 4)
     assert (local.machine.state.queues, local.machine.state.jobs) == ({}, {})
+
+
+async def test_draining_may_spare_what_is_delayed(local: Local) -> None:
+    await fill(local, 20)
+    await fill(local, 15, delay_ms=1000)
+    assert await entries_of(local, DrainQueue("q", delayed=False)) == (20, 4)
+    assert len(local.machine.state.queues["q"].delayed) == 15
+
+
+async def test_obliterating_an_idle_queue_only(local: Local) -> None:
+    await fill(local, 25)
+    [job_id] = await local.pull()
+    with pytest.raises(QueueBusy):
+        await local.node.submit(ObliterateQueue("q", only_idle=True))
+    queue = local.machine.state.queues["q"]
+    assert len(queue.jobs) == 25 and not queue.settings.paused
+    await local.node.submit(AckJobs([job_id]))
+    assert (await entries_of(local, ObliterateQueue("q", only_idle=True)))[0] == 25
+    assert not local.machine.state.queues
+
+
+@pytest.mark.parametrize("was_paused", [True, False])
+async def test_a_job_taken_in_the_last_moment_saves_the_queue(local: Local, was_paused: bool) -> None:
+    await fill(local, 25)
+    if was_paused:
+        await local.node.submit(PauseQueue("q"))
+    queue = local.machine.state.queues["q"]
+    submit = local.node._submit_part
+
+    async def submit_late(op: Operation) -> object:
+        # Another node's pull, as it were, comes just before.
+        if isinstance(op, PauseQueue) and not queue.active:
+            queue.settings = type(queue.settings)()
+            local.machine.state.take(queue, 1, None, 0, "")
+            if was_paused:
+                await submit(op)
+        return await submit(op)
+
+    local.node._submit_part = submit_late  # type: ignore[method-assign]
+    with pytest.raises(QueueBusy):
+        await local.node.submit(ObliterateQueue("q", only_idle=True))
+    assert len(queue.jobs) == 25 and queue.settings.paused == was_paused
+
+
+@pytest.mark.parametrize(("count", "retried"), [(None, 35), (23, 23), (10, 10), (40, 35)])
+async def test_retrying_counts_all_and_no_more_than_asked(local: Local, count: int | None, retried: int) -> None:
+    await fill(local, 35, max_attempts=1)
+    for job_id in await local.pull(count=35):
+        await local.node.submit(FailJob(job_id))
+    assert (await entries_of(local, RetryJobs("q", "failed", count)))[0] == retried
+    assert len(local.machine.state.queues["q"].failed) == 35 - retried
 
 
 @pytest.mark.parametrize(("count", "promoted"), [(None, 35), (23, 23), (10, 10), (40, 35)])

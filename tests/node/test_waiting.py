@@ -9,8 +9,8 @@ import pytest
 
 from node.machine import Machine
 from node.node import Once
-from node.operations.jobs import AckJob, FailJob, PullJobs, PushJobs
-from node.operations.queues import PauseQueue, ResumeQueue, SetRateLimit
+from node.operations.jobs import AckJob, FailJob, FinishAndPull, PullJobs, PushJobs
+from node.operations.queues import HoldQueue, PauseQueue, ResumeQueue, SetRateLimit, SetWindow
 from node.refusals import IdempotencyKeyReused, JobNotFound
 from node.state import job_spec
 from tests.node.conftest import Local
@@ -233,6 +233,115 @@ async def test_a_rate_limited_queue_wakes_its_waiters_when_a_token_comes_free(lo
     assert not waiter.done()
     local.now_ms += 10
     assert await waiter == ids[100:]
+
+
+async def test_a_window_wakes_those_who_wait_when_it_is_over(local: Local) -> None:
+    await local.node.submit(SetWindow("q", 2, 10))
+    ids = [await local.push() for _ in range(3)]
+    assert await local.pull(count=3) == ids[:2]
+    waiter = local.pull_later()
+    await local.settle()
+    assert not waiter.done()
+    local.now_ms += 10
+    assert await waiter == ids[2:]
+
+
+async def test_a_hold_wakes_those_who_wait_when_it_is_over_or_ended(local: Local) -> None:
+    ids = [await local.push() for _ in range(2)]
+    await local.node.submit(HoldQueue("q", 10))
+    waiter = local.pull_later()
+    await local.settle()
+    assert not waiter.done()
+    local.now_ms += 10
+    assert await waiter == ids[:1]
+    await local.node.submit(HoldQueue("q", 60_000))
+    waiter = local.pull_later()
+    await local.settle()
+    assert not waiter.done()
+    await local.node.submit(HoldQueue("q", 0))
+    assert await waiter == ids[1:]
+
+
+async def test_a_clock_that_is_ahead_of_the_logs_does_not_fill_the_log(local: Local) -> None:
+    job_id = await local.push()
+    await local.node.submit(HoldQueue("q", 50))
+    local.node._clock = local.node.waiters._clock = lambda: local.now_ms + 100
+    entries = len(local.engine.entries)
+    waiter = local.pull_later()
+    for _ in range(5):
+        await local.settle()
+    # The first try, and one from the line.
+    assert len(local.engine.entries) <= entries + 2 and not waiter.done()
+    local.now_ms += 50
+    assert await waiter == [job_id]
+
+
+def bounded(local: Local, active_max: int, wait_ms: int = 60_000) -> asyncio.Task[list[str]]:
+    pull = PullJobs("q", owner="w", token_seed="s", active_max=active_max)
+    return asyncio.get_running_loop().create_task(
+        local.node.pull(pull, lambda reply: [job.id for job in reply.jobs], wait_ms=wait_ms)
+    )
+
+
+async def test_an_owner_that_has_enough_waits_until_one_of_its_jobs_is_done(local: Local) -> None:
+    ids = [await local.push() for _ in range(3)]
+    assert await bounded(local, 1) == ids[:1]
+    entries = len(local.engine.entries)
+    waiter, other = bounded(local, 1), bounded(local, 1)
+    await local.settle()
+    assert not waiter.done() and len(local.engine.entries) == entries
+    assert await bounded(local, 1, 0) == []
+    # Somebody without a bound is not held up by those who wait for room.
+    assert await local.pull(1000) == ids[1:2]
+    await local.node.submit(AckJob(ids[0], "s-0"))
+    assert await waiter == ids[2:]
+    await local.settle()
+    assert not other.done()
+    other.cancel()
+    await asyncio.wait([other])
+    assert local.node.waiters.count == 0 and not local.node.waiters._bounded
+
+
+# -- Ending a run and taking the next job
+
+
+async def taken_by_hand(local: Local) -> str:
+    job_id = await local.push()
+    await local.node.pull(PullJobs("q", token="t"), lambda reply: None)
+    return job_id
+
+
+async def test_the_next_job_comes_with_the_end_of_the_last(local: Local) -> None:
+    first, second = await taken_by_hand(local), await local.push()
+    both = FinishAndPull(AckJob(first, "t"), PullJobs("q", token="t"))
+    seen = await local.node.submit(both, lambda reply: (reply.job.id, [job.id for job in reply.next.jobs]))
+    assert seen == (first, [second])
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_the_next_job_of_somebody_who_left_goes_back(local: Local, turns: int) -> None:
+    first, second = await taken_by_hand(local), await local.push()
+    both = FinishAndPull(AckJob(first, "t"), PullJobs("q", token="t"))
+    task = asyncio.get_running_loop().create_task(local.node.submit(both, lambda reply: reply.job.id))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    await local.settle()
+    # Either it was answered in time, or the next job is there for others; the end of the first one stays if it came to that.
+    answered = not task.cancelled()
+    assert local.state_of(second) == ("active" if answered else "waiting")
+    assert local.state_of(first) in ("active", "completed")
+
+
+async def test_a_next_job_that_cannot_be_rendered_goes_back(local: Local) -> None:
+    first, second = await taken_by_hand(local), await local.push()
+    both = FinishAndPull(AckJob(first, "t"), PullJobs("q", token="t"))
+    with pytest.raises(ZeroDivisionError):
+        await local.node.submit(both, lambda reply: 1 / 0)
+    await local.settle()
+    assert (local.state_of(first), local.state_of(second)) == ("completed", "waiting")
+    assert local.machine.state.jobs[second].starts == 0
 
 
 # -- With an idempotency key

@@ -2,8 +2,8 @@
 
 import pytest
 
-from node.operations.jobs import AckJob, CancelJob, FailJob, GetChildrenValues, PushJobs
-from node.operations.queues import QueueCounts
+from node.operations.jobs import AckJob, CancelJob, DiscardJob, FailJob, GetChildrenValues, PushJobs
+from node.operations.queues import QueueCounts, RetryDlq
 from node.refusals import DependencyNotFound
 from node.state import job_spec
 from tests.support.world import World
@@ -97,3 +97,15 @@ def test_the_delay_of_a_dependent_counts_from_its_push(world: World) -> None:
     assert (world.state_of(late), world.state_of(early)) == ("delayed", "waiting")
     world.wait(4000)
     assert world.state_of(late) == "waiting"
+
+
+@pytest.mark.parametrize("options", [{}, {"remove_on_fail": True}])
+def test_a_job_that_was_discarded_is_told_of_no_completion(world: World, options: dict[str, bool]) -> None:
+    first = world.push()
+    second = world.job(world.push(depends_on=(first,), **options))
+    world.do(DiscardJob(second.id))
+    finish(world, first)
+    assert second.state == "failed" and not world.machine.state.dependents
+    if not options:
+        world.do(RetryDlq("q", second.id))
+        assert world.pull() == [second]

@@ -16,7 +16,7 @@ from node.operations.jobs import (
 )
 from node.operations.queues import QueueCounts
 from node.refusals import JobInWrongState, JobNotActive, JobNotFound, JobNotLocked, LockLost
-from node.state.state import ADVANCE_MAX
+from node.state.state import ADVANCE_MAX, GRACE_MS
 from tests.support.world import World
 
 
@@ -283,3 +283,55 @@ def test_a_finished_job_cannot_be_cancelled(world: World, state: str) -> None:
     with pytest.raises(JobInWrongState):
         world.do(CancelJob(job.id))
     assert job.state == state
+
+
+# -- When nobody led for a while
+
+
+@pytest.mark.parametrize(
+    ("options", "lock"),
+    [({}, {"owner": "w", "lock_ms": 1500}), ({}, {}), ({"timeout_ms": 1500}, {"owner": "w", "lock_ms": 60_000})],
+    ids=["lock", "silence", "timeout"],
+)
+def test_a_worker_that_nobody_could_hear_keeps_its_run(
+    world: World, options: dict[str, int], lock: dict[str, object]
+) -> None:
+    world.push("q", "j", **options)
+    (job,) = world.pull(**lock)
+    world.now_ms += 40_000
+    # The entry that brings the worker's word comes first of all, or a moment later.
+    assert world.resume() == []
+    assert job.state == "active"
+    world.wait(GRACE_MS - 1)
+    world.do(AckJob("j", job.token))
+    assert (job.state, job.attempts, job.stalls) == ("completed", 0, 0)
+
+
+def test_a_worker_that_says_nothing_then_either_loses_it(world: World) -> None:
+    world.push("q", "j")
+    (job,) = world.pull(owner="w", lock_ms=1500)
+    world.now_ms += 40_000
+    world.resume()
+    world.wait(GRACE_MS)
+    assert (job.state, job.stalls) == ("waiting", 1)
+
+
+def test_a_sign_of_life_within_the_grace_counts_in_full(world: World) -> None:
+    world.push("q", "j")
+    (job,) = world.pull(owner="w", lock_ms=1500)
+    world.now_ms += 40_000
+    world.resume(HeartbeatJob("j", job.token))
+    world.wait(1499)
+    assert job.state == "active"
+    world.wait(1)
+    assert job.stalls == 1
+
+
+def test_the_grace_is_part_of_the_state(world: World) -> None:
+    world.push("q", "j")
+    world.pull(owner="w", lock_ms=GRACE_MS // 2)
+    world.resume()
+    copy = world.restored()
+    world.wait(GRACE_MS - 1)
+    copy.apply(world.machine.index, world.now_ms, [])
+    assert copy.state.jobs["j"].state == world.machine.state.jobs["j"].state == "active"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from node.state import Keep
+
 QUEUED = ("waiting", "delayed", "waiting-children")
 DAY_MS = 24 * 3600 * 1000
 STALL_MS = 30_000
@@ -29,6 +31,7 @@ class ModelJob:
     attempts: int = 0
     stalls: int = 0
     token: str | None = None
+    owner: str | None = None
     lock_until: int = 0
     lock_ms: int = 0
     started_at: int = 0
@@ -39,8 +42,11 @@ class ModelJob:
     progress: float = 0
     result: bytes | None = None
     waits_for: list[str] = field(default_factory=list)
-    has_key: bool = False
     place: int = 0
+    starts: int = 0
+    # When the runs began that were not given back.
+    began: list[int] = field(default_factory=list)
+    told_delay: int = 0
 
     def opt(self, name: str, default: Any = None) -> Any:
         return self.opts.get(name, default)
@@ -52,6 +58,14 @@ class ModelJob:
     @property
     def finished(self) -> bool:
         return self.state in ("completed", "failed")
+
+    @property
+    def processed_at(self) -> int | None:
+        return self.began[-1] if self.began else None
+
+    @property
+    def delay_left(self) -> int:
+        return self.told_delay if self.state == "delayed" else 0
 
     def due(self) -> int | None:
         """When something happens to this job by itself."""
@@ -87,6 +101,13 @@ class Model:
         self.paused: set[str] = set()
         self.concurrency: dict[str, int] = {}
         self.rates: dict[str, tuple[int, Fraction, int]] = {}
+        self.windows: dict[str, tuple[int, int]] = {}
+        self.started: dict[str, tuple[int, int]] = {}
+        self.held_until: dict[str, int] = {}
+        self.defaults: dict[str, dict[str, Any]] = {}
+        self.numbers: dict[str, int] = {}
+        # Who holds a unique key, and until when: None for as long as the job is unfinished.
+        self.keys: dict[tuple[str, str], tuple[str, int | None]] = {}
 
     # -- Looking
 
@@ -107,7 +128,52 @@ class Model:
         states = ("waiting", "delayed", "active", "waiting-children", "completed", "failed")
         counts = {state.replace("-", "_"): len(self.in_state(queue, state)) for state in states}
         counts["prioritized"] = len([job for job in self.waiting(queue) if job.opt("priority", 0) > 0])
+        counts["lowered"] = len([job for job in self.waiting(queue) if job.opt("priority", 0) < 0])
         return counts
+
+    def list_status(self, queue: str, status: str) -> list[str]:
+        if status in ("waiting", "prioritized"):
+            jobs = [job for job in self.waiting(queue) if (job.opt("priority", 0) < 0) == (status == "prioritized")]
+        elif status == "delayed":
+            jobs = sorted(self.in_state(queue, status), key=lambda job: (job.run_at, job.seq))
+        elif status == "active":
+            jobs = sorted(self.in_state(queue, status), key=lambda job: job.fence)
+        else:
+            jobs = sorted(self.in_state(queue, status), key=lambda job: job.ending)
+        return [job.id for job in jobs]
+
+    # -- Unique keys
+
+    def holder(self, queue: str, key: str) -> str | None:
+        job_id, until = self.keys.get((queue, key), (None, None))
+        return None if until is not None and until <= self.now else job_id
+
+    def let_go(self, job: ModelJob, *, removed: bool) -> None:
+        key = (job.queue, job.opt("unique_key"))
+        held = self.keys.get(key)
+        if held is not None and held[0] == job.id and (removed or held[1] is None):
+            del self.keys[key]
+
+    def hold(self, job: ModelJob, until: int | None = None) -> None:
+        key, dedup = job.opt("unique_key"), job.opt("dedup")
+        if key is not None:
+            timed = dedup is not None and dedup.ttl_ms
+            until = (until or self.now + dedup.ttl_ms) if timed else None
+            self.keys[(job.queue, key)] = (job.id, until)
+
+    def free(self, queue: str, key: str) -> int:
+        holder = self.holder(queue, key)
+        if holder is None:
+            return 0
+        del self.keys[(queue, key)]
+        job = self.find(holder)
+        if job is not None and job.queue == queue and job.opt("unique_key") == key:
+            job.opts = {**job.opts, "unique_key": None}
+        return 1
+
+    def remove_job(self, job: ModelJob) -> None:
+        self.let_go(job, removed=True)
+        self.jobs.remove(job)
 
     def priority_counts(self, queue: str) -> dict[int, int]:
         counts: dict[int, int] = {}
@@ -133,8 +199,9 @@ class Model:
     def ring(self, job: ModelJob) -> None:
         if job.state in QUEUED:
             if job.opt("ttl_ms") is not None and job.created_at + job.opt("ttl_ms") <= self.now:
-                self.jobs.remove(job)
+                self.remove_job(job)
             else:
+                self.rejoin(job)
                 job.state = "waiting"
         elif job.state == "failed":
             self.jobs.remove(job)
@@ -143,6 +210,15 @@ class Model:
         else:
             token, was_locked = job.token, job.lock_until > 0
             job.stalls += 1
+            allowed = job.opt("stalls_allowed")
+            if allowed is not None:
+                allowed = self.defaults.get(job.queue, {}).get("stalls_allowed", allowed)
+                if job.stalls > allowed:
+                    self.end_run(job, final=True)
+                else:
+                    self.put_first(job)
+                    job.token = token
+                return
             backoff = 0 if was_locked else self.backoff(job, job.attempts + 1)
             self.end_run(job, final=job.stalls >= STALLS_MAX, delay=backoff)
             if not job.finished:
@@ -151,21 +227,52 @@ class Model:
     def backoff(self, job: ModelJob, failures: int) -> int:
         return min(job.opt("backoff", 1000) * 2 ** (failures - 1), DAY_MS)
 
+    def rejoin(self, job: ModelJob) -> None:
+        if job.opt("rejoin_last") and not job.opt("lifo"):
+            self.seq += 1
+            job.place = self.seq
+
+    def put_first(self, job: ModelJob) -> None:
+        self.seq += 1
+        job.state, job.token, job.lock_until, job.run_at = "waiting", None, 0, self.now
+        job.place = -self.seq
+
     def end_run(self, job: ModelJob, *, final: bool, delay: int | None = None) -> None:
         job.attempts += 1
         job.token, job.lock_until = None, 0
         if final or job.attempts >= job.opt("max_attempts", 3):
             self.bury(job)
         else:
-            job.run_at = self.now + (self.backoff(job, job.attempts) if delay is None else delay)
+            job.told_delay = self.backoff(job, job.attempts) if delay is None else delay
+            job.run_at = self.now + job.told_delay
+            self.rejoin(job)
             job.state = "delayed" if job.run_at > self.now else "waiting"
 
     def bury(self, job: ModelJob) -> None:
         self.endings += 1
-        job.state, job.finished_at, job.ending, job.has_key = "failed", self.now, self.endings, False
-        job.token, job.lock_until = None, 0
-        if job.opt("remove_on_fail"):
-            self.jobs.remove(job)
+        self.let_go(job, removed=False)
+        job.state, job.finished_at, job.ending = "failed", self.now, self.endings
+        job.token, job.lock_until, job.waits_for = None, 0, []
+        self.keep(job, job.opt("remove_on_fail"))
+
+    def keep(self, job: ModelJob, remove: bool) -> None:
+        """Remove the job that has just ended, or what it lets go."""
+        kind = job.state
+        keep: Keep | None = job.opt(f"keep_{kind}") or self.defaults.get(job.queue, {}).get(f"keep_{kind}")
+        gone: list[ModelJob] = []
+        if remove or (keep is not None and keep.count == 0):
+            gone = [job]
+        elif keep is not None:
+            ended = sorted(self.in_state(job.queue, kind), key=lambda other: other.ending)
+            if keep.age_ms is not None:
+                gone = [other for other in ended if other.finished_at <= self.now - keep.age_ms]
+            ended = [other for other in ended if other not in gone]
+            if keep.count is not None:
+                gone += ended[: max(len(ended) - keep.count, 0)]
+        for other in gone:
+            self.jobs.remove(other)
+            if kind == "completed":
+                self.gone.add(other.id)
 
     # -- Operations
 
@@ -178,17 +285,47 @@ class Model:
         if present is not None and not present.finished:
             return job_id
         key = opts.get("unique_key")
-        if key is not None:
-            for job in self.jobs:
-                if job.queue == queue and job.has_key and job.opt("unique_key") == key:
-                    return job.id
+        if key is not None and (holder := self.holder(queue, key)) is not None:
+            return holder
         if present is not None:
-            self.jobs.remove(present)
+            self.remove_job(present)
+        self.bear(queue, job_id, opts)
+        return job_id
+
+    def add(self, queue: str, own: str, **opts: Any) -> tuple[str, bool]:
+        """Return the id, and whether it was there already."""
+        number = self.numbers[queue] = self.numbers.get(queue, 0) + 1
+        job_id = f"bull:{queue}:{own}"
+        if own and self.find(job_id) is not None:
+            return job_id, True
+        while not own:
+            job_id = f"bull:{queue}:{number}"
+            if self.find(job_id) is None:
+                break
+            number = self.numbers[queue] = number + 1
+        key, dedup, until = opts.get("unique_key"), opts.get("dedup"), None
+        holder = None if key is None else self.holder(queue, key)
+        if key is not None and holder is not None:
+            present, held_until = self.find(holder), self.keys[(queue, key)][1]
+            replaceable = present is not None and present.queue == queue and present.opt("unique_key") == key
+            if dedup is not None and dedup.replace and present and replaceable and present.state == "delayed":
+                self.remove_job(present)
+                until = None if dedup.extend else held_until
+            else:
+                if dedup is not None and dedup.extend and not dedup.replace and dedup.ttl_ms and held_until is not None:
+                    self.keys[(queue, key)] = (holder, self.now + dedup.ttl_ms)
+                return holder, True
+        self.bear(queue, job_id, opts, until)
+        return job_id, False
+
+    def bear(self, queue: str, job_id: str, opts: dict[str, Any], until: int | None = None) -> None:
         self.seq += 1
-        job = ModelJob(job_id, queue, self.seq, self.now, opts, has_key=key is not None)
+        job = ModelJob(job_id, queue, self.seq, self.now, opts)
         job.run_at = self.now + opts.get("delay_ms", 0)
+        job.told_delay = opts.get("delay_ms", 0)
         self.jobs.append(job)
-        for other_id in depends_on:
+        self.hold(job, until)
+        for other_id in opts.get("depends_on", ()):
             other = self.find(other_id)
             if other is not None and other.state != "completed":
                 job.waits_for.append(other_id)
@@ -197,16 +334,28 @@ class Model:
         elif job.run_at > self.now:
             job.state = "delayed"
         if opts.get("ttl_ms") == 0:
-            self.jobs.remove(job)
-        return job_id
+            self.remove_job(job)
 
-    def pull(self, queue: str, count: int, owner: str | None, lock_ms: int, seed: str) -> list[str]:
+    def pull(
+        self,
+        queue: str,
+        count: int,
+        owner: str | None,
+        lock_ms: int,
+        seed: str,
+        token: str | None = None,
+        active_max: int | None = None,
+    ) -> list[str]:
         taken: list[str] = []
         while len(taken) < count and queue not in self.paused:
             active = self.in_state(queue, "active")
             if len(active) >= self.concurrency.get(queue, 10**9):
                 break
             if queue in self.rates and self.tokens(queue) < 1:
+                break
+            if self.now < self.held_until.get(queue, 0) or not self.window_room(queue):
+                break
+            if active_max is not None and len([job for job in active if job.owner == owner]) >= active_max:
                 break
             busy = {job.opt("group_id") for job in active} - {None}
             ready = [job for job in self.waiting(queue) if job.opt("group_id") not in busy]
@@ -215,11 +364,17 @@ class Model:
             job = ready[0]
             self.fence += 1
             job.state, job.fence, job.started_at, job.heard_at = "active", self.fence, self.now, self.now
-            job.token = None if owner is None else f"{seed}-{len(taken)}"
-            job.lock_ms = lock_ms
-            job.lock_until = 0 if owner is None else self.now + lock_ms
+            job.owner, job.lock_ms = owner, lock_ms
+            if token is None:
+                job.token = None if owner is None else f"{seed}-{len(taken)}"
+            else:
+                job.token = token
+            job.lock_until = 0 if job.token is None else self.now + lock_ms
+            job.starts += 1
+            job.began.append(self.now)
             taken.append(job.id)
             self.spend(queue, 1)
+            self.count_start(queue, 1)
         return taken
 
     def active(self, job_id: str) -> ModelJob:
@@ -248,11 +403,10 @@ class Model:
     def ack(self, job_id: str, token: str | None, result: bytes | None) -> str:
         job = self.held(job_id, token, late=True)
         self.endings += 1
+        self.let_go(job, removed=False)
         job.state, job.result, job.finished_at, job.ending = "completed", result, self.now, self.endings
-        job.token, job.lock_until, job.has_key = None, 0, False
-        if job.opt("remove_on_complete"):
-            self.jobs.remove(job)
-            self.gone.add(job_id)
+        job.token, job.lock_until = None, 0
+        self.keep(job, job.opt("remove_on_complete"))
         for other in self.jobs:
             if job_id in other.waits_for:
                 other.waits_for = [i for i in other.waits_for if i != job_id]
@@ -295,7 +449,16 @@ class Model:
             raise Refused("job_not_found")
         if job.finished:
             raise Refused("job_in_wrong_state")
-        self.jobs.remove(job)
+        self.remove_job(job)
+        return job_id
+
+    def remove(self, job_id: str) -> str:
+        job = self.find(job_id)
+        if job is None:
+            raise Refused("job_not_found")
+        if job.state == "active" and job.lock_until > self.now:
+            raise Refused("job_locked")
+        self.remove_job(job)
         return job_id
 
     def promote(self, job_id: str) -> str:
@@ -304,6 +467,7 @@ class Model:
             raise Refused("job_not_found")
         if job.state != "delayed":
             raise Refused("job_in_wrong_state")
+        self.rejoin(job)
         job.state, job.run_at = "waiting", self.now
         return job_id
 
@@ -320,18 +484,19 @@ class Model:
     def change_priority(self, job_id: str, priority: int) -> str:
         job = self.unfinished(job_id, *QUEUED)
         job.opts = {**job.opts, "priority": priority}
+        if job.state in ("waiting", "delayed"):
+            self.rejoin(job)
         return job_id
 
     def move_to_wait(self, job_id: str, token: str | None) -> str:
-        job = self.held(job_id, token, late=False)
-        self.seq += 1
-        job.state, job.token, job.lock_until, job.run_at = "waiting", None, 0, self.now
-        job.place = -self.seq
+        self.put_first(self.held(job_id, token, late=False))
         return job_id
 
     def delay(self, job_id: str, delay_ms: int) -> str:
         job = self.unfinished(job_id, "active", "waiting", "delayed")
         job.run_at, job.token, job.lock_until = self.now + delay_ms, None, 0
+        job.told_delay = delay_ms
+        self.rejoin(job)
         job.state = "delayed" if delay_ms > 0 else "waiting"
         return job_id
 
@@ -340,17 +505,30 @@ class Model:
         self.bury(job)
         return job_id
 
-    def drain(self, queue: str) -> int:
-        return self.drop(self.in_state(queue, "waiting", "delayed"))
+    def drain(self, queue: str, *, delayed: bool = True) -> int:
+        return self.drop(self.in_state(queue, "waiting", *(["delayed"] if delayed else [])))
 
-    def obliterate(self, queue: str) -> int:
+    def obliterate(self, queue: str, *, only_idle: bool = False) -> int:
+        if only_idle and self.in_state(queue, "active"):
+            raise Refused("queue_busy")
         self.paused.discard(queue)
-        self.concurrency.pop(queue, None)
-        self.rates.pop(queue, None)
-        return self.drop([job for job in self.jobs if job.queue == queue])
+        for table in (
+            self.concurrency,
+            self.rates,
+            self.windows,
+            self.started,
+            self.held_until,
+            self.defaults,
+            self.numbers,
+        ):
+            table.pop(queue, None)  # type: ignore[attr-defined]
+        count = self.drop([job for job in self.jobs if job.queue == queue])
+        self.keys = {key: held for key, held in self.keys.items() if key[0] != queue}
+        return count
 
     def drop(self, jobs: list[ModelJob]) -> int:
-        self.jobs = [job for job in self.jobs if job not in jobs]
+        for job in jobs:
+            self.remove_job(job)
         return len(jobs)
 
     def clean(self, queue: str, grace_ms: int, state: str | None, limit: int) -> list[str]:
@@ -374,17 +552,59 @@ class Model:
         jobs = [job for job in self.in_state(queue, state) if job_id in (None, job.id)]
         for job in sorted(jobs, key=lambda job: job.ending):
             job.state, job.attempts, job.stalls, job.progress, job.result = "waiting", 0, 0, 0, None
-            job.run_at, job.ending = self.now, 0
-            key = job.opt("unique_key")
-            if key is not None:
-                holders = [o for o in self.jobs if o.queue == queue and o.has_key and o.opt("unique_key") == key]
-                if holders:
-                    job.opts = {**job.opts, "unique_key": None}
-                else:
-                    job.has_key = True
-            if job.opt("ttl_ms") is not None and job.created_at + job.opt("ttl_ms") <= self.now:
-                job.opts = {**job.opts, "ttl_ms": None}
+            self.come_back(job)
+            job.starts, job.began = 0, []
         return len(jobs)
+
+    def come_back(self, job: ModelJob) -> None:
+        job.run_at, job.ending = self.now, 0
+        key, dedup = job.opt("unique_key"), job.opt("dedup")
+        if key is not None and not (dedup is not None and dedup.ttl_ms):
+            if self.holder(job.queue, key) not in (None, job.id):
+                job.opts = {**job.opts, "unique_key": None}
+            else:
+                self.hold(job)
+        if job.opt("ttl_ms") is not None and job.created_at + job.opt("ttl_ms") <= self.now:
+            job.opts = {**job.opts, "ttl_ms": None}
+
+    def rerun(self, job: ModelJob, reset: bool = False) -> None:
+        job.attempts = 0 if reset else job.attempts + (job.state == "completed")
+        job.state, job.result, job.began = "waiting", None, []
+        self.come_back(job)
+        self.seq += 1
+        job.place = -self.seq if job.opt("lifo") else self.seq
+
+    def retry(self, job_id: str, state: str | None, reset: bool) -> str:
+        job = self.unfinished(job_id, *(("completed", "failed") if state is None else (state,)))
+        self.rerun(job, reset)
+        return job_id
+
+    def retry_jobs(self, queue: str, state: str, count: int | None) -> int:
+        jobs = sorted(self.in_state(queue, state), key=lambda job: job.ending)[:count]
+        for job in jobs:
+            self.rerun(job)
+        return len(jobs)
+
+    def set_window(self, queue: str, most: int | None, duration_ms: int) -> None:
+        self.windows.pop(queue, None)
+        if most is not None:
+            self.windows[queue] = (most, duration_ms)
+
+    def window_room(self, queue: str) -> bool:
+        if queue not in self.windows:
+            return True
+        most, duration_ms = self.windows[queue]
+        at, count = self.started.get(queue, (0, 0))
+        return most > (count if self.now < at + duration_ms else 0)
+
+    def count_start(self, queue: str, by: int) -> None:
+        if queue in self.windows:
+            at, count = self.started.get(queue, (0, 0))
+            if self.now >= at + self.windows[queue][1]:
+                if by < 0:
+                    return
+                at, count = self.now, 0
+            self.started[queue] = (at, max(count + by, 0))
 
     def purge(self, queue: str) -> int:
         return self.drop(self.in_state(queue, "failed"))
@@ -406,5 +626,8 @@ class Model:
         if job is None or job.state != "active" or job.fence != fence:
             return 0
         job.state, job.token, job.lock_until = "waiting", None, 0
+        job.starts -= 1
+        job.began.pop()
         self.spend(job.queue, -1)
+        self.count_start(job.queue, -1)
         return 1

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from node.machine import Machine
 from node.operation import Operation
+from node.operations.adding import AddJobs
 from node.operations.jobs import (
     AckJob,
     AckJobs,
@@ -21,6 +22,7 @@ from node.operations.jobs import (
     DiscardJob,
     ExtendLock,
     FailJob,
+    FinishAndPull,
     HeartbeatJob,
     MoveToDelayed,
     MoveToWait,
@@ -29,13 +31,18 @@ from node.operations.jobs import (
     PullJobs,
     PushJobs,
     ReleaseJobs,
+    RemoveJob,
+    RetryJob,
 )
+from node.operations.keys import FreeKey, GetKeyHolder
 from node.operations.queues import (
     CleanQueue,
     ClearConcurrency,
     ClearRateLimit,
     DrainQueue,
+    HoldQueue,
     ListJobs,
+    ListStatus,
     ObliterateQueue,
     PauseQueue,
     PriorityCounts,
@@ -46,19 +53,34 @@ from node.operations.queues import (
     ResumeQueue,
     RetryCompleted,
     RetryDlq,
+    RetryJobs,
     SetConcurrency,
+    SetDefaults,
     SetRateLimit,
+    SetWindow,
 )
 from node.refusals import Refusal
-from node.state import job_spec
+from node.state import Dedup, Keep, job_spec
 from tests.properties.model import Model, Refused
+from tests.support.indexes import check_indexes
 from tests.support.world import START_MS, World
 
 QUEUES = ("a", "b")
 # Few ids, so that generations of one id meet often.
-IDS = tuple(f"j{i}" for i in range(12))
+IDS = (*(f"j{i}" for i in range(10)), *(f"bull:a:{i}" for i in (1, 2, 3, "x", "y")), "bull:b:1", "bull:b:2")
+OWN = ("", "", "", "x", "y")
+KEEPS = (Keep(count=0), Keep(count=1), Keep(count=2), Keep(age_ms=5000), Keep(age_ms=1000, count=4))
+DEDUPS = (
+    Dedup(),
+    Dedup(ttl_ms=1500),
+    Dedup(ttl_ms=1500, extend=True),
+    Dedup(ttl_ms=1500, extend=True, replace=True),
+    Dedup(ttl_ms=1500, replace=True),
+    Dedup(replace=True),
+)
 CLEANED = (None, "waiting", "delayed", "completed", "failed")
 FIELDS = ("state", "run_at", "attempts", "stalls", "token", "lock_until", "fence", "progress", "result", "ending")
+FIELDS += ("starts", "processed_at", "delay_left")
 
 queues = st.sampled_from(QUEUES)
 ids = st.sampled_from(IDS)
@@ -78,6 +100,11 @@ options = st.fixed_dictionaries(
         "remove_on_complete": st.booleans(),
         "remove_on_fail": st.booleans(),
         "depends_on": st.lists(ids, max_size=2, unique=True).map(tuple),
+        "rejoin_last": st.booleans(),
+        "stalls_allowed": st.sampled_from([0, 1]),
+        "keep_completed": st.sampled_from(KEEPS),
+        "keep_failed": st.sampled_from(KEEPS),
+        "dedup": st.sampled_from(DEDUPS),
     },
 )
 
@@ -95,6 +122,7 @@ class Histories(RuleBasedStateMachine):
 
     def both(self, operation: Operation, expected: Any, *arguments: Any, **more: Any) -> Any:
         """Apply an operation and its model; return the reply when neither refused."""
+        self.model.advance(self.world.now_ms)
         try:
             wanted, code = expected(*arguments, **more), None
         except Refused as refused:
@@ -105,6 +133,11 @@ class Histories(RuleBasedStateMachine):
             assert reply.code == code, operation
             return None
         return reply, wanted
+
+    def do(self, operation: Operation) -> Any:
+        """Apply an operation that is not refused, once the model has done what is due: any entry does that first."""
+        self.model.advance(self.world.now_ms)
+        return self.world.do(operation)
 
     def token_of(self, job_id: str, kind: str | None) -> str | None:
         job = self.model.find(job_id)
@@ -120,19 +153,48 @@ class Histories(RuleBasedStateMachine):
         if (got := self.both(operation, self.model.push, queue, job_id, **opts)) is not None:
             assert got[0].ids == [got[1]]
 
+    @rule(queue=queues, own=st.sampled_from(OWN), opts=options)
+    def add(self, queue: str, own: str, opts: dict[str, Any]) -> None:
+        opts = {name: value for name, value in opts.items() if name != "depends_on"}
+        reply = self.do(AddJobs(queue, [job_spec(own, b"1", **opts)]))
+        wanted, duplicate = self.model.add(queue, own, **opts)
+        assert (reply.ids, reply.duplicates) == ([wanted.removeprefix(f"bull:{queue}:")], [duplicate])
+
     @rule(
         queue=queues,
         count=st.integers(1, 4),
         owner=st.sampled_from([None, "w"]),
         lock_ms=st.sampled_from([900, 20_000]),
+        token=st.sampled_from([None, None, "mine"]),
+        active_max=st.sampled_from([None, None, 1, 2]),
     )
-    def pull(self, queue: str, count: int, owner: str | None, lock_ms: int) -> None:
+    def pull(
+        self, queue: str, count: int, owner: str | None, lock_ms: int, token: str | None, active_max: int | None
+    ) -> None:
         self.pulls += 1
         seed = f"t{self.pulls}"
-        operation = PullJobs(queue, count, owner, lock_ms, seed)
-        reply, wanted = self.both(operation, self.model.pull, queue, count, owner, lock_ms, seed)
+        arguments = (queue, count, owner, lock_ms, seed, token, active_max)
+        reply, wanted = self.both(PullJobs(*arguments), self.model.pull, *arguments)
         assert [job.id for job in reply.jobs] == wanted
-        assert reply.tokens == (None if owner is None else [f"{seed}-{i}" for i in range(len(wanted))])
+        if token is not None:
+            assert reply.tokens == [token] * len(wanted)
+        else:
+            assert reply.tokens == (None if owner is None else [f"{seed}-{i}" for i in range(len(wanted))])
+
+    @rule(queue=queues, job_id=ids, kind=tokens, fails=st.booleans(), own=st.sampled_from([None, "mine"]))
+    def finish_and_pull(self, queue: str, job_id: str, kind: str | None, fails: bool, own: str | None) -> None:
+        token = self.token_of(job_id, kind)
+        finish = FailJob(job_id, token, "e") if fails else AckJob(job_id, token)
+
+        def expected() -> list[str]:
+            if fails:
+                self.model.fail(job_id, token, False)
+            else:
+                self.model.ack(job_id, token, None)
+            return self.model.pull(queue, 1, None, 900, "", own)
+
+        if (got := self.both(FinishAndPull(finish, PullJobs(queue, lock_ms=900, token=own)), expected)) is not None:
+            assert [job.id for job in got[0].next.jobs] == got[1]
 
     @rule(job_id=ids, kind=tokens, result=st.sampled_from([None, b"1", b'{"a":2}']))
     def ack(self, job_id: str, kind: str | None, result: bytes | None) -> None:
@@ -142,7 +204,7 @@ class Histories(RuleBasedStateMachine):
     @rule(job_ids=st.lists(ids, max_size=4), kind=tokens)
     def ack_batch(self, job_ids: list[str], kind: str | None) -> None:
         given = [self.token_of(job_id, kind) for job_id in job_ids]
-        reply = self.world.do(AckJobs(job_ids, given))
+        reply = self.do(AckJobs(job_ids, given))
         done, refused = [], []
         for job_id, token in zip(job_ids, given, strict=True):
             try:
@@ -175,6 +237,18 @@ class Histories(RuleBasedStateMachine):
         self.both(CancelJob(job_id), self.model.cancel, job_id)
 
     @rule(job_id=ids)
+    def remove(self, job_id: str) -> None:
+        self.both(RemoveJob(job_id), self.model.remove, job_id)
+
+    @rule(job_id=ids, state=st.sampled_from([None, "failed", "completed"]), reset=st.booleans())
+    def retry(self, job_id: str, state: str | None, reset: bool) -> None:
+        self.both(RetryJob(job_id, state, reset), self.model.retry, job_id, state, reset)
+
+    @rule(queue=queues, state=st.sampled_from(["failed", "completed"]), count=st.sampled_from([None, 0, 1, 2]))
+    def retry_jobs(self, queue: str, state: str, count: int | None) -> None:
+        assert self.do(RetryJobs(queue, state, count)).count == self.model.retry_jobs(queue, state, count)
+
+    @rule(job_id=ids)
     def promote(self, job_id: str) -> None:
         self.both(PromoteJob(job_id), self.model.promote, job_id)
 
@@ -185,14 +259,20 @@ class Histories(RuleBasedStateMachine):
         reply, wanted = self.both(ReleaseJobs([(job_id, fence)]), self.model.release, job_id, fence)
         assert reply.count == wanted
 
+    @rule(queue=queues, key=st.sampled_from(["u", "v"]))
+    def free_key(self, queue: str, key: str) -> None:
+        holder = self.world.ask(GetKeyHolder(queue, key))
+        assert holder == self.model.holder(queue, key)
+        assert self.do(FreeKey(queue, key)).count == self.model.free(queue, key)
+
     @rule(queue=queues)
     def pause(self, queue: str) -> None:
-        self.world.do(PauseQueue(queue))
+        self.do(PauseQueue(queue))
         self.model.paused.add(queue)
 
     @rule(queue=queues)
     def resume(self, queue: str) -> None:
-        self.world.do(ResumeQueue(queue))
+        self.do(ResumeQueue(queue))
         self.model.paused.discard(queue)
 
     # -- Managing
@@ -214,13 +294,15 @@ class Histories(RuleBasedStateMachine):
     def discard(self, job_id: str) -> None:
         self.both(DiscardJob(job_id), self.model.discard, job_id)
 
-    @rule(queue=queues)
-    def drain(self, queue: str) -> None:
-        assert self.world.do(DrainQueue(queue)).count == self.model.drain(queue)
+    @rule(queue=queues, delayed=st.booleans())
+    def drain(self, queue: str, delayed: bool) -> None:
+        assert self.do(DrainQueue(queue, delayed=delayed)).count == self.model.drain(queue, delayed=delayed)
 
-    @rule(queue=queues)
-    def obliterate(self, queue: str) -> None:
-        assert self.world.do(ObliterateQueue(queue)).count == self.model.obliterate(queue)
+    @rule(queue=queues, only_idle=st.booleans())
+    def obliterate(self, queue: str, only_idle: bool) -> None:
+        operation = ObliterateQueue(queue, only_idle=only_idle)
+        if (got := self.both(operation, self.model.obliterate, queue, only_idle=only_idle)) is not None:
+            assert got[0].count == got[1]
 
     @rule(
         queue=queues,
@@ -229,39 +311,60 @@ class Histories(RuleBasedStateMachine):
         limit=st.integers(0, 3),
     )
     def clean(self, queue: str, grace_ms: int, state: str | None, limit: int) -> None:
-        reply = self.world.do(CleanQueue(queue, grace_ms, state, limit))
+        reply = self.do(CleanQueue(queue, grace_ms, state, limit))
         assert reply.job_ids == self.model.clean(queue, grace_ms, state, limit)
 
     @rule(queue=queues, count=st.sampled_from([None, 0, 1, 2]))
     def promote_jobs(self, queue: str, count: int | None) -> None:
-        assert self.world.do(PromoteJobs(queue, count)).count == self.model.promote_jobs(queue, count)
+        assert self.do(PromoteJobs(queue, count)).count == self.model.promote_jobs(queue, count)
 
     @rule(queue=queues, state=st.sampled_from(["completed", "failed"]), job_id=st.none() | ids)
     def revive(self, queue: str, state: str, job_id: str | None) -> None:
         record = RetryCompleted if state == "completed" else RetryDlq
-        assert self.world.do(record(queue, job_id)).count == self.model.revive(queue, state, job_id)
+        assert self.do(record(queue, job_id)).count == self.model.revive(queue, state, job_id)
 
     @rule(queue=queues)
     def purge(self, queue: str) -> None:
-        assert self.world.do(PurgeDlq(queue)).count == self.model.purge(queue)
+        assert self.do(PurgeDlq(queue)).count == self.model.purge(queue)
 
     @rule(queue=queues, limit=st.sampled_from([None, None, 0, 1, 2]))
     def set_concurrency(self, queue: str, limit: int | None) -> None:
         if limit is None:
-            self.world.do(ClearConcurrency(queue))
+            self.do(ClearConcurrency(queue))
             self.model.concurrency.pop(queue, None)
         else:
-            self.world.do(SetConcurrency(queue, limit))
+            self.do(SetConcurrency(queue, limit))
             self.model.concurrency[queue] = limit
 
     @rule(queue=queues, limit=st.sampled_from([None, None, 1, 3]))
     def set_rate(self, queue: str, limit: int | None) -> None:
         if limit is None:
-            self.world.do(ClearRateLimit(queue))
+            self.do(ClearRateLimit(queue))
             self.model.rates.pop(queue, None)
         else:
-            self.world.do(SetRateLimit(queue, limit))
+            self.do(SetRateLimit(queue, limit))
             self.model.set_rate(queue, limit)
+
+    @rule(queue=queues, most=st.sampled_from([None, None, 0, 1, 3]), duration_ms=st.sampled_from([499, 2000]))
+    def set_window(self, queue: str, most: int | None, duration_ms: int) -> None:
+        self.do(SetWindow(queue, most, duration_ms))
+        self.model.set_window(queue, most, duration_ms)
+
+    @rule(queue=queues, duration_ms=st.sampled_from([0, 100, 1500]))
+    def hold(self, queue: str, duration_ms: int) -> None:
+        self.do(HoldQueue(queue, duration_ms))
+        self.model.held_until[queue] = self.world.now_ms + duration_ms
+
+    @rule(
+        queue=queues,
+        completed=st.sampled_from([None, *KEEPS]),
+        failed=st.sampled_from([None, *KEEPS]),
+        stalls=st.sampled_from([None, 0, 1]),
+    )
+    def set_defaults(self, queue: str, completed: Keep | None, failed: Keep | None, stalls: int | None) -> None:
+        self.do(SetDefaults(queue, completed, failed, stalls))
+        given = {"keep_completed": completed, "keep_failed": failed, "stalls_allowed": stalls}
+        self.model.defaults[queue] = {name: value for name, value in given.items() if value is not None}
 
     @rule(ms=st.sampled_from([1, 10, 499, 1000, 5000, 29_999, 60_000]))
     def wait(self, ms: int) -> None:
@@ -305,6 +408,11 @@ class Histories(RuleBasedStateMachine):
             assert [job.id for job in self.world.ask(ListJobs(queue, "waiting", 2, 1))] == waiting[1:3]
             prioritized = [job.id for job in self.model.waiting(queue) if job.opt("priority", 0) > 0]
             assert [job.id for job in self.world.ask(ListJobs(queue, "prioritized"))] == prioritized
+            for status in ("waiting", "prioritized", "delayed", "active", "completed", "failed"):
+                listed = self.model.list_status(queue, status)
+                assert [job.id for job in self.world.ask(ListStatus(queue, status))] == listed
+                page = self.world.ask(ListStatus(queue, status, 1, 2, newest=True))
+                assert [job.id for job in page] == listed[::-1][1:3]
             for state in ("completed", "failed"):
                 ended = sorted(self.model.in_state(queue, state), key=lambda job: job.ending)
                 assert [job.id for job in self.world.ask(ListJobs(queue, state))] == [job.id for job in ended]
@@ -318,6 +426,10 @@ class Histories(RuleBasedStateMachine):
             got = {name: getattr(job, name) for name in FIELDS}
             assert got == {name: getattr(wanted, name) for name in FIELDS}
             assert job.due == (wanted.due() or 0)
+
+    @invariant()
+    def indexes_follow_from_the_records(self) -> None:
+        check_indexes(self.world.machine.state)
 
     @invariant()
     def the_next_alarm_is_never_late(self) -> None:
@@ -346,12 +458,24 @@ def random_options(pick: random.Random) -> dict[str, Any]:
         "group_id": ["g", "h"],
         "remove_on_complete": [True],
         "remove_on_fail": [True],
+        "rejoin_last": [True],
+        "stalls_allowed": [0, 1],
+        "keep_completed": list(KEEPS),
+        "keep_failed": list(KEEPS),
+        "dedup": list(DEDUPS),
     }
     names = pick.sample(sorted(choices), pick.choice([0, 1, 1, 2, 3]))
     opts = {name: pick.choice(choices[name]) for name in names}
+    if "dedup" in opts:
+        opts["unique_key"] = pick.choice(["u", "v"])
     if pick.random() < 0.15:
         opts["depends_on"] = tuple(pick.sample(IDS, pick.choice([1, 2])))
     return opts
+
+
+def keyed_options(pick: random.Random) -> dict[str, Any]:
+    opts = {"unique_key": pick.choice(["u", "v"]), "dedup": pick.choice(DEDUPS)}
+    return opts | pick.choice([{}, {}, {"delay_ms": 1000}, {"keep_completed": Keep(count=0)}])
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -361,7 +485,40 @@ def test_long_histories(seed: int) -> None:
     pair = Histories()
     steps: list[tuple[float, Any]] = [
         (30, lambda: pair.push(pick.choice(QUEUES), pick.choice(IDS), random_options(pick))),
-        (22, lambda: pair.pull(pick.choice(QUEUES), pick.choice([1, 1, 2, 4]), pick.choice([None, "w"]), 900)),
+        (15, lambda: pair.add(pick.choice(QUEUES), pick.choice(OWN), random_options(pick))),
+        (
+            22,
+            lambda: pair.pull(
+                pick.choice(QUEUES),
+                pick.choice([1, 1, 2, 4]),
+                pick.choice([None, "w"]),
+                900,
+                pick.choice([None, None, "mine"]),
+                pick.choice([None, None, None, 2]),
+            ),
+        ),
+        (
+            4,
+            lambda: pair.finish_and_pull(
+                pick.choice(QUEUES), pick.choice(IDS), "right", pick.random() < 0.5, pick.choice([None, "mine"])
+            ),
+        ),
+        (1, lambda: pair.free_key(pick.choice(QUEUES), pick.choice(["u", "v"]))),
+        (2, lambda: pair.remove(pick.choice(IDS))),
+        (4, lambda: pair.retry(pick.choice(IDS), pick.choice([None, None, "failed"]), pick.random() < 0.3)),
+        (1, lambda: pair.retry_jobs(pick.choice(QUEUES), pick.choice(CLEANED[3:]), pick.choice([None, 1]))),
+        (3, lambda: pair.set_window(pick.choice(QUEUES), pick.choice([None, 1, 2, 3]), pick.choice([499, 2000]))),
+        (8, lambda: pair.add(pick.choice(QUEUES), "", keyed_options(pick))),
+        (1, lambda: pair.hold(pick.choice(QUEUES), pick.choice([0, 100, 1500]))),
+        (
+            1,
+            lambda: pair.set_defaults(
+                pick.choice(QUEUES),
+                pick.choice([None, None, *KEEPS]),
+                pick.choice([None, None, *KEEPS]),
+                pick.choice([None, None, 0, 1]),
+            ),
+        ),
         (8, lambda: pair.ack(pick.choice(IDS), pick.choice(["right", "right", "wrong", None]), b"1")),
         (3, lambda: pair.ack_batch(pick.choices(IDS, k=3), "right")),
         (10, lambda: pair.fail(pick.choice(IDS), pick.choice(["right", "right", "wrong", None]), pick.random() < 0.1)),
@@ -370,7 +527,7 @@ def test_long_histories(seed: int) -> None:
         (2, lambda: pair.report(pick.choice(IDS), 50)),
         (3, lambda: pair.cancel(pick.choice(IDS))),
         (3, lambda: pair.promote(pick.choice(IDS))),
-        (3, lambda: pair.release(pick.choice(IDS), pick.random() < 0.2)),
+        (5, lambda: pair.release(pick.choice(IDS), pick.random() < 0.2)),
         (1, lambda: pair.pause(pick.choice(QUEUES))),
         (3, lambda: pair.resume(pick.choice(QUEUES))),
         (12, lambda: pair.wait(pick.choice([1, 10, 499, 1000, 5000, 29_999]))),
@@ -379,8 +536,8 @@ def test_long_histories(seed: int) -> None:
         (2, lambda: pair.move_to_wait(pick.choice(IDS), pick.choice(["right", "right", None]))),
         (2, lambda: pair.delay(pick.choice(IDS), pick.choice([0, 900]), pick.choice([MoveToDelayed, ChangeDelay]))),
         (1, lambda: pair.discard(pick.choice(IDS))),
-        (0.3, lambda: pair.drain(pick.choice(QUEUES))),
-        (0.3, lambda: pair.obliterate(pick.choice(QUEUES))),
+        (0.5, lambda: pair.drain(pick.choice(QUEUES), pick.random() < 0.5)),
+        (0.5, lambda: pair.obliterate(pick.choice(QUEUES), pick.random() < 0.7)),
         (
             0.6,
             lambda: pair.clean(pick.choice(QUEUES), pick.choice([0, 1000]), pick.choice(CLEANED), pick.choice([1, 9])),
@@ -396,4 +553,5 @@ def test_long_histories(seed: int) -> None:
         pick.choices(steps, weights)[0][1]()
         pair.answers_are_equal()
         pair.records_are_equal()
+        pair.indexes_follow_from_the_records()
         pair.the_next_alarm_is_never_late()

@@ -10,20 +10,58 @@ from hypothesis import strategies as st
 
 from node.machine import Machine
 from node.operation import Operation
-from node.operations.jobs import AckJob, AckJobs, CancelJob, FailJob, ProgressJob, PromoteJob, PullJobs, PushJobs
-from node.operations.queues import CleanQueue, DrainQueue, PauseQueue, RetryDlq, SetDlqConfig
+from node.operations.adding import AddJobs
+from node.operations.jobs import (
+    AckJob,
+    AckJobs,
+    CancelJob,
+    FailJob,
+    FinishAndPull,
+    ProgressJob,
+    PromoteJob,
+    PullJobs,
+    PushJobs,
+    RemoveJob,
+    RetryJob,
+)
+from node.operations.queues import (
+    CheckStalled,
+    CleanQueue,
+    DrainQueue,
+    HoldQueue,
+    ObliterateQueue,
+    PauseQueue,
+    RetryDlq,
+    RetryJobs,
+    SetDlqConfig,
+    SetWindow,
+)
 from node.operations.requests import Idempotent
 from node.operations.webhooks import AddWebhook
 from node.operations.workers import HeartbeatWorker, RegisterWorker
 from node.refusals import Refusal
-from node.state import job_spec
+from node.state import Dedup, job_spec
 from tests.support.world import World, encode
 
-IDS = st.sampled_from(["a", "b", "c", "d"])
+IDS = st.sampled_from(["a", "b", "c", "d", "bull:q:1", "bull:q:2", "bull:q:x"])
 REQUESTS: st.SearchStrategy[Operation] = st.one_of(
     st.builds(lambda i, p: PushJobs("q", [job_spec(i, b"1", priority=p, max_attempts=2)]), IDS, st.integers(-1, 1)),
     st.builds(lambda i, on: PushJobs("q", [job_spec(i, b"2", depends_on=(on,))]), IDS, IDS),
     st.builds(lambda count: PullJobs("q", count), st.integers(1, 3)),
+    st.builds(
+        lambda own, key: AddJobs("q", [job_spec(own, b"1", unique_key=key, dedup=Dedup(1000), rejoin_last=True)]),
+        st.sampled_from(["", "x"]),
+        st.sampled_from([None, "k"]),
+    ),
+    st.builds(lambda i: FinishAndPull(AckJob(i, "t"), PullJobs("q", token="t")), IDS),
+    st.builds(RetryJob, IDS),
+    st.builds(RemoveJob, IDS),
+    st.just(RetryJobs("q")),
+    st.just(CheckStalled("q")),
+    st.just(HoldQueue("q", 500)),
+    st.just(SetWindow("q", 1, 500)),
+    st.just(ObliterateQueue("q", only_idle=True)),
+    st.just(PullJobs("q", token="t", lock_ms=700)),
     st.builds(AckJob, IDS, result=st.sampled_from([None, b"7"])),
     st.builds(lambda one, other: AckJobs([one, other]), IDS, IDS),
     st.builds(FailJob, IDS, error=st.just("e"), chance=st.sampled_from([None, 0.5])),

@@ -12,9 +12,11 @@ import msgspec
 from node.events import Event
 from node.machine import Entry, Machine
 from node.operation import Operation, Query
+from node.operations.adding import AddJobs, FindJob
 from node.operations.jobs import AckJob, FailJob, PullJobs, PushJobs
 from node.refusals import Refusal
 from node.state import Job, job_spec
+from tests.support.indexes import check_indexes
 
 START_MS = 1_800_000_000_000
 encode = msgspec.msgpack.Encoder().encode
@@ -71,6 +73,11 @@ class World:
         """Apply an entry without operations."""
         self.machine.apply(self.machine.index + 1, self.now_ms, [])
 
+    def resume(self, *operations: Operation) -> list[Any]:
+        """Apply operations as the first entry of a leader."""
+        index = self.machine.index + 1
+        return self.machine.apply(index, self.now_ms, [encode(list(operations))], resumed=True)[0]
+
     # -- Builders
 
     def new_id(self) -> str:
@@ -81,6 +88,12 @@ class World:
         """Push one job and return the id the server gave."""
         spec = job_spec(job_id or self.new_id(), data, custom=job_id is not None, **options)
         return self.do(PushJobs(queue, [spec])).ids[0]
+
+    def add(self, queue: str = "q", own: str = "", data: bytes = b"{}", **options: Any) -> Job:
+        """Add one job as the BullMQ dialect does, with that dialect's defaults; return it, or the one that stands for it."""
+        options = {"max_attempts": 1, "backoff": 0, "rejoin_last": True, "stalls_allowed": 1} | options
+        reply = self.do(AddJobs(queue, [job_spec(own, data, **options)]))
+        return self.ask(FindJob(queue, reply.ids[0]))
 
     def pull(self, queue: str = "q", count: int = 1, **lock: Any) -> list[Job]:
         return self.do(PullJobs(queue, count, **lock)).jobs
@@ -132,6 +145,7 @@ class World:
     def check(self) -> None:
         """Check what must hold at any time: no bug was met, and the image is the whole state."""
         assert self.machine.errors == 0
+        check_indexes(self.machine.state)
         other = self.restored()
         assert other.digest() == self.machine.digest()
         assert other.full_digest() == self.machine.full_digest()

@@ -1,0 +1,149 @@
+"""Repeatable jobs of the BullMQ dialect: crons that belong to one queue, are named by a key, and whose jobs it can name.
+
+They are kept and fired with all other crons (schedules.py); what differs is that adding one again leaves its times as they are,
+and that one job of each may wait at a time, however many are being worked on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from node import events as happened
+from node.operation import CATALOGUE, Operation, Query, operation, query
+from node.operations.adding import Added, AddJobs
+from node.operations.jobs import DurationMs, QueueName
+from node.operations.schedules import TimeMs
+from node.refusals import CronNotFound, TooManyCrons
+from node.state.job import JobSpec
+from node.state.schedule import CRONS_MAX, Cron
+
+if TYPE_CHECKING:
+    from node.machine import Entry
+    from node.state import State
+
+ADD = CATALOGUE["job.add"]
+
+
+def name_of(queue: str, key: str) -> str:
+    """Return the name that a repetition has among all crons."""
+    return f"bull:{queue}:{key}"
+
+
+class Repetition(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """How a job repeats.
+
+    key: its name in its queue.  job: what is pushed each time; its id means nothing.  schedule: cron expression; every_ms: in
+    its place.  next_due_ms: the first time after now, worked out at the edge.  limit: jobs in all.  until_ms: none after.
+    immediately: the first one now.
+    """
+
+    key: str
+    job: JobSpec
+    next_due_ms: TimeMs
+    schedule: str | None = None
+    every_ms: DurationMs | None = None
+    timezone: str | None = None
+    limit: int | None = None
+    until_ms: TimeMs | None = None
+    immediately: bool = False
+
+
+class AddedRepeating(msgspec.Struct, frozen=True, gc=False):
+    """The plain jobs that were added, and for each repetition when its next job comes; 0 for none."""
+
+    added: Added
+    next_due_ms: list[int]
+
+
+@operation(
+    emits=(
+        happened.CronCreated,
+        happened.CronUpdated,
+        happened.CronFired,
+        happened.CronSkipped,
+        happened.CronDeleted,
+        *ADD.emits,
+    ),
+    refuses=(TooManyCrons, *ADD.refuses),
+)
+class AddRepeating(Operation, frozen=True, tag="job.add_repeating"):
+    """Add jobs and repetitions to a queue, all or none.
+
+    A repetition of a key that is there gives it new jobs, limit and end; with the same times it goes on as it was.
+    """
+
+    add: AddJobs
+    repetitions: list[Repetition]
+
+    def apply(self, state: State, entry: Entry) -> AddedRepeating:
+        queue = self.add.queue
+        crons = state.schedule.crons
+        new = {name for one in self.repetitions if (name := name_of(queue, one.key)) not in crons}
+        if len(crons) + len(new) > CRONS_MAX:
+            raise TooManyCrons(CRONS_MAX)
+        added = self.add.apply(state, entry)
+        return AddedRepeating(added, [repeat(state, queue, one) for one in self.repetitions])
+
+
+def repeat(state: State, queue: str, wanted: Repetition) -> int:
+    """Create or change a repetition. Returns when its next job comes, 0 for never."""
+    schedule, now_ms = state.schedule, state.now_ms
+    name = name_of(queue, wanted.key)
+    present = schedule.crons.get(name)
+    cron = Cron(
+        name,
+        queue,
+        wanted.job,
+        wanted.schedule,
+        wanted.every_ms,
+        wanted.timezone,
+        wanted.next_due_ms,
+        now_ms,
+        wanted.limit,
+        prevent_overlap=False,
+        key=wanted.key,
+        until=wanted.until_ms,
+    )
+    goes_on = present is not None and same_times(present, cron)
+    if present is not None and goes_on:
+        cron.next_due, cron.set_at = present.next_due, present.set_at
+        cron.executions, cron.last_fired, cron.last_id = present.executions, present.last_fired, present.last_id
+    schedule.put(cron)
+    state.mark += cron.next_due + len(schedule.crons)
+    kind = happened.CronCreated if present is None else happened.CronUpdated
+    state.emit(kind(cron.name, queue, cron.next_due, cron.schedule, cron.every_ms))
+    if wanted.immediately and not goes_on:
+        state.fire_cron(cron, now_ms)
+        return now_ms
+    return cron.next_due
+
+
+def same_times(one: Cron, other: Cron) -> bool:
+    return (one.schedule, one.every_ms, one.timezone) == (other.schedule, other.every_ms, other.timezone)
+
+
+@query
+class ListRepeating(Query, frozen=True):
+    """The repetitions of a queue in order of creation."""
+
+    queue: QueueName
+
+    def answer(self, state: State) -> list[Cron]:
+        crons = state.schedule.crons.values()
+        return [cron for cron in crons if cron.key is not None and cron.queue == self.queue]
+
+
+@query
+class GetRepeating(Query, frozen=True):
+    """A repetition of a queue by its key."""
+
+    queue: QueueName
+    key: str
+
+    def answer(self, state: State) -> Cron:
+        cron = state.schedule.crons.get(name_of(self.queue, self.key))
+        if cron is None or cron.key is None:
+            raise CronNotFound(self.key)
+        return cron
