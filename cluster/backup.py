@@ -13,17 +13,15 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import msgspec
-
 from cluster import snapshots
 from cluster.disk import Disk
-from cluster.engine import Engine, _Identity
-from cluster.errors import ClusterError, LogDamaged, Unavailable
-from cluster.replica import _Image
+from cluster.engine import Engine
+from cluster.errors import ClusterError, LogDamaged
+from cluster.identity import Identity
+from cluster.replica import of_a_new_cluster
 from cluster.snapshots import Head
 
 _READ_BYTES = 256 << 10
-_POLL_S = 0.05
 
 
 class RestoreRefused(ClusterError):
@@ -60,19 +58,7 @@ async def take(engine: Engine, timeout_s: float = 60.0) -> Backup:
 
     The caller closes it. Raises Unavailable when it could not be written in time; the log says why.
     """
-    loop = asyncio.get_running_loop()
-    wanted, deadline = engine.applied_index, loop.time() + timeout_s
-    begun = False
-    while engine.status().snapshot_index < wanted:
-        if not engine._snapshot_running:
-            if begun:
-                raise Unavailable("the image could not be written; this node's log says why", retry_after_s=10.0)
-            begun = True
-            engine._take_snapshot()
-        elif loop.time() > deadline:
-            raise Unavailable("the image was not written in time", retry_after_s=10.0)
-        await asyncio.sleep(_POLL_S)
-    return Backup(engine.config.data_dir / "snapshots" / engine._snapshot_name)
+    return Backup(await engine.snapshot(timeout_s))
 
 
 def restore(source: Path, data_dir: Path, node_id: str, cluster_name: str) -> Head:
@@ -94,8 +80,7 @@ def restore(source: Path, data_dir: Path, node_id: str, cluster_name: str) -> He
         disk.directory.rmdir()
         raise
     # Last, because a directory without it belongs to a node that has promised nothing and must not vote.
-    identity = _Identity(1, node_id, cluster_name, "", True)
-    Disk(data_dir).write_atomic("identity.json", msgspec.json.encode(identity))
+    Identity(1, node_id, cluster_name, "", True).store(Disk(data_dir))
     return head
 
 
@@ -107,6 +92,4 @@ def _cluster_id(source: Path, cluster_name: str) -> str:
 
 def _of_a_new_cluster(head: Head, cluster_id: str) -> Head:
     """The same state at the same index, but of nobody: terms begin anew, and so do members and sessions."""
-    held = msgspec.msgpack.decode(head.replica, type=_Image)
-    image = _Image(held.version, held.now_ms, cluster_id, [])
-    return Head(head.version, head.index, 0, msgspec.msgpack.encode(image))
+    return Head(head.version, head.index, 0, of_a_new_cluster(head.replica, cluster_id))

@@ -27,6 +27,12 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
+    # Whether a peer's certificate that names somebody must name that peer, or its host.
+    tls_names: bool = True
+    # Names (`host:port`) that stand for all nodes, in place of `peers`, which then holds this node alone; and how many
+    # of them found a cluster together, 0 when this node may only join one.
+    discover: tuple[str, ...] = ()
+    cluster_size: int = 0
 
     heartbeat_ms: int = 100
     election_min_ms: int = 600

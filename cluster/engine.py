@@ -7,23 +7,26 @@ anything happened and from a timer. What the batches mean is the state machine's
 from __future__ import annotations
 
 import asyncio
+import copy
 import fcntl
 import functools
 import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from cluster import discovery, identity, snapshots
 from cluster import replica as replicated
-from cluster import snapshots
 from cluster.config import ClusterConfig
 from cluster.disk import Disk
 from cluster.errors import ClusterError, LogDamaged, NotApplied, OutcomeUnknown, Removed, Unavailable
+from cluster.identity import Probation
 from cluster.log import Log
 from cluster.membership import ChangeRefused, Membership
 from cluster.membership import decode as decode_membership
@@ -34,6 +37,8 @@ from cluster.replica import Batch, Machine, Replica
 from cluster.submit import Done, Inbox, Submitter
 from cluster.transport import Links, Message
 
+T = TypeVar("T")
+_Put = Callable[[], Iterator[None]]
 log = logging.getLogger("quorumq.cluster")
 
 _LOG_RETRY_S = 0.5
@@ -41,6 +46,7 @@ _TRANSFER_S = 2.0
 _STALL_S = 0.25
 _PROMOTABLE_LAG = 16
 _STRANGERS_MAX = 16
+_SNAPSHOT_POLL_S = 0.05
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -60,7 +66,11 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What a node knows of itself and its cluster at this moment; a follower's may be stale."""
+    """What a node knows of itself and its cluster at this moment; a follower's may be stale.
+
+    write_failed_since_ms: when writing the log began to fail, in milliseconds since the epoch, or None while it can be written.
+    ready_reason: why it is not ready, empty when it is.
+    """
 
     node_id: str
     cluster_name: str
@@ -80,46 +90,19 @@ class Status(msgspec.Struct, frozen=True):
     ready_reason: str
     digest: str
     members: list[Member]
-
-
-class _Identity(msgspec.Struct):
-    """What a data directory says of its owner, so that it is never used by another node or in another cluster.
-
-    whole: this node holds all that it ever promised. False from the first start on an empty disk until probation ends.
-    """
-
-    format: int
-    node_id: str
-    cluster_name: str
-    cluster_id: str
-    whole: bool
-
-
-class Probation:
-    """What a node that began with an empty disk must learn before it may vote: whether it is new, or was wiped.
-
-    It may have voted and promised before the wipe. So it waits until every other member has told its term and whether it has
-    a history.
-    """
-
-    def __init__(self, peers: list[str]) -> None:
-        self.missing = list(peers)
-        self.history = False
-        self.term = 0
-        self.ending = False
-
-    def present(self, peer: str, term: int, history: bool) -> None:
-        """A member told where it stands."""
-        if peer in self.missing:
-            self.missing.remove(peer)
-        self.history = self.history or bool(history)
-        self.term = max(self.term, int(term))
+    write_failed_since_ms: int | None = None
 
 
 class Surroundings:
     """What a node gets from the machine it runs on. The simulation gives it disks, links and clocks of its own."""
 
     tick_s = 0.02
+    slice_s = 0.005
+    """How long work that can be done in steps may take at once; 0: one step."""
+
+    def pause_s(self) -> float:
+        """How long such work then waits."""
+        return 0.001
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop that everything runs on."""
@@ -147,6 +130,10 @@ class Surroundings:
         """Writes snapshots beside the event loop."""
         return snapshots.Forked()
 
+    async def resolve(self, names: Iterable[str]) -> list[str]:
+        """The `host:port` of all addresses that `names` stand for."""
+        return await discovery.resolve(names)
+
     def wall_ms(self) -> int:
         """Milliseconds since the epoch; may jump."""
         return time.time_ns() // 1_000_000
@@ -154,6 +141,10 @@ class Surroundings:
     def random_bits(self, bits: int) -> int:
         """A number that nobody can guess."""
         return secrets.randbits(bits)
+
+
+def _steps(iterator: Iterator[None]) -> Generator[None, None, None]:
+    yield from iterator
 
 
 class Engine:
@@ -176,7 +167,7 @@ class Engine:
             config.snapshot_log_bytes,
             config.snapshot_log_entries,
             config.snapshot_interval_ms / 1000,
-            0.8 + 0.4 * sorted(config.peers).index(config.node_id) / len(config.peers),
+            0.8 + 0.4 * self._place(),
         )
         self._writer = self._around.snapshot_writer()
         self._senders: dict[str, snapshots.Sender] = {}
@@ -194,6 +185,14 @@ class Engine:
         self._draining = False
         self._handing_over = 0
         self._log_broken = False
+        self._write_failed_since_ms: int | None = None
+        self._instance = f"{self._around.random_bits(64):016x}"
+        # While the members are to be found (discovery.py): why they are not yet, and whom this node would take.
+        self._found = not config.discover
+        self._looking = "not looked yet" if config.discover else ""
+        # Members that were out of reach at the last look.
+        self._missed: list[str] = []
+        self._sees: list[str] = []
         self._stopped = False
         self._closed = False
         self._ready_once = False
@@ -205,8 +204,17 @@ class Engine:
         self._probation: Probation | None = None
         self.metrics = Metrics()
         self._proposed_at: dict[int, float] = {}
+        # Nothing could be replicated for a while: nobody led, or this leader stood still. The next entry says so.
+        self._resumed = False
         self._leader_seen: str | None = None
         self.failed: asyncio.Future[None]
+
+    def _place(self) -> float:
+        """Between 0 and 1, another one for each node."""
+        peers = sorted(self.config.peers)
+        if len(peers) > 1:
+            return peers.index(self.node_id) / len(peers)
+        return zlib.crc32(self.node_id.encode()) / (1 << 32)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -219,7 +227,7 @@ class Engine:
         self.failed = self._loop.create_future()
         self._open_disks()
         try:
-            self._check_identity()
+            self._identity = identity.load(self._root, self.node_id, self.config.cluster_name)
             self._open_log()
             self._join()
             await self._links.start()
@@ -227,6 +235,9 @@ class Engine:
             self._unlock()
             raise
         self._tick()
+        if self.config.discover:
+            self._tasks.add(task := self._loop.create_task(self._discover()))
+            task.add_done_callback(self._tasks.discard)
 
     def _join(self) -> None:
         self._links = self._around.links(self.config, self)
@@ -246,8 +257,16 @@ class Engine:
         self._log.on_synced = self.metrics.sync_seconds.observe
         self._named = bool(self._replica.cluster_id and self._replica.membership)
         if self._probation_needed():
-            self._probation = Probation(self._raft.peers)
-            self._raft.may_vote = False
+            # A node that joins a cluster has no part in founding one, whatever the others say.
+            self._probation = Probation(history=bool(self._identity.cluster_id))
+        self._vote_or_not()
+
+    def _vote_or_not(self) -> None:
+        self._raft.may_vote = self._probation is None and not self._log_broken and self._belongs()
+
+    def _belongs(self) -> bool:
+        """Whether the members are known: from the settings, from the log, or because they were found."""
+        return self._found or self._raft.membership_known
 
     def _open_disks(self) -> None:
         directory, around = self.config.data_dir, self._around
@@ -257,25 +276,7 @@ class Engine:
         self._snapshot_disk = around.disk(directory / "snapshots")
 
     def _probation_needed(self) -> bool:
-        return not self._identity.whole and bool(self._raft.peers)
-
-    def _check_identity(self) -> None:
-        config = self.config
-        try:
-            held = msgspec.json.decode(self._root.read("identity.json"), type=_Identity)
-        except FileNotFoundError:
-            self._identity = _Identity(1, config.node_id, config.cluster_name, "", False)
-            self._root.write_atomic("identity.json", msgspec.json.encode(self._identity))
-            return
-        except msgspec.MsgspecError as error:
-            raise LogDamaged(f"identity.json cannot be read: {error}") from None
-        self._identity = held
-        if held.node_id != config.node_id:
-            raise LogDamaged(f"{config.data_dir} belongs to node {held.node_id!r}, this node is {config.node_id!r}")
-        if held.cluster_name != config.cluster_name:
-            raise LogDamaged(
-                f"{config.data_dir} belongs to cluster {held.cluster_name!r}, this node's is {config.cluster_name!r}"
-            )
+        return not self._identity.whole and (bool(self._raft.peers) or bool(self.config.discover))
 
     def _open_log(self) -> None:
         """The newest sound snapshot, and the log behind it, reconciled by index: nothing above the snapshot is dropped (finding 3)."""
@@ -322,6 +323,8 @@ class Engine:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
         self._submitter.fail_all(Unavailable("the node is stopping"))
         self._rounds.abandon()
         self._writer.stop()
@@ -430,7 +433,7 @@ class Engine:
             members.append(
                 Member(
                     id=member,
-                    address=self.config.peers.get(member, seat.address),
+                    address=self._links.addresses.get(member, seat.address),
                     role=self._role_of(member, voter=seat.voter),
                     voter=seat.voter,
                     connected=mine or self._links.connected(member),
@@ -454,6 +457,7 @@ class Engine:
             first_index=journal.base_index + 1,
             snapshot_index=self._policy.index if self._snapshot_name else 0,
             log_bytes=journal.bytes_on_disk,
+            write_failed_since_ms=self._write_failed_since_ms,
             has_quorum=connected >= raft.quorum,
             ready=ready,
             ready_reason=reason,
@@ -474,12 +478,15 @@ class Engine:
         if self._log.failure is not None:
             return False, f"the log cannot be written: {self._log.failure}"
         if not self._ready_once:
-            if self._probation is not None and self._probation.missing and not self._probation.history:
-                return False, f"first start: waiting for {', '.join(self._probation.missing)}"
+            if self._looking and not self._raft.membership_known:
+                return False, f"no cluster yet: {self._looking}"
+            missing = [] if self._probation is None else self._probation.missing(self._raft.peers)
+            if missing and self._probation is not None and not self._probation.history:
+                return False, f"first start: waiting for {', '.join(missing)}"
             return False, "catching up" if self._raft.leader else "no leader yet"
         if Clock.now() - self._leader_seen_at > 3 * self.config.election_max_ms / 1000:
             return False, "no leader"
-        return True, "ready"
+        return True, ""
 
     # -- the one step ------------------------------------------------------------------------------------------------
 
@@ -491,10 +498,15 @@ class Engine:
     def _tick(self) -> None:
         if self._stopped:
             return
-        now = Clock.now()
-        if self._ticked_at and now - self._ticked_at > _STALL_S:
-            self.metrics.loop_stalls += 1
-            log.warning("the event loop stood still for %.0f ms", (now - self._ticked_at) * 1000)
+        now, metrics = Clock.now(), self.metrics
+        if self._ticked_at:
+            late = max(0.0, now - self._ticked_at - self._around.tick_s)
+            metrics.loop_seconds.observe(late)
+            metrics.loop_longest_seconds = max(metrics.loop_longest_seconds, late)
+            if late > _STALL_S:
+                metrics.loop_stalls += 1
+                self._resumed = True
+                log.warning("the event loop stood still for %.0f ms", late * 1000)
         self._ticked_at = now
         self._poke()
         self._timer = self._loop.call_later(self._around.tick_s, self._tick)
@@ -522,6 +534,7 @@ class Engine:
         self.metrics.elections, self.metrics.batches_resent = raft.elections, self._submitter.resent
         if leads != self._was_leader:
             self._was_leader = leads
+            self._resumed = leads
             self._inbox.clear()
             self._senders.clear()
             self._proposed_at.clear()
@@ -561,7 +574,8 @@ class Engine:
             batches = self._inbox.take(self.config.entry_bytes_target)
             self.metrics.entry_batches.observe(len(batches))
             self._proposed_at[self._log.last_index + 1] = Clock.now()
-            self._raft.propose(replicated.encode_batches(self._now_ms(), batches))
+            self._raft.propose(replicated.encode_batches(self._now_ms(), batches, resumed=self._resumed))
+            self._resumed = False
 
     def _now_ms(self) -> int:
         return max(self._around.wall_ms(), self._replica.now_ms)
@@ -597,8 +611,8 @@ class Engine:
         self._store_identity()
 
     def _store_identity(self) -> None:
-        content = msgspec.json.encode(self._identity)
-        self._root.run(lambda: self._root.write_atomic("identity.json", content), self._ignore_written)
+        held = copy.copy(self._identity)
+        self._root.run(lambda: held.store(self._root), self._ignore_written)
 
     def _ignore_written(self, result: None, error: Exception | None) -> None:
         if error is not None:
@@ -612,15 +626,17 @@ class Engine:
         if self._log_broken:
             log.info("the log can be written again")
             self._log_broken = False
-            self._raft.may_vote = self._probation is None
+            self._write_failed_since_ms = None
+            self._vote_or_not()
         self._raft.durable_advanced()
         self._poke()
 
     def _log_failed(self, error: Exception) -> None:
         log.error("the log cannot be written: %s; this node neither leads nor votes until it can", error)
         self._log_broken = True
+        self._write_failed_since_ms = self._around.wall_ms()
         self.metrics.log_failures += 1
-        self._raft.may_vote = False
+        self._vote_or_not()
         self._raft.step_down()
         self._loop.call_later(_LOG_RETRY_S, self._retry_log)
 
@@ -720,17 +736,14 @@ class Engine:
     def _leave_probation(self) -> None:
         """A node that began empty votes when nobody has a history, or when it has caught up and knows every member's term (finding 15)."""
         probation = self._probation
-        if probation is None or probation.ending:
-            return
-        probation.missing = [peer for peer in probation.missing if peer in self._raft.peers]
-        if probation.missing:
+        if probation is None or probation.ending or not self._belongs() or probation.missing(self._raft.peers):
             return
         if not probation.history or self._raft.verified:
             # Only once it is on disk that this node is whole: else a crash would begin the probation again, and the
             # promises made meanwhile would not count.
             probation.ending = True
-            content = msgspec.json.encode(msgspec.structs.replace(self._identity, whole=True))
-            self._root.run(lambda: self._root.write_atomic("identity.json", content), self._probation_ended)
+            held = msgspec.structs.replace(self._identity, whole=True)
+            self._root.run(lambda: held.store(self._root), self._probation_ended)
 
     def _probation_ended(self, result: None, error: Exception | None) -> None:
         probation = self._probation
@@ -742,7 +755,7 @@ class Engine:
         self._probation = None
         self._identity.whole = True
         self._raft.forbid_votes(probation.term if probation.history else 0)
-        self._raft.may_vote = not self._log_broken
+        self._vote_or_not()
         if probation.history:
             log.info("caught up after starting with an empty disk: this node votes again")
         for peer in self._raft.membership.seats:
@@ -799,6 +812,102 @@ class Engine:
             not self.was_removed(peer)
             and len(self._links.addresses) < len(self._raft.membership.seats) + _STRANGERS_MAX
         )
+
+    # -- discovery ------------------------------------------------------------------------------------------------------
+
+    def who(self) -> discovery.Who:
+        """What this node says of itself to one that asks."""
+        seated, seats = self._raft.membership_known, self._raft.membership.seats
+        return discovery.Who(
+            id=self.node_id,
+            instance=self._instance,
+            address=self.config.peers[self.node_id],
+            cluster_id=self.cluster_id(),
+            seated=seated,
+            history=self._has_history(),
+            joins=bool(self._identity.cluster_id) and not self._identity.whole and not seated,
+            founders=self._identity.founders,
+            sees=self._sees,
+            members={each: self._links.addresses.get(each, seat.address) for each, seat in seats.items()}
+            if seated
+            else {},
+        )
+
+    async def _discover(self) -> None:
+        """Look until this node belongs to a cluster, and after that for members that cannot be reached where they were."""
+        try:
+            while not self._stopped:
+                if not self._belongs() or self._away():
+                    await self._look()
+                await asyncio.sleep(discovery.LOOK_S if not self._belongs() else 3 * discovery.LOOK_S)
+        except Exception as error:
+            self._fail(error)
+
+    def _away(self) -> list[str]:
+        """Members that this node is not connected to."""
+        seats = self._raft.membership.seats
+        return [node for node in seats if node != self.node_id and not self._links.connected(node)]
+
+    async def _look(self) -> None:
+        addresses = await self._around.resolve(self.config.discover)
+        found = await asyncio.gather(*(self._links.ask(address) for address in addresses))
+        answers = [(address, who) for address, who in zip(addresses, found, strict=True) if who is not None]
+        if not self._belongs():
+            await self._decide(
+                discovery.decide(self.who(), [who for _, who in answers], self.config.cluster_size), answers
+            )
+        away = self._away()
+        for address, who in answers:
+            if who.id not in away:
+                continue
+            if who.address != self._links.addresses.get(who.id):
+                self._links.moved(who.id, who.address)
+            elif who.id in self._missed:
+                # What it calls its own address has been tried for a while; whoever asked it came by this one.
+                self._links.moved(who.id, address)
+        self._missed = away
+        self._vote_or_not()
+
+    async def _decide(self, decision: discovery.Decision, answers: list[tuple[str, discovery.Who]]) -> None:
+        self._sees = decision.sees
+        before, self._looking = self._looking, decision.waits_for
+        if self._looking not in ("", before):
+            log.info("no cluster yet: %s", self._looking)
+        if decision.bind:
+            await self._keep(founders=decision.sees)
+        elif decision.found:
+            addresses = {who.id: who.address for _, who in answers} | {self.node_id: self.config.peers[self.node_id]}
+            self._take_part({node: addresses[node] for node in decision.sees})
+        elif decision.join:
+            # Remembered before anything of that cluster is believed: this node has no part in founding another any more.
+            await self._keep(cluster_id=decision.cluster_id)
+            if self._identity.cluster_id and self._probation is not None:
+                self._probation.history = True
+            if self._identity.cluster_id:
+                self._take_part(decision.join)
+
+    async def _keep(self, **changes: Any) -> None:
+        """Write a changed identity, and put it in force when it is durable; not at all when it cannot be written."""
+        written: asyncio.Future[Exception | None] = self._loop.create_future()
+        held = msgspec.structs.replace(self._identity, **changes)
+
+        def done(result: None, error: Exception | None) -> None:
+            if not written.done():
+                written.set_result(error)
+
+        self._root.run(lambda: held.store(self._root), done)
+        error = await written
+        if error is not None:
+            log.error("identity.json could not be written: %s", error)
+            return
+        self._identity = msgspec.structs.replace(self._identity, **changes)
+
+    def _take_part(self, peers: dict[str, str]) -> None:
+        log.info("found %s", ", ".join(sorted(peers)))
+        self._found = True
+        self._raft.found(peers)
+        self._vote_or_not()
+        self._poke()
 
     # -- membership ----------------------------------------------------------------------------------------------------
 
@@ -861,10 +970,15 @@ class Engine:
 
     def _membership_after(self, action: str, node: str, address: str) -> Membership:
         raft = self._raft
-        # A voter that has lost its disk, and does not vote before it has caught up, is no help for a quorum.
+        # A voter that has lost its disk, and does not vote before it has caught up, is no help for a quorum; and what is
+        # known of one that has not answered just now may be past.
         reachable = {
             self.node_id,
-            *(peer for peer in raft.peers if self._links.connected(peer) and peer in self._whole),
+            *(
+                peer
+                for peer in raft.peers
+                if self._links.connected(peer) and peer in self._whole and raft.answers(peer)
+            ),
         }
         if action == "add":
             return raft.membership.adding(node, address)
@@ -925,6 +1039,7 @@ class Engine:
 
     def _snapshots(self, now: float) -> None:
         self._writer.poll()
+        self._receiver.tick(now)
         raft = self._raft
         if not self._snapshot_running and self._policy.due(self._log.bytes_appended, raft.applied_index, now):
             self._take_snapshot()
@@ -963,6 +1078,23 @@ class Engine:
 
         self._writer.start(work, done)
 
+    async def snapshot(self, timeout_s: float) -> Path:
+        """Have a snapshot written that holds everything applied by now, unless one does already; returns its file.
+
+        Raises Unavailable when it could not be written in time; the log says why.
+        """
+        wanted, deadline, begun = self.applied_index, self._loop.time() + timeout_s, False
+        while not self._snapshot_name or self._policy.index < wanted:
+            if not self._snapshot_running:
+                if begun:
+                    raise Unavailable("the image could not be written; this node's log says why", retry_after_s=10.0)
+                begun = True
+                self._take_snapshot()
+            elif self._loop.time() > deadline:
+                raise Unavailable("the image was not written in time", retry_after_s=10.0)
+            await asyncio.sleep(_SNAPSHOT_POLL_S)
+        return self.config.data_dir / "snapshots" / self._snapshot_name
+
     def _count_snapshot(self, error: Exception | None, name: str) -> None:
         metrics = self.metrics
         metrics.snapshot_fork_seconds = self._writer.fork_s
@@ -978,8 +1110,15 @@ class Engine:
             log.error("old snapshots could not be removed: %s", error)
 
     def _compact(self, index: int) -> None:
-        """Forget the log below the snapshot at `index`, except a tail that spares a slightly slow follower a snapshot."""
+        """Forget the log below the snapshot at `index`, except a tail that spares a slightly slow follower a snapshot.
+
+        What a peer needs that is being sent a snapshot stays too, as long as that is not too much.
+        """
         journal, config = self._log, self.config
+        if journal.bytes < 2 * config.snapshot_log_bytes:
+            index = min([index, *(each.index for each in self._senders.values() if not each.stalled(Clock.now()))])
+        if index <= journal.base_index:
+            return
         keep = max(index - config.tail_entries, journal.base_index)
         size = 0
         for position in range(index - journal.base_index, keep - journal.base_index, -1):
@@ -989,24 +1128,63 @@ class Engine:
                 break
         journal.compact(keep)
 
-    def _install(self, name: str, head: snapshots.Head) -> None:
-        """A snapshot from the leader is whole and durable: it becomes this node's state, unless the log got there meanwhile."""
-        if head.index <= self._raft.applied_index:
-            return
+    def _install(self, name: str, head: snapshots.Head, done: Callable[[], None]) -> None:
+        """A snapshot from the leader is whole and durable: it becomes this node's state, unless the log gets there meanwhile.
+
+        It is built beside the present state, which goes on as before, so that heartbeats and callers are answered.
+        """
         if self.cluster_id() and replicated.cluster_of(head.replica) != self.cluster_id():
             log.error("%s is of another cluster, and is not installed", name)
             self._snapshot_disk.remove(name)
+            done()
             return
-        reader = snapshots.Reader(self._snapshot_disk, name)
-        self._replica.restore(head.replica, reader.pieces())
-        self._raft.install(head.index, head.term, self._replica.membership)
-        self._policy.taken(head.index, self._log.bytes_appended)
-        self._snapshot_name = name
-        self._submitter.state_replaced(self._replica)
-        self._remember_cluster_id()
-        self._snapshot_disk.run(lambda: snapshots.prune(self._snapshot_disk), self._ignore_pruned)
-        log.info("installed %s", name)
+        if head.index <= self._raft.applied_index:
+            done()
+            return
+        self._step_by_step(self._restoring(name, head), lambda put: self._installed(name, head, put, done))
+
+    def _restoring(self, name: str, head: snapshots.Head) -> Generator[None, None, _Put | None]:
+        try:
+            reader = snapshots.Reader(self._snapshot_disk, name)
+            put: _Put = yield from self._replica.restoring(head.replica, reader.pieces())
+            return put
+        except FileNotFoundError:
+            return None  # newer ones of this node's own have taken its place meanwhile
+
+    def _installed(self, name: str, head: snapshots.Head, put: _Put | None, done: Callable[[], None]) -> None:
+        if put is not None and head.index > self._raft.applied_index:
+            self._step_by_step(_steps(put()), lambda nothing: None)
+            self._raft.install(head.index, head.term, self._replica.membership)
+            self._policy.taken(head.index, self._log.bytes_appended)
+            self._snapshot_name = name
+            self._submitter.state_replaced(self._replica)
+            self._remember_cluster_id()
+            self._snapshot_disk.run(lambda: snapshots.prune(self._snapshot_disk), self._ignore_pruned)
+            log.info("installed %s", name)
+        done()
         self._poke()
+
+    def _step_by_step(self, steps: Generator[None, None, T], done: Callable[[T], None]) -> None:
+        """Run `steps` to their end, a few milliseconds at a time, and then call `done` with what they return."""
+        if self._stopped:
+            return
+        began = self._loop.time()
+        try:
+            while self._loop.time() - began <= self._around.slice_s:
+                next(steps)
+                if not self._around.slice_s:
+                    break
+            self._loop.call_later(self._around.pause_s(), self._step_by_step, steps, done)
+            return
+        except StopIteration as end:
+            result = end.value
+        except Exception as error:
+            self._fail(error)
+            return
+        try:
+            done(result)
+        except Exception as error:
+            self._fail(error)
 
     def _on_snapshot_begin(self, peer: str, message: Message) -> None:
         self._receiver.begin(peer, message)

@@ -51,6 +51,10 @@ class Metrics(msgspec.Struct):
     """Times this node saw another leader than before."""
     batches_resent: int = 0
     """Batches of this node that were sent again."""
+    loop_seconds: Histogram = msgspec.field(default_factory=lambda: Histogram(SECONDS))
+    """How late the event loop came to what was due, looked at fifty times a second."""
+    loop_longest_seconds: float = 0.0
+    """The latest it came so far."""
     loop_stalls: int = 0
     """Times the event loop stood still for more than a quarter of a second."""
     log_failures: int = 0

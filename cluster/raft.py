@@ -160,6 +160,7 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._voters: set[str] = set()
         self._heard_leader_at = float("-inf")
         self._leader_reset = False
+        self._leader_commit: int | None = None
         self._prevotes: set[str] | None = None
         self._prevote_at = float("-inf")
         self._congested: set[str] = set()
@@ -167,7 +168,8 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._beyond: list[Node] = []
         self._base = membership
         self._in_force: tuple[bytes, Entry | None] | None = None
-        self.membership: Membership = configured(config.peers)
+        self._configured = configured({} if config.discover else config.peers)
+        self.membership: Membership = self._configured
         self.may_vote = True
         """False while this node must not vote nor lead: it may have lost what it promised."""
         self.verified = False
@@ -176,7 +178,7 @@ class Raft(SyncObj):  # type: ignore[misc]
         # Through the instance, so that the engine's construction already finds the right transport.
         super().__init__(
             Node(config.node_id),
-            [Node(peer) for peer in sorted(config.peers) if peer != config.node_id],
+            [Node(peer) for peer in self._configured.voters if peer != config.node_id],
             conf=SyncObjConf(
                 autoTick=False,
                 appendEntriesUseBatch=False,
@@ -209,11 +211,8 @@ class Raft(SyncObj):  # type: ignore[misc]
         if self._in_force == (self._base, last):
             return
         self._in_force = (self._base, last)
-        if last is not None:
-            membership = decode(replica.members_of(last[0][1:]))
-        else:
-            membership = decode(self._base) if self._base else configured(self._config.peers)
-        self._seat(membership)
+        held = self._base if last is None else replica.members_of(last[0][1:])
+        self._seat(decode(held) if held else self._configured)
 
     def _seat(self, membership: Membership) -> None:
         self.membership = membership
@@ -239,6 +238,12 @@ class Raft(SyncObj):  # type: ignore[misc]
         for node in voters | learners:
             if self.links.connected(node.id):
                 self.peer_up(node.id)
+
+    def found(self, peers: dict[str, str]) -> None:
+        """The members, by id and address, are these until the log says more: they were not known at the start."""
+        self._configured = configured(peers)
+        self._in_force = None
+        self.follow_membership()
 
     def based_on(self, membership: bytes) -> None:
         """A snapshot holds this membership: the log may forget the entry that brought it."""
@@ -323,6 +328,11 @@ class Raft(SyncObj):  # type: ignore[misc]
         """Leader only: the highest index known to be durable on `peer`."""
         return self._acked.get(Node(peer), 0)
 
+    def answers(self, peer: str) -> bool:
+        """Leader only: whether `peer` has answered within three heartbeats."""
+        at = self._SyncObj__lastResponseTime.get(Node(peer), float("-inf"))
+        return bool(Clock.now() - at < 3 * self._config.heartbeat_ms / 1000)
+
     def leader_alive(self) -> bool:
         """Whether a leader was heard within the shortest election timeout and its connection stands."""
         if self.is_leader:
@@ -335,8 +345,9 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def caught_up(self) -> bool:
         """Whether everything that the leader had committed when it was last heard is applied here."""
-        known = self._SyncObj__leaderCommitIndex
-        return known is not None and self.applied_index >= known
+        if self.is_leader:
+            return self.committed_own_term and self.applied_index >= self.commit_index
+        return self._leader_commit is not None and self.applied_index >= self._leader_commit
 
     # -- driving -----------------------------------------------------------------------------------------------------
 
@@ -529,6 +540,7 @@ class Raft(SyncObj):  # type: ignore[misc]
             self.links.send(node.id, {"type": "stale_term", "term": self.term})
             return
         self._heard_leader_at = Clock.now()
+        self._leader_commit = message["commit_index"]
         self._leader_reset = False
         self._prevotes = None
         if "prevLogIdx" in message:

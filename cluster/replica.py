@@ -7,7 +7,7 @@ before, and hands the rest to the state machine. It is pure: no clock, no random
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgpack
@@ -15,7 +15,7 @@ import msgspec
 
 log = logging.getLogger("quorumq.replica")
 
-BATCHES, CLUSTER_ID, MEMBERS = 0, 1, 2
+BATCHES, CLUSTER_ID, MEMBERS, RESUMED = 0, 1, 2, 3
 _SESSIONS_PER_ORIGIN = 8
 """Process lives remembered per node. A batch of an older life than these cannot be under way any more."""
 
@@ -23,8 +23,11 @@ _SESSIONS_PER_ORIGIN = 8
 class Machine(Protocol):
     """The application's state machine (node/machine.py)."""
 
-    def apply(self, index: int, now_ms: int, batches: Sequence[bytes]) -> list[Any]:
-        """Apply the batches of one entry in order; total. One outcome a batch."""
+    def apply(self, index: int, now_ms: int, batches: Sequence[bytes], *, resumed: bool = False) -> list[Any]:
+        """Apply the batches of one entry in order; total. One outcome a batch.
+
+        resumed: a leader begins, or goes on after it stood still: nothing that was said just before could be heard.
+        """
         ...
 
     def image(self) -> Iterator[bytes]:
@@ -33,6 +36,13 @@ class Machine(Protocol):
 
     def restore(self, pieces: Iterable[bytes]) -> None:
         """Replace the whole state by that of an image."""
+        ...
+
+    def restoring(self, pieces: Iterable[bytes]) -> Generator[None, None, Callable[[], Iterator[None]]]:
+        """Build the state of an image beside the present one, in steps of a few milliseconds.
+
+        Returns a function that puts the new state in place; it gives what has to be iterated over to let go of the old one.
+        """
         ...
 
     def digest(self) -> str:
@@ -76,9 +86,13 @@ class _Image(msgspec.Struct):
     membership: bytes = b""
 
 
-def encode_batches(now_ms: int, batches: list[Batch]) -> bytes:
-    """The log command for `batches`, stamped with the leader's time in milliseconds since the epoch."""
-    encoded: bytes = msgpack.packb((BATCHES, now_ms, [(b.origin, b.epoch, b.seq, b.floor, b.payload) for b in batches]))
+def encode_batches(now_ms: int, batches: list[Batch], *, resumed: bool = False) -> bytes:
+    """The log command for `batches`, stamped with the leader's time in milliseconds since the epoch.
+
+    resumed: the first after a time in which nothing could be replicated, see `Machine.apply`.
+    """
+    kind = RESUMED if resumed else BATCHES
+    encoded: bytes = msgpack.packb((kind, now_ms, [(b.origin, b.epoch, b.seq, b.floor, b.payload) for b in batches]))
     return encoded
 
 
@@ -118,6 +132,12 @@ def cluster_of(head: bytes) -> str:
     return msgspec.msgpack.decode(head, type=_Image).cluster_id
 
 
+def of_a_new_cluster(head: bytes, cluster_id: str) -> bytes:
+    """An image's head with the same state but of nobody: without members and sessions, under another id."""
+    held = msgspec.msgpack.decode(head, type=_Image)
+    return msgspec.msgpack.encode(_Image(held.version, held.now_ms, cluster_id, []))
+
+
 Settled = Callable[[Batch, Any], None]
 
 
@@ -137,7 +157,7 @@ class Replica:
         """Apply one log command. Never raises: what cannot be read is skipped by every node alike, and logged."""
         try:
             entry = _ENTRY.decode(command)
-            batches = _BATCHES.decode(entry.body) if entry.kind == BATCHES else []
+            batches = _BATCHES.decode(entry.body) if entry.kind in (BATCHES, RESUMED) else []
             name = _TEXT.decode(entry.body) if entry.kind == CLUSTER_ID else ""
             membership = _BYTES.decode(entry.body) if entry.kind == MEMBERS else b""
         except msgspec.MsgspecError as error:
@@ -146,10 +166,11 @@ class Replica:
         self.now_ms = max(self.now_ms, entry.now_ms)
         self.cluster_id = self.cluster_id or name
         self.membership = membership or self.membership
-        if entry.kind != BATCHES:
+        if entry.kind not in (BATCHES, RESUMED):
             return
         fresh = [batch for batch in batches if self._first_time(batch)]
-        outcomes = self.machine.apply(index, self.now_ms, [batch.payload for batch in fresh])
+        payloads = [batch.payload for batch in fresh]
+        outcomes = self.machine.apply(index, self.now_ms, payloads, resumed=entry.kind == RESUMED)
         for batch, outcome in zip(fresh, outcomes, strict=True):
             self._settled(batch, outcome)
 
@@ -188,6 +209,20 @@ class Replica:
         """Replace everything by the state of an image."""
         image = msgspec.msgpack.decode(head, type=_Image)
         self.machine.restore(pieces)
+        self._become(image)
+
+    def restoring(self, head: bytes, pieces: Iterable[bytes]) -> Generator[None, None, Callable[[], Iterator[None]]]:
+        """The same beside the present state, which stays whole until the returned function is called; see `Machine.restoring`."""
+        image = msgspec.msgpack.decode(head, type=_Image)
+        put_machine = yield from self.machine.restoring(pieces)
+
+        def put() -> Iterator[None]:
+            self._become(image)
+            return put_machine()
+
+        return put
+
+    def _become(self, image: _Image) -> None:
         self.now_ms, self.cluster_id, self.membership = image.now_ms, image.cluster_id, image.membership
         self._sessions = {}
         for session in image.sessions:

@@ -7,6 +7,7 @@ When to take one is decided here by the log's growth; what is in the pieces is t
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -244,6 +245,7 @@ class Sender:
 
     def __init__(self, disk: SnapshotDisk, name: str, send: Callable[[dict[str, Any]], bool], now: float) -> None:
         self.name = name
+        self.index = int(name.partition("-")[0], 16)
         self._disk = disk
         self._send = send
         self._size = disk.size(name)
@@ -287,13 +289,16 @@ class Sender:
 
 
 class Receiver:
-    """Takes a snapshot in from the leader. A transfer that was cut goes on where it stopped."""
+    """Takes a snapshot in from the leader. A transfer that was cut goes on where it stopped.
+
+    install: called with a whole and durable snapshot, and with what to call when it is in place, or not wanted any more.
+    """
 
     def __init__(
         self,
         disk: SnapshotDisk,
         send: Callable[[str, dict[str, Any]], bool],
-        install: Callable[[str, Head], None],
+        install: Callable[[str, Head, Callable[[], None]], None],
     ) -> None:
         self._disk = disk
         self._send = send
@@ -303,6 +308,8 @@ class Receiver:
         self._held = 0
         self._file: AppendFile | None = None
         self._busy = False
+        self._finishing: tuple[str, dict[str, Any]] | None = None
+        self._said_at = float("-inf")
 
     def begin(self, peer: str, message: dict[str, Any]) -> None:
         """The leader offers a snapshot: say how much of it is here already."""
@@ -351,6 +358,7 @@ class Receiver:
             return
         self._busy = True
         name, file = self._name, self._file
+        self._finishing = (peer, {"type": "snapshot_held", "name": name, "offset": self._size})
         self._file = None
 
         def work() -> Head:
@@ -362,16 +370,25 @@ class Receiver:
             return head
 
         def done(head: Head | None, error: Exception | None) -> None:
-            self._busy = False
             self._name, self._held = "", 0
             if error is not None or head is None:
+                self._busy = False
                 log.error("the snapshot received from %s is not sound (%s): it will be asked for again", peer, error)
                 self._disk.remove(_RECEIVING)
                 return
-            self._install(name, head)
-            self._send(peer, {"type": "snapshot_installed", "index": head.index})
+            self._install(name, head, functools.partial(self._installed, peer, head.index))
 
         self._disk.run(work, done)
+
+    def _installed(self, peer: str, index: int) -> None:
+        self._busy = False
+        self._send(peer, {"type": "snapshot_installed", "index": index})
+
+    def tick(self, now: float) -> None:
+        """Let the leader know, while a whole snapshot is checked and put in place, that this goes on."""
+        if self._busy and self._finishing is not None and now - self._said_at > _SEND_STALL_S / 3:
+            self._said_at = now
+            self._send(*self._finishing)
 
     def _drop(self) -> None:
         if self._file is not None:

@@ -1,16 +1,17 @@
 """Mutual TLS between members: this node's certificate, and the authority that members' certificates must come from.
 
 Contexts are made anew when the files change, so that certificates are renewed without a restart; connections that stand keep
-what they were made with. Every certificate of the authority counts as a member's, so it should be the cluster's own; who a
-peer is in particular is proved inside, by the handshake of transport.py.
+what they were made with. A certificate of the authority with names in it (SAN) is good for the nodes that it names; one
+without is good for any. Who a peer is in particular is proved inside, by the handshake of transport.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,7 +45,7 @@ class Certificates:
 
     def _load(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # Names are not compared: members are dialled by addresses that come and go, and prove their ids themselves.
+        # Names are compared later (`misnamed`), when the id is known as well as the address.
         client.check_hostname = False
         for context in (server, client):
             context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -87,6 +88,31 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def misnamed(session: Any, names: Sequence[str]) -> str | None:
+    """Why the certificate at the other end of `session` is not for any of `names`, or None when it is or names nobody.
+
+    names: ids, hosts, or `host:port`. A certificate's `*.` stands for one label.
+    """
+    held = [value.lower() for kind, value in (session.getpeercert() or {}).get("subjectAltName", ()) if kind in _NAMES]
+    wanted = {name.lower() for name in names} | {name.lower().rpartition(":")[0].strip("[]") for name in names}
+    for name in wanted - {""}:
+        if any(_is(name, each) for each in held):
+            return None
+    return f"its certificate is for {', '.join(sorted(held))[:200]}" if held else None
+
+
+_NAMES = ("DNS", "IP Address")
+
+
+def _is(name: str, held: str) -> bool:
+    if held.startswith("*."):
+        return name.partition(".")[2] == held[2:]
+    try:
+        return ipaddress.ip_address(name) == ipaddress.ip_address(held)
+    except ValueError:
+        return name.rstrip(".") == held.rstrip(".")
 
 
 _READ_BYTES = 256 << 10

@@ -5,7 +5,9 @@ cannot happen: a newer connection of the same peer replaces the older one. Names
 mean is not known here.
 
 A frame is `length u32 big endian · msgpack map`. The first frames are the handshake: HELLO and CHALLENGE carry protocol version,
-cluster and nonces, both sides prove the shared secret by HMAC-SHA256 over both nonces and both names, and nothing else is read before that.
+cluster and nonces; then the dialling side proves the shared secret by HMAC-SHA256 over both nonces and both names, and only to one that
+has proved it the accepting side gives its own proof: a stranger that dials gets nothing against which to try secrets. A HELLO
+to nobody in particular asks who the other is; it gets that answered and no connection.
 """
 
 from __future__ import annotations
@@ -17,18 +19,23 @@ import random
 import secrets
 import ssl
 import struct
+from collections.abc import Callable
 from typing import Any, Protocol, cast
+
+import msgspec
 
 from cluster import codec, messages, tls
 from cluster.config import ClusterConfig
+from cluster.discovery import Who
 
 log = logging.getLogger("quorumq.peers")
 
 Message = dict[str, Any]
 
-PROTOCOL = 1
+PROTOCOL = 2
 _LENGTH = struct.Struct(">I")
 _HANDSHAKE_BYTES_MAX = 4096
+_ANSWER_BYTES_MAX = 64 << 10
 _HANDSHAKE_S = 5.0
 _PING_S = 0.25
 _SILENCE_S = 3.0
@@ -60,6 +67,7 @@ class Listener(Protocol):
     def refused(self, peer: str, code: str, reason: str) -> None: ...
     def was_removed(self, peer: str) -> bool: ...
     def may_adopt(self, peer: str) -> bool: ...
+    def who(self) -> Who: ...
 
 
 class FrameError(Exception):
@@ -187,9 +195,19 @@ class _Connection(asyncio.Protocol):
             self._limit = self.links.loop.call_later(_HANDSHAKE_S, self.transport.abort)
         self.closing = True
 
-    def refuse(self, code: str, reason: str) -> None:
-        self.send({"type": "refused", "code": code, "reason": reason, "from": self.links.config.node_id})
+    def refuse(self, code: str, reason: str, proof: bytes = b"") -> None:
+        self.send(
+            {"type": "refused", "code": code, "reason": reason, "from": self.links.config.node_id, "proof": proof}
+        )
         self.close(reason)
+
+    def misnamed(self, *names: str) -> str | None:
+        """Why the other side's certificate is not that of a node with one of these names, or None."""
+        assert self.transport is not None
+        session = self.transport.get_extra_info("ssl_object")
+        if session is None or not self.links.config.tls_names:
+            return None
+        return tls.misnamed(session, names)
 
 
 class _Inbound(_Connection):
@@ -199,8 +217,9 @@ class _Inbound(_Connection):
 
     def __init__(self, links: Links) -> None:
         super().__init__(links)
-        self._expected = b""
+        self._nonces = b""
         self._pending = ""
+        self._asks = False
         self._address_given = ""
         self._heard = False
 
@@ -244,15 +263,16 @@ class _Inbound(_Connection):
         if not isinstance(nonce, bytes) or len(nonce) != 16 or not _is_name(dialler):
             raise FrameError("not a handshake")
         refusal = links.unsuitable(message)
-        if refusal is None and message["to"] != config.node_id:
+        if refusal is None and message["to"] not in ("", config.node_id):
             refusal = ("other_node", f"this is {config.node_id}, not {_shown(message['to'])}")
         if refusal is not None:
             links.complain(f"refused {dialler} at {self.address}: {refusal[1]}", refusal[0])
             self.refuse(*refusal)
             return
         mine = secrets.token_bytes(16)
-        self._expected = _proof(config.secret, "dialler", dialler, config.node_id, config.cluster_name, nonce + mine)
+        self._nonces = nonce + mine
         self._pending = dialler
+        self._asks = message["to"] == ""
         self._address_given = _shown(message.get("address", ""))
         self.send(
             {
@@ -261,54 +281,74 @@ class _Inbound(_Connection):
                 "cluster": config.cluster_name,
                 "cluster_id": links.listener.cluster_id(),
                 "from": config.node_id,
+                "address": config.peers[config.node_id],
                 "nonce": mine,
-                "proof": _proof(config.secret, "acceptor", dialler, config.node_id, config.cluster_name, nonce + mine),
             }
         )
 
+    def _proof_of(self, side: str) -> bytes:
+        config = self.links.config
+        return _proof(config.secret, side, self._pending, config.node_id, config.cluster_name, self._nonces)
+
     def _prove(self, message: Message) -> None:
-        proof = message["proof"]
-        if not isinstance(proof, bytes) or not hmac.compare_digest(proof, self._expected):
-            self.links.complain(f"refused {self._pending} at {self.address}: it does not know our secret")
+        links, dialler, proof = self.links, self._pending, message["proof"]
+        if not isinstance(proof, bytes) or not hmac.compare_digest(proof, self._proof_of("dialler")):
+            links.complain(f"refused {dialler} at {self.address}: it does not know our secret")
             self.refuse("secret", "wrong cluster secret")
             return
-        if not self.links.known(self._pending) and self.links.listener.may_adopt(self._pending):
-            # An empty node knows only the configured peers; the leader may be another by now.
-            self.links.add_peer(self._pending, self._address_given)
-        if not self.links.known(self._pending):
-            self.links.complain(f"refused {self._pending} at {self.address}: it is not a member of this cluster")
-            if self.links.listener.was_removed(self._pending):
-                self.refuse("removed", f"{self._pending} was removed from this cluster")
-            else:
-                self.refuse("not_member", f"{self._pending} is not a member of this cluster")
+        links.proven(self)
+        mine = self._proof_of("acceptor")
+        # The address that it gives is its own word: where this node knows one itself, only that counts.
+        wrong = self.misnamed(dialler, links.addresses.get(dialler, self._address_given))
+        if wrong is not None:
+            links.complain(f"refused {dialler} at {self.address}: {wrong}")
+            self.refuse("certificate", wrong, mine)
             return
-        self.peer = self._pending
+        if self._asks:
+            self.send({"type": "welcome", "proof": mine, "who": msgspec.to_builtins(links.listener.who())})
+            self.close("answered")
+            return
+        if not links.known(dialler) and links.listener.may_adopt(dialler):
+            # An empty node knows only the configured peers; the leader may be another by now.
+            links.add_peer(dialler, self._address_given)
+        if not links.known(dialler):
+            links.complain(f"refused {dialler} at {self.address}: it is not a member of this cluster")
+            if links.listener.was_removed(dialler):
+                self.refuse("removed", f"{dialler} was removed from this cluster", mine)
+            else:
+                self.refuse("not_member", f"{dialler} is not a member of this cluster", mine)
+            return
+        self.peer = dialler
         self.established = True
-        self.links.proven(self)
-        self.frames.bytes_max = self.links.config.frame_bytes_max
-        self.send({"type": "welcome"})
-        self.links.inbound_ready(self.peer, self)
+        self.frames.bytes_max = links.config.frame_bytes_max
+        self.send({"type": "welcome", "proof": mine})
+        if links.config.discover and not links.connected(dialler):
+            links.moved(dialler, self._address_given)
+        links.inbound_ready(dialler, self)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.ended()
         self.links.inbound_lost(self)
 
 
-class _Outbound(_Connection):
-    """A connection that this node dialled: its own messages leave here, and only pongs come back."""
+class _Dialled(_Connection):
+    """A connection that this node dialled, until both sides have proved themselves.
 
-    def __init__(self, links: Links, link: _Link) -> None:
+    peer: who is to be there, or empty to ask whoever is.  dialled: the `host:port`.
+    """
+
+    def __init__(self, links: Links, peer: str, dialled: str) -> None:
         super().__init__(links)
-        self.link = link
+        self.peer = peer
+        self.dialled = dialled
         self._nonce = secrets.token_bytes(16)
-        self._challenge_seen = False
-        self._trusted = False
+        self._expected = b""
         self._heard = False
         self.heard_at = links.loop.time()
 
     @property
     def name(self) -> str:
-        return f"{self.link.peer} at {self.address}"
+        return f"{self.peer or 'a node'} at {self.address}"
 
     def data_received(self, data: bytes) -> None:
         if not self._heard and data[:2] == _TLS_ALERT:
@@ -328,7 +368,7 @@ class _Outbound(_Connection):
                 "cluster": config.cluster_name,
                 "cluster_id": self.links.listener.cluster_id(),
                 "from": config.node_id,
-                "to": self.link.peer,
+                "to": self.peer,
                 "address": config.peers[config.node_id],
                 "nonce": self._nonce,
             }
@@ -342,42 +382,99 @@ class _Outbound(_Connection):
             return
         if kind == "refused" and not self.established:
             # What somebody says who has not proved to be the peer is worth a line in the log, and nothing else.
-            code = _shown(message["code"]) if self._trusted else "unproven"
+            code = _shown(message["code"]) if self._proves(message.get("proof")) else "unproven"
             reason = _shown(message["reason"])
             self.links.complain(f"{self.name} refused this node: {reason}")
-            self.links.listener.refused(self.link.peer, code, reason)
+            self.refused(code, reason)
             self.close(reason)
-        elif kind == "challenge" and not self._challenge_seen:
-            self._challenge_seen = True
+        elif kind == "challenge" and not self._expected:
             self._challenged(message)
-        elif kind == "welcome" and not self.established and self._trusted:
-            self.established = True
-            self.link.ready(self)
+        elif kind == "welcome" and not self.established and self._expected:
+            if self._proves(message.get("proof")):
+                self.established = True
+                self.welcome(message)
+            else:
+                self._distrust("it does not know our secret")
         else:
-            raise FrameError(f"unexpected {kind}")
+            raise FrameError(f"unexpected {_shown(kind)}")
+
+    def _proves(self, proof: Any) -> bool:
+        return bool(self._expected) and isinstance(proof, bytes) and hmac.compare_digest(proof, self._expected)
 
     def _challenged(self, message: Message) -> None:
-        config = self.links.config
-        nonces = self._nonce + message["nonce"]
-        expected = _proof(config.secret, "acceptor", config.node_id, self.link.peer, config.cluster_name, nonces)
+        config, other = self.links.config, message["from"]
         refusal = self.links.unsuitable(message)
-        if refusal is None and not hmac.compare_digest(bytes(message["proof"]), expected):
-            refusal = ("secret", "it does not know our secret")
-            # Answer with a proof all the same: the other side can then say, and log, what is wrong.
+        if not _is_name(other) or not isinstance(message["nonce"], bytes):
+            raise FrameError("not a handshake")
         if refusal is not None:
-            self.links.complain(f"do not talk to {self.name}: {refusal[1]}")
-        if refusal is not None and refusal[0] != "secret":
-            self.close(refusal[1])
+            self._distrust(refusal[1])
             return
-        self.send(
-            {
-                "type": "proof",
-                "proof": _proof(config.secret, "dialler", config.node_id, self.link.peer, config.cluster_name, nonces),
-            }
-        )
-        if refusal is not None:
-            self.links.listener.refused(self.link.peer, *refusal)
-        self._trusted = refusal is None
+        # Somebody found by a name is dialled at a bare address: what it says of its own is all there is to compare.
+        wrong = self.misnamed(other, self.dialled if self.peer else _shown(message.get("address", "")))
+        if wrong is None and self.peer not in ("", other):
+            wrong = f"this is {other}"
+        if wrong is not None:
+            self._distrust(wrong)
+            return
+        nonces = self._nonce + message["nonce"]
+        self._expected = _proof(config.secret, "acceptor", config.node_id, other, config.cluster_name, nonces)
+        proof = _proof(config.secret, "dialler", config.node_id, other, config.cluster_name, nonces)
+        self.send({"type": "proof", "proof": proof})
+
+    def _distrust(self, why: str) -> None:
+        self.links.complain(f"do not talk to {self.name}: {why}")
+        self.close(why)
+
+    def refused(self, code: str, reason: str) -> None:
+        """The other side sent this node away; `code` is `unproven` when it did not prove itself."""
+
+    def welcome(self, message: Message) -> None:
+        """Both sides have proved themselves."""
+        raise NotImplementedError
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if isinstance(error, ssl.SSLError) and not self.established:
+            self.links.complain(f"{self.name} refused this node: TLS: {tls.reason(error)}")
+        elif self.links.certificates is not None and not self._heard and not self.closing:
+            # In TLS 1.3 this side is done before the other has judged the certificate, and then the other may just hang up.
+            self.links.complain(
+                f"{self.name} hung up after the TLS handshake: it may not accept this node's certificate"
+            )
+        self.ended()
+
+
+class _Question(_Dialled):
+    """A connection that asks who is there, and ends with the answer."""
+
+    def __init__(self, links: Links, dialled: str) -> None:
+        super().__init__(links, "", dialled)
+        self.frames.bytes_max = _ANSWER_BYTES_MAX
+        self.answer: asyncio.Future[Who | None] = links.loop.create_future()
+
+    def welcome(self, message: Message) -> None:
+        who = msgspec.convert(message["who"], Who)
+        if not self.answer.done():
+            self.answer.set_result(who)
+        self.close("answered")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        if not self.answer.done():
+            self.answer.set_result(None)
+
+
+class _Outbound(_Dialled):
+    """A connection to a peer: this node's own messages leave here, and only pongs come back."""
+
+    def __init__(self, links: Links, link: _Link, dialled: str) -> None:
+        super().__init__(links, link.peer, dialled)
+        self.link = link
+
+    def refused(self, code: str, reason: str) -> None:
+        self.links.listener.refused(self.peer, code, reason)
+
+    def welcome(self, message: Message) -> None:
+        self.link.ready(self)
 
     def pause_writing(self) -> None:
         if self.established:
@@ -388,15 +485,8 @@ class _Outbound(_Connection):
             self.links.listener.peer_congested(self.link.peer, False)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if isinstance(error, ssl.SSLError) and not self.established:
-            self.links.complain(f"{self.name} refused this node: TLS: {tls.reason(error)}")
-        elif self.links.certificates is not None and not self._heard and not self.closing:
-            # In TLS 1.3 this side is done before the other has judged the certificate, and then the other may just hang up.
-            self.links.complain(
-                f"{self.name} hung up after the TLS handshake: it may not accept this node's certificate"
-            )
         was_closing = self.closing
-        self.ended()
+        super().connection_lost(error)
         self.link.lost(self, by_peer=not was_closing)
 
 
@@ -432,23 +522,7 @@ class _Link:
         address = self.links.addresses.get(self.peer)
         if address is None:
             return False
-        host, _, port = address.rpartition(":")
-        certificates = self.links.certificates
-        try:
-            async with asyncio.timeout(_HANDSHAKE_S):
-                await self.links.loop.create_connection(
-                    lambda: _Outbound(self.links, self),
-                    host.strip("[]"),
-                    int(port),
-                    ssl=certificates.client if certificates is not None else None,
-                )
-        except ssl.SSLError as error:
-            self.links.complain(f"do not talk to {self.peer} at {address}: TLS: {tls.reason(error)}")
-            return False
-        except (OSError, TimeoutError, ValueError) as error:
-            log.debug("cannot reach %s at %s: %s", self.peer, address, error)
-            return False
-        return True
+        return await self.links.dial(address, lambda: _Outbound(self.links, self, address), self.peer)
 
     def hurry(self) -> None:
         """The peer is there: do not wait out the pause before the next dial."""
@@ -563,6 +637,36 @@ class Links:
                     if each is not None and each.transport is not None:
                         each.transport.abort()
         await asyncio.gather(*(link.task for link in links), return_exceptions=True)
+
+    async def dial(self, address: str, protocol: Callable[[], _Dialled], who: str) -> bool:
+        """Open a connection; its handshake follows. Returns whether there is one."""
+        host, _, port = address.rpartition(":")
+        context = self.certificates.client if self.certificates is not None else None
+        try:
+            async with asyncio.timeout(_HANDSHAKE_S):
+                await self.loop.create_connection(protocol, host.strip("[]"), int(port), ssl=context)
+        except ssl.SSLError as error:
+            self.complain(f"do not talk to {who} at {address}: TLS: {tls.reason(error)}")
+            return False
+        except (OSError, TimeoutError, ValueError) as error:
+            log.debug("cannot reach %s at %s: %s", who, address, error)
+            return False
+        return True
+
+    async def ask(self, address: str) -> Who | None:
+        """Who is at `address`; None when nobody there has proved to know the secret."""
+        question = _Question(self, address)
+        if not await self.dial(address, lambda: question, "a node"):
+            return None
+        # It ends by itself: with the answer, with a refusal, or when the time for a handshake is over.
+        return await question.answer
+
+    def moved(self, peer: str, address: str) -> None:
+        """`peer` was found at `address`: dial it there from now on."""
+        if peer in self._links and self.addresses.get(peer) != address:
+            log.info("%s is at %s now", peer, address)
+            self.addresses[peer] = address
+            self._links[peer].hurry()
 
     def add_peer(self, peer: str, address: str) -> None:
         """Begin to dial `peer`. An address that the configuration gives for it wins: it is the newer knowledge."""

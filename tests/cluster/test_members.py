@@ -32,9 +32,14 @@ async def members(node: LocalNode) -> dict[str, bool]:
 
 def joining(cluster: LocalCluster, node_id: str) -> LocalNode:
     """Make a node that knows the cluster's members, and is none yet."""
-    http_port, peer_port = free_ports(2)
-    node = LocalNode(node_id, http_port, peer_port, cluster.folder)
-    own = {"HTTP_PORT": str(http_port), "NODE_ID": node_id, "DATA_PATH": str(node.data)}
+    http_port, bullmq_port, peer_port = free_ports(3)
+    node = LocalNode(node_id, http_port, bullmq_port, peer_port, cluster.folder)
+    own = {
+        "HTTP_PORT": str(http_port),
+        "BULLMQ_PORT": str(bullmq_port),
+        "NODE_ID": node_id,
+        "DATA_PATH": str(node.data),
+    }
     peers = f"{cluster.nodes[0].settings['PEERS']},{node_id}={HOST}:{peer_port}"
     node.settings = cluster.nodes[0].settings | own | {"PEERS": peers}
     cluster.nodes.append(node)

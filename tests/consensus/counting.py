@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import msgpack
 
@@ -14,9 +14,12 @@ class Recorder:
     def __init__(self) -> None:
         self.applied: list[bytes] = []
         self.times: list[int] = []
+        self.resumed: list[int] = []
         self._digest = 0
 
-    def apply(self, index: int, now_ms: int, batches: Sequence[bytes]) -> list[int]:
+    def apply(self, index: int, now_ms: int, batches: Sequence[bytes], *, resumed: bool = False) -> list[int]:
+        if resumed:
+            self.resumed.append(index)
         outcomes = []
         for payload in batches:
             self.applied.append(payload)
@@ -37,6 +40,22 @@ class Recorder:
             self.times += times
         for payload in self.applied:
             self._digest = zlib.crc32(payload, self._digest)
+
+    def restoring(self, pieces: Iterable[bytes]) -> Generator[None, None, Callable[[], Iterator[None]]]:
+        new = type(self)()
+        for piece in pieces:
+            yield
+            applied, times = msgpack.unpackb(piece)
+            new.applied += applied
+            new.times += times
+        for payload in new.applied:
+            new._digest = zlib.crc32(payload, new._digest)
+
+        def put() -> Iterator[None]:
+            self.applied, self.times, self._digest = new.applied, new.times, new._digest
+            return iter((None,))
+
+        return put
 
     def digest(self) -> str:
         return f"{self._digest:08x}"

@@ -29,6 +29,7 @@ class MemoryDisk:
         self.immediate = immediate
         self.work: list[Callable[[], None]] = []
         self.fail_writes: int | None = None
+        self.fail_syncs: int | None = None
         self.syncs = 0
 
     # files
@@ -100,6 +101,10 @@ class MemoryDisk:
         self.work.pop(0)()
         return True
 
+    def kept(self, data: bytes) -> bytes:
+        """What of a write that failed is in the file all the same."""
+        return b""
+
     def _may_fail(self) -> None:
         if self.fail_writes is not None:
             raise OSError(self.fail_writes, errno.errorcode[self.fail_writes])
@@ -123,11 +128,21 @@ class _Handle:
         self._name = name
 
     def write(self, data: bytes) -> None:
-        self._disk._may_fail()
-        self._disk.files[self._name].unsynced.append(data)
+        unsynced = self._disk.files[self._name].unsynced
+        try:
+            self._disk._may_fail()
+        except OSError:
+            unsynced.append(self._disk.kept(data))
+            raise
+        unsynced.append(data)
 
     def sync(self) -> None:
         self._disk._may_fail()
+        if self._disk.fail_syncs is not None:
+            # As Linux does it: what could not be written is lost, and the next sync says that all is well.
+            error, file = self._disk.fail_syncs, self._disk.files[self._name]
+            file.durable, file.unsynced = file.durable + self._disk.kept(b"".join(file.unsynced)), []
+            raise OSError(error, errno.errorcode[error])
         self._disk.syncs += 1
         file = self._disk.files[self._name]
         file.durable, file.unsynced = file.content, []

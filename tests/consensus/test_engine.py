@@ -17,7 +17,7 @@ from cluster import codec
 from cluster.config import ClusterConfig
 from cluster.engine import Engine
 from cluster.errors import ClusterError, LogDamaged, NotApplied, Unavailable
-from cluster.transport import frame
+from cluster.transport import PROTOCOL, frame
 from tests.consensus.counting import Recorder
 
 
@@ -162,6 +162,20 @@ async def test_writes_go_on_when_the_leader_goes_and_each_is_applied_once(tmp_pa
         assert sorted(cluster.applied(stays.node_id)) == sorted([b"start", *(b"%d" % number for number in range(200))])
 
 
+async def test_the_first_entry_of_a_leader_says_that_nothing_could_be_heard_before(tmp_path: Path) -> None:
+    async with running(Cluster(tmp_path)) as cluster:
+        for payload in (b"a", b"b", b"c"):
+            await cluster.write("n1", payload)
+        old = cluster.leader
+        machine = old.machine
+        assert isinstance(machine, Recorder)
+        assert (len(machine.resumed), machine.applied) == (1, [b"a", b"b", b"c"])
+        assert await old.transfer_leadership()
+        for payload in (b"d", b"e"):
+            await write(old, payload)
+        assert (len(machine.resumed), machine.applied[3:]) == (2, [b"d", b"e"])
+
+
 async def test_handing_leadership_over_is_quick_and_loses_nothing(tmp_path: Path) -> None:
     async with running(Cluster(tmp_path)) as cluster:
         await cluster.write("n1", b"a")
@@ -213,7 +227,8 @@ async def test_snapshots_bound_the_log_and_bring_a_wiped_node_up(tmp_path: Path)
         await until(lambda: all(engine.status().snapshot_index > 100 for engine in cluster.engines.values()))
         assert all(engine.status().first_index > 90 for engine in cluster.engines.values())
         await cluster.start("n3")
-        await fresh(cluster.engines["n3"])
+        # It is not ready before it has everything, whatever little of it the leader sends at a time.
+        await until(lambda: cluster.engines["n3"].status().ready)
         assert cluster.applied("n3") == everything
         assert cluster.engines["n3"].status().snapshot_index > 100
         await cluster.write("n3", b"more")
@@ -313,7 +328,7 @@ async def test_a_directory_is_used_by_one_process_only(tmp_path: Path) -> None:
                     "from": "n2",
                     "to": "n1",
                     "nonce": 5,
-                    "protocol": 1,
+                    "protocol": PROTOCOL,
                     "cluster": "quorumq",
                     "cluster_id": "",
                 }
@@ -333,3 +348,21 @@ async def test_broken_frames_end_their_own_connection_only(tmp_path: Path, garba
         writer.close()
         await cluster.write("n1", b"b")
         assert cluster.leader.status().term == term
+
+
+async def test_a_stranger_hears_nothing_that_it_could_try_secrets_against(tmp_path: Path) -> None:
+    async with running(Cluster(tmp_path, secret="weak")) as cluster:
+        host, port = cluster.peers["n1"].split(":")
+        for target in ("n1", ""):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            hello = {"type": "hello", "from": "n3", "to": target, "nonce": b"n" * 16, "protocol": PROTOCOL}
+            writer.write(frame(codec.dumps(hello | {"cluster": "quorumq", "cluster_id": "", "address": "127.0.0.1:1"})))
+            size = int.from_bytes(await reader.readexactly(4))
+            challenge = codec.loads(await reader.readexactly(size))
+            assert set(challenge) == {"type", "protocol", "cluster", "cluster_id", "from", "address", "nonce"}
+            writer.write(frame(codec.dumps({"type": "proof", "proof": b"p" * 32})))
+            size = int.from_bytes(await reader.readexactly(4))
+            refused = codec.loads(await reader.readexactly(size))
+            assert (refused["code"], refused["proof"]) == ("secret", b"")
+            assert await reader.read() == b""
+            writer.close()

@@ -300,6 +300,7 @@ async def crash_while_following(followed: Followed, point: str, seeds: range) ->
             await followed.cluster.start("n3")
             await followed.caught_up()
             # What it holds now is its own: it can be the one that makes a majority.
+            await until(lambda: any(engine.is_leader for engine in followed.cluster.engines.values()))
             leader = followed.cluster.leader.node_id
             other = next(node for node in ("n1", "n2") if node != leader)
             await followed.cluster.stop(other, transfer=True)

@@ -23,7 +23,7 @@ from cluster.engine import Engine, Surroundings
 from cluster.log import Log
 from cluster.raft import Raft
 from cluster.replica import Batch, Replica, encode_batches
-from cluster.transport import _proof, frame
+from cluster.transport import PROTOCOL, _proof, frame
 from tests.consensus.counting import Recorder
 from tests.consensus.disks import MemoryDisk
 from tests.consensus.mutate import Mutator, Recorded, record
@@ -88,7 +88,7 @@ class Dialler:
         self.nonce = b"n" * 16
         hello = {
             "type": "hello",
-            "protocol": 1,
+            "protocol": PROTOCOL,
             "cluster": "quorumq",
             "cluster_id": "",
             "from": self._name,
@@ -123,9 +123,9 @@ class Dialler:
 
 
 @contextlib.asynccontextmanager
-async def two_of_three(directory: Path) -> AsyncIterator[Cluster]:
+async def two_of_three(directory: Path, **settings: int) -> AsyncIterator[Cluster]:
     """A cluster whose third node is away, so that somebody else can take its name."""
-    cluster = Cluster(directory, secret=SECRET)
+    cluster = Cluster(directory, secret=SECRET, **settings)
     async with running(cluster):
         await cluster.write("n1", b"first")
         await until(lambda: all(engine.status().ready for engine in cluster.engines.values()))
@@ -165,8 +165,8 @@ async def strangers(cluster: Cluster, mutator: Mutator, handshakes: Mutator, con
             dialler.close()
 
 
-async def fuzz_by_strangers(directory: Path, recorded: Recorded, seed: int, connections: int) -> None:
-    async with two_of_three(directory) as cluster:
+async def fuzz_by_strangers(directory: Path, recorded: Recorded, seed: int, connections: int, **settings: int) -> None:
+    async with two_of_three(directory, **settings) as cluster:
         before = {node: engine.status() for node, engine in cluster.engines.items()}
         mutator, handshakes = Mutator(seed, recorded.messages), Mutator(seed + 1, recorded.handshakes)
         await strangers(cluster, mutator, handshakes, connections // 4)
@@ -198,9 +198,9 @@ def may_be_sent(body: bytes) -> bool:
     return message["type"] in HARMLESS
 
 
-async def fuzz_by_a_member(directory: Path, recorded: Recorded, seed: int, frames: int) -> None:
+async def fuzz_by_a_member(directory: Path, recorded: Recorded, seed: int, frames: int, **settings: int) -> None:
     mutator = Mutator(seed, recorded.messages)
-    async with two_of_three(directory) as cluster:
+    async with two_of_three(directory, **settings) as cluster:
         sent = memory = 0
         while sent < frames:
             dialler = Dialler(cluster, mutator.rng.choice(("n1", "n2")))
@@ -372,13 +372,19 @@ async def drive(directory: Path, recorded: Recorded, seed: int, count: int) -> N
                 if driven.raft.is_leader and mutator.rng.random() < 0.1:
                     driven.raft.propose(b"\x93\x00\x01\x90")
                     driven.acknowledge()
-                assert not driven.engine.failed.done(), (message, driven.engine.failed)
-            driven.whole()
+                if driven.engine.failed.done():
+                    # A sound message that says something else than what is committed: a member that lies, to which the
+                    # answer is to stop rather than to believe it.
+                    said = str(driven.engine.failed.exception())
+                    assert "the leader contradicts committed entry" in said, (message, said)
+                    break
+            else:
+                driven.whole()
         finally:
             await driven.engine.stop(transfer=False)
 
 
-async def test_no_message_of_a_member_stops_a_node_or_leaves_it_in_two_minds(
+async def test_no_broken_message_of_a_member_stops_a_node_or_leaves_it_in_two_minds(
     tmp_path: Path, recorded: Recorded, seed: int
 ) -> None:
     await drive(tmp_path, recorded, seed, 5_000)
@@ -511,6 +517,8 @@ async def test_what_is_logged_of_a_broken_frame_does_not_quote_it(
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 async def test_a_million_broken_messages(tmp_path: Path, recorded: Recorded, seed: int) -> None:
-    await fuzz_by_strangers(tmp_path / "strangers", recorded, seed, 20_000)
-    await fuzz_by_a_member(tmp_path / "member", recorded, seed, 100_000)
+    # On a busy machine this process may not run for a second: that shall not look like a leader that is gone.
+    patience = {"election_min_ms": 4000, "election_max_ms": 5000, "quorum_loss_ms": 4000}
+    await fuzz_by_strangers(tmp_path / "strangers", recorded, seed, 20_000, **patience)
+    await fuzz_by_a_member(tmp_path / "member", recorded, seed, 100_000, **patience)
     await drive(tmp_path / "driven", recorded, seed, 850_000)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.engine import Engine
-from cluster.tls import BadCertificates, Certificates
+from cluster.tls import BadCertificates, Certificates, misnamed
 from tests.consensus.counting import Recorder
 from tests.consensus.test_engine import Cluster, fresh, running, until
 
@@ -37,8 +37,8 @@ class Authority:
     def _openssl(self, *arguments: str) -> None:
         subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 
-    def issue(self, node: str) -> tuple[Path, Path]:
-        """A certificate and its key, anew at each call, in the same files."""
+    def issue(self, node: str, names: str = "") -> tuple[Path, Path]:
+        """A certificate and its key, anew at each call, in the same files. names: its SAN, as `DNS:n1,IP:127.0.0.1`."""
         cert, key, request = (self.directory / f"{node}.{kind}" for kind in ("pem", "key", "csr"))
         fresh_cert, fresh_key = cert.with_suffix(".pem.new"), key.with_suffix(".key.new")
         self._openssl(
@@ -47,11 +47,18 @@ class Authority:
         )
         self._openssl(
             *("x509", "-req", "-in", str(request), "-CA", str(self.cert), "-CAkey", str(self._key), "-CAcreateserial"),
-            *("-days", "2", "-out", str(fresh_cert)),
+            *("-days", "2", "-out", str(fresh_cert), *self._extensions(names)),
         )
         fresh_key.replace(key)
         fresh_cert.replace(cert)
         return cert, key
+
+    def _extensions(self, names: str) -> list[str]:
+        if not names:
+            return []
+        file = self.directory / "extensions"
+        file.write_text(f"subjectAltName={names}")
+        return ["-extfile", str(file)]
 
     def settings(self, node: str) -> dict[str, Any]:
         cert, key = self.issue(node)
@@ -157,6 +164,91 @@ async def test_a_member_without_the_secret_is_refused_inside_of_tls(
     await stranger_is_refused(
         cluster, caplog, config, "refused this node: wrong cluster secret", "does not know our secret"
     )
+
+
+@pytest.mark.parametrize("names", ["DNS:n3", "DNS:other,IP:127.0.0.1", "DNS:N3,DNS:*.peers.test"])
+async def test_a_certificate_with_the_nodes_id_or_host_is_good(tmp_path: Path, names: str) -> None:
+    authority = Authority(tmp_path, "authority")
+    cluster = Secured(tmp_path, authority)
+    authority.issue("n3", names)
+    async with running(cluster):
+        await cluster.write("n3", b"a")
+        for node in cluster.peers:
+            await until(lambda node=node: cluster.engines[node].status().ready)  # type: ignore[misc]
+        assert all(member.connected for engine in cluster.engines.values() for member in engine.status().members)
+
+
+async def test_a_certificate_of_another_node_is_refused_on_both_sides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    cert, key = authority.issue("n1-stolen", "DNS:n1,DNS:quorumq-1.peers.test")
+    cluster = Secured(tmp_path, authority, secret="known")
+    config = cluster.config("n3", data_dir=tmp_path / "stranger", tls_cert=cert, tls_key=key)
+    await stranger_is_refused(
+        cluster,
+        caplog,
+        config,
+        "refused this node: its certificate is for n1, quorumq-1.peers.test",
+        " n3 at 127.0.0.1",
+    )
+
+
+async def test_names_in_certificates_can_be_ignored(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "authority")
+    cluster = Secured(tmp_path, authority, tls_names=False)
+    authority.issue("n3", "DNS:all-of-them")
+    async with running(cluster):
+        await cluster.write("n3", b"a")
+
+
+async def test_nodes_with_one_certificate_for_all_hosts_find_each_other(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "authority")
+    shared = authority.issue("all", "DNS:localhost")
+
+    class FoundByName(Secured):
+        def config(self, node: str, **changes: Any) -> Any:
+            own = {
+                "peers": {node: self.peers[node].replace("127.0.0.1", "localhost")},
+                "listen": self.peers[node],
+                "discover": tuple(self.peers.values()),
+                "cluster_size": 3,
+                "tls_cert": shared[0],
+                "tls_key": shared[1],
+            }
+            return super().config(node, **{**own, **changes})
+
+    async with running(FoundByName(tmp_path, authority)) as cluster:
+        await cluster.write("n2", b"a")
+        for node in cluster.peers:
+            await fresh(cluster.engines[node])
+
+
+class Held:
+    """A session whose other side holds a certificate with these names."""
+
+    def __init__(self, *names: tuple[str, str]) -> None:
+        self._names = names
+
+    def getpeercert(self) -> dict[str, Any]:
+        return {"subjectAltName": self._names}
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "good"),
+    [
+        ("q-1.peers.ns.svc:7790", ("DNS", "*.peers.ns.svc"), True),
+        ("q-1.peers.ns.svc:7790", ("DNS", "*.ns.svc"), False),
+        ("q-1.peers.ns.svc:7790", ("DNS", "Q-1.peers.ns.svc"), True),
+        ("q-1.peers.ns.svc:7790", ("DNS", "q-11.peers.ns.svc"), False),
+        ("[::1]:7790", ("IP Address", "0:0:0:0:0:0:0:1"), True),
+        ("127.0.0.1:7790", ("IP Address", "127.0.0.2"), False),
+        ("q-1", ("URI", "spiffe://somebody/else"), True),
+        ("peers.ns.svc", ("DNS", "*.peers.ns.svc"), False),
+    ],
+)
+def test_names_are_compared_label_by_label(name: str, held: tuple[str, str], good: bool) -> None:
+    assert (misnamed(Held(held), [name]) is None) is good
 
 
 async def test_old_protocols_are_not_spoken(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ class Checks:
         self.acknowledged = 0
         self.batches: dict[tuple[str, int, int], int] = {}
         self.first_violation: Violation | None = None
+        self.added_keys: dict[str, list[str]] = {}
+        self.adding_keys: dict[str, int] = {}
 
     def fail(self, invariant: str, text: str) -> None:
         violation = Violation(invariant, text)
@@ -94,6 +96,29 @@ class Checks:
         if known:
             job.pushed = True
             self.acknowledged += 1
+
+    def adding(self, key: str, jobs: int) -> None:
+        """A request under an idempotency key is about to be sent, perhaps many times."""
+        self.adding_keys[key] = jobs
+
+    def added(self, key: str, ids: list[str]) -> None:
+        """One of its repeats was answered with these ids."""
+        known = self.added_keys.setdefault(key, ids)
+        if known != ids or len(ids) != self.adding_keys[key]:
+            self.fail("a repeat is answered alike", f"{key} was answered {known} and {ids}")
+        self.acknowledged += 1
+
+    def added_at_the_end(self, jobs: list[tuple[str, str]]) -> None:
+        """All jobs, by id and by the key that their data names, after everything has healed."""
+        found: dict[str, list[str]] = {}
+        for job_id, key in jobs:
+            found.setdefault(key, []).append(job_id.rpartition(":")[2])
+        for key, ids in found.items():
+            if len(ids) != self.adding_keys.get(key):
+                self.fail("a repeated request is applied once", f"{key} added {ids}")
+        for key, ids in self.added_keys.items():
+            if sorted(found.get(key, [])) != sorted(ids):
+                self.fail("nothing acknowledged is lost", f"{key} added {ids}, and {found.get(key)} are there")
 
     def delivered(self, job_id: str, fence: int) -> None:
         job = self.job(job_id)

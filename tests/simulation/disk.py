@@ -82,6 +82,10 @@ class SimDisk(MemoryDisk):
                 raise _Crash
             self._steps_left -= 1
 
+    def kept(self, data: bytes) -> bytes:
+        """A disk runs full, or fails, in the middle of a write."""
+        return data[: self.rng.randint(0, len(data))] if self.garbage else b""
+
     def _may_fail(self) -> None:
         self._step()
         super()._may_fail()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from cluster import codec
 from cluster.config import ClusterConfig
+from cluster.discovery import Who
 from tests.simulation.loop import Process, VirtualLoop
 
 SILENCE_S = 3.0
@@ -221,6 +225,21 @@ class SimLinks:
 
     def connected(self, peer: str) -> bool:
         return peer in self.connections
+
+    async def ask(self, address: str) -> Who | None:
+        network, me, peer = self.network, self.config.node_id, address.rpartition(":")[0]
+        answer: Who | None = None
+        for source, target in ((me, peer), (peer, me)):
+            await asyncio.sleep(network.delay(network.rng))
+            other = network.nodes.get(peer)
+            if other is None or other.process.paused or not network.reachable(source, target):
+                return None
+            if answer is None:
+                answer = msgspec.convert(codec.loads(codec.dumps(msgspec.to_builtins(other.listener.who()))), Who)
+        return answer
+
+    def moved(self, peer: str, address: str) -> None:
+        self.addresses[peer] = address
 
     def known(self, peer: str) -> bool:
         return peer in self._peers

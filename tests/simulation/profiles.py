@@ -58,6 +58,7 @@ ROUGH = Profile(
         "clock": 2,
         "slow_disk": 3,
         "full_disk": 2,
+        "failing_sync": 2,
         "transfer": 2,
         "wipe": 2,
         "members": 3,
@@ -70,7 +71,16 @@ HELL = replace(
 DISKS = replace(
     HELL,
     name="disks",
-    weights={"crash": 6, "crash_all": 1, "cut": 3, "slow_disk": 8, "full_disk": 2, "reset": 2, "pause": 1},
+    weights={
+        "crash": 6,
+        "crash_all": 1,
+        "cut": 3,
+        "slow_disk": 8,
+        "full_disk": 2,
+        "failing_sync": 2,
+        "reset": 2,
+        "pause": 1,
+    },
     disk_s=(0.001, 0.05),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from cluster.config import ClusterConfig
 from cluster.engine import Engine, Surroundings
 from cluster.errors import ClusterError, LogDamaged, Removed
 from node.machine import Machine
-from node.node import Node
-from node.operations.jobs import AckJob, FailJob, GetJobState, PullJobs, PushJobs
+from node.node import Node, Once
+from node.operations.adding import AddJobs
+from node.operations.jobs import AckJob, FailJob, FinishAndPull, GetJobState, Pulled, PullJobs, PushJobs
 from node.operations.schedules import AddCron, DeleteCron
 from node.refusals import Refusal
 from node.state.job import JobSpec, Options
@@ -28,10 +29,15 @@ from tests.simulation.profiles import Profile
 
 QUICK = Options(max_attempts=50, backoff=10)
 CRON_QUEUE, CRON_MS = "cron", 900
+CHAIN_QUEUE = "chain"
 CONVERGES_S = 60
 STABLE_S = 3.0
 """Without change for so long: longer than a client waits for its answer between two attempts of the same batch."""
 EPOCH_MS = 1_700_000_000_000
+
+
+def _taken(reply: Pulled) -> list[tuple[str, str | None, int]]:
+    return [(job.id, job.token, job.fence) for job in reply.jobs]
 
 
 class _SimWriter:
@@ -61,6 +67,10 @@ class _SimWriter:
 
 class _SimSurroundings(Surroundings):
     tick_s = 0.05
+    slice_s = 0.0
+
+    def pause_s(self) -> float:
+        return self._world.rng.choice((0.0, 0.001, 0.02))
 
     def __init__(self, world: World, host: Host) -> None:
         self._world = world
@@ -87,6 +97,9 @@ class _SimSurroundings(Surroundings):
     def snapshot_writer(self) -> snapshots.Writer:
         return _SimWriter(self._world)
 
+    async def resolve(self, names: Iterable[str]) -> list[str]:
+        return [f"{name}:7790" for name in self._world.up()]
+
     def wall_ms(self) -> int:
         return EPOCH_MS + int(self._world.loop.now * 1000) + self._host.clock_offset_ms
 
@@ -105,6 +118,7 @@ class Host:
         self.engine: Engine | None = None
         self.node: Node | None = None
         self.starting = False
+        self.wiped_at = float("-inf")
         self.whole = False
         """Whether its disk holds all it promised: not before its first probation ended, nor after a wipe until the next ends."""
 
@@ -128,6 +142,8 @@ class World:
         self.founders = [f"n{i + 1}" for i in range(nodes)]
         # One machine more than members, for changes of the membership.
         self.hosts = {f"n{i + 1}": Host(f"n{i + 1}") for i in range(nodes + 1)}
+        # Every third seed: nodes that know no list, and find each other by a name.
+        self.discovers = seed % 3 == 2
         self._trace = trace
         self._jobs = 0
         self._crons_added = 0
@@ -143,9 +159,12 @@ class World:
 
     def config(self, name: str) -> ClusterConfig:
         profile = self.profile
+        known = {name} if self.discovers else {*self.founders, name}
         return ClusterConfig(
             node_id=name,
-            peers={host: f"{host}:7790" for host in {*self.founders, name}},
+            peers={host: f"{host}:7790" for host in known},
+            discover=("all:7790",) if self.discovers else (),
+            cluster_size=len(self.founders) if self.discovers else 0,
             listen="-:7790",
             data_dir=Path("/") / name / "data",
             entry_bytes_target=4000,
@@ -220,6 +239,11 @@ class World:
         if not host.up:
             return
         assert host.engine is not None
+        error = host.engine.failed.exception() if host.engine.failed.done() else None
+        if error is not None and not isinstance(error, Removed):
+            # It stopped by itself before it crashed, and nobody has looked since.
+            violation = Violation("no node stops by itself", f"{name}: {type(error).__name__}: {error}")
+            self.checks.first_violation = self.checks.first_violation or violation
         host.process.dead = True
         host.engine._stopped = True
         host.node = host.engine = None
@@ -243,7 +267,7 @@ class World:
         if not engines:
             return []
         best = max(engines, key=lambda engine: (engine.is_leader, engine._raft.term, engine.applied_index))
-        return sorted(best._raft.membership.seats)
+        return sorted(best._raft.membership.seats) or self.founders
 
     def engines(self) -> list[Engine]:
         return [host.engine for host in self.hosts.values() if host.engine is not None and host.node is not None]
@@ -257,6 +281,9 @@ class World:
         rng = random.Random(self.seed * 1000 + number)
         while not self._quiet:
             await asyncio.sleep(rng.expovariate(self.profile.rate / self.profile.clients))
+            if rng.random() < 0.1 and not self._quiet:
+                await self._add(rng)
+                continue
             names = self.up()
             if not names or self._quiet:
                 continue
@@ -321,9 +348,7 @@ class World:
     async def _work(self, node: Node, rng: random.Random) -> None:
         seed = f"{rng.getrandbits(40):x}"
         pull = PullJobs("q", rng.choice((1, 3)), "w", lock_ms=rng.choice((300, 3000)), token_seed=seed)
-        taken = await node.pull(
-            pull, lambda reply: [(job.id, job.token, job.fence) for job in reply.jobs], wait_ms=rng.choice((0, 500))
-        )
+        taken = await node.pull(pull, _taken, wait_ms=rng.choice((0, 500)))
         for job_id, _, fence in taken:
             self.checks.delivered(job_id, fence)
         await asyncio.sleep(rng.choice((0.0, 0.0, 0.1, 1.0)))
@@ -335,6 +360,52 @@ class World:
             await node.submit(AckJob(job_id, token))
             self.checks.completed(job_id, fence, known)
 
+    async def _chain(self, node: Node, rng: random.Random) -> None:
+        """Take a job of the other dialect's queue, end it and take the next in one step, and so on."""
+        pull = PullJobs(CHAIN_QUEUE, 1, "w", rng.choice((300, 3000)), token=f"{rng.getrandbits(40):x}")
+        taken = await node.pull(pull, _taken, wait_ms=rng.choice((0, 500)))
+        for _ in range(4):
+            for job_id, _, fence in taken:
+                self.checks.pushed(job_id, known=False)
+                self.checks.delivered(job_id, fence)
+            if not taken:
+                return
+            await asyncio.sleep(rng.choice((0.0, 0.1, 0.5)))
+            (job_id, token, fence) = taken[0]
+            known = self.checks.completing(job_id)
+            taken = await node.submit(
+                FinishAndPull(AckJob(job_id, token), pull), lambda finished: _taken(finished.next)
+            )
+            self.checks.completed(job_id, fence, known)
+
+    async def _add(self, rng: random.Random) -> None:
+        """Add jobs under one idempotency key, at one node after another until it is known to have happened."""
+        self._jobs += 1
+        key = f"k{self._jobs}"
+        jobs = [JobSpec("", b'"%s"' % key.encode(), QUICK)] * rng.choice((1, 1, 4))
+        self.checks.adding(key, len(jobs))
+        answers = 0
+        for _ in range(8):
+            names = self.up()
+            if names:
+                host = self.hosts[rng.choice(names)]
+                assert host.node is not None
+                adding = host.node.submit(
+                    AddJobs(CHAIN_QUEUE, jobs), lambda reply: list(reply.ids), once=Once(key, b"same")
+                )
+                task = self.loop.create_task(adding, context=host.process.context())
+                # An attempt that is given up may still end, in either way, while the next one is under way.
+                task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+                await asyncio.wait({task}, timeout=rng.choice((0.05, 0.5, 3.0)))
+                if task.done() and task.exception() is None:
+                    self.checks.added(key, task.result())
+                    answers += 1
+                    if answers == 2 or rng.random() < 0.7:
+                        return
+                elif task.done() and not isinstance(task.exception(), ClusterError):
+                    task.result()
+            await asyncio.sleep(rng.choice((0.0, 0.2)))
+
     async def _read(self, node: Node, rng: random.Random) -> None:
         known = [job_id for job_id, job in self.checks.jobs.items() if job.pushed]
         if known:
@@ -344,7 +415,7 @@ class World:
             state = await node.ask(GetJobState(job_id))
             self.checks.read(job_id, state, pushed_before=True, acked_before=acked)
 
-    _actions = (_push, _push, _push, _work, _work, _work, _work, _read, _read)
+    _actions = (_push, _push, _push, _work, _work, _work, _work, _read, _read, _chain, _chain)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -438,6 +509,7 @@ class World:
         ):
             self.crash(name, wipe=True)
             self.hosts[name].whole = False
+            self.hosts[name].wiped_at = self.loop.now
             self._later(self.rng.uniform(0.05, 2.0), name)
 
     @staticmethod
@@ -508,6 +580,12 @@ class World:
             self.loop.call_later(self.rng.uniform(0.5, 4.0), setattr, disk, "fail_writes", None)
         self.say(f"disk of {name} fails with errno {code}")
 
+    async def _fault_failing_sync(self, name: str) -> None:
+        for disk in self.hosts[name].disks.values():
+            disk.fail_syncs = 5
+            self.loop.call_later(self.rng.uniform(0.05, 2.0), setattr, disk, "fail_syncs", None)
+        self.say(f"syncs of {name} fail")
+
     async def _fault_transfer(self, name: str) -> None:
         for host in self.hosts.values():
             if host.engine is not None and host.up and host.engine.is_leader:
@@ -525,8 +603,13 @@ class World:
         elif outside and len(membership.seats) <= len(self.founders):
             action, target = "add", outside[0]
             self.hosts[target].whole = False
+            # One that was removed and never heard of it comes again as the documents say: with an empty disk.
+            for disk in self.hosts[target].disks.values():
+                disk.wipe()
+            self.checks.wiped(target)
             await self.start(target)
-        elif len(membership.seats) < 3:
+        elif len(membership.seats) < 3 or any(self.loop.now - host.wiped_at < 0.5 for host in self.hosts.values()):
+            # A disk that was lost just now, and a removal before the leader can know of it: two losses at once.
             return
         else:
             action, target = "remove", self.rng.choice(sorted(set(membership.seats) - {leader.node_id}))
@@ -548,7 +631,7 @@ class World:
         self.network.heal_all()
         for host in self.hosts.values():
             for disk in host.disks.values():
-                disk.fail_writes = None
+                disk.fail_writes = disk.fail_syncs = None
                 disk.latency = (0.0002, 0.002)
             if host.process.paused:
                 host.process.resume(self.loop)
@@ -593,6 +676,10 @@ class World:
         for machine in machines:
             assert isinstance(machine, Machine)
             jobs = machine.state.jobs.values()
+            chained = [job for job in jobs if job.queue == CHAIN_QUEUE]
+            self.checks.added_at_the_end([(job.id, job.data.decode()[1:-1]) for job in chained])
+            for job in chained:
+                self.checks.pushed(job.id, known=False)
             self.checks.at_the_end({job.id: job.shown_state for job in jobs if job.queue != CRON_QUEUE})
         full = {machine.full_digest() for machine in machines if isinstance(machine, Machine)}
         if len(full) != 1:
