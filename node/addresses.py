@@ -1,19 +1,22 @@
 """Which addresses the cluster may call on behalf of clients: none that only its own network can reach.
 
 A name says nothing: what counts is the address that a connection goes to, so `check_url` is for early and clear answers and
-`refused_address` for every connection.
+`refused_address` for every connection. Webhooks go to the open internet only; where push workers may go is a setting.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+from collections.abc import Iterable
 from urllib.parse import SplitResult, urlsplit
 
 URL_CHARS_MAX = 2048
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 # Networks that carry an IPv4 address in their last bits.
 EMBEDDING = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+HOST_NAME = re.compile(r"\.?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
 def check_url(url: str, *, allow_private: bool = False) -> str | None:
@@ -105,3 +108,89 @@ def embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if int(address) > 1 and any(address in network for network in EMBEDDING):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return None
+
+
+# Where clouds answer questions about a machine, its credentials among them: never called, whatever a setting says.
+METADATA_NETWORKS = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "169.254.0.0/16",
+        "fe80::/10",
+        "fd00:ec2::254/128",
+        "fd20:ce::254/128",
+        "100.100.100.200/32",
+        "192.0.0.192/32",
+        "168.63.129.16/32",
+    )
+)
+METADATA_NAMES = (
+    "metadata",
+    "metadata.google.internal",
+    "metadata.goog",
+    "instance-data",
+    "instance-data.ec2.internal",
+)
+
+
+def is_metadata(address: IPAddress) -> bool:
+    """Whether an address is, or stands for, one of a cloud's metadata service; every link-local one counts."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = embedded(address)
+        if inner is not None:
+            return is_metadata(inner)
+    return any(address in network for network in METADATA_NETWORKS)
+
+
+class CallPolicy:
+    """Which addresses push workers may call, as the setting WORKER_ENDPOINTS words it.
+
+    words: `any`, `public` (the open internet), networks (`10.0.0.0/8`), addresses, host names (`.example.com` for all below
+    one); what one of them allows is allowed.  Cloud metadata never is.  Raises ValueError for a word that is none of these.
+    """
+
+    def __init__(self, words: Iterable[str] = ("any",)) -> None:
+        self._any = self._public = False
+        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        self._names: list[str] = []
+        for word in words:
+            self._take(word.strip().lower().rstrip("."))
+
+    def _take(self, word: str) -> None:
+        if word == "any":
+            self._any = True
+        elif word == "public":
+            self._public = True
+        elif HOST_NAME.fullmatch(word) and literal(word) is None:
+            self._names.append(word)
+        else:
+            try:
+                self._networks.append(ipaddress.ip_network(word, strict=False))
+            except ValueError:
+                raise ValueError(f"{word!r} is none of any, public, a network, an address or a host name") from None
+
+    def refused_host(self, host: str) -> str | None:
+        """Return why a host may not be called, as far as that shows without asking for its address; None otherwise."""
+        host = host.rstrip(".").lower()
+        if host in METADATA_NAMES:
+            return "cloud metadata"
+        address = literal(host)
+        if address is not None:
+            return self.refused(host, address)
+        allowed = self._any or self._public or self._networks or self._names_host(host)
+        return None if allowed else "not allowed"
+
+    def refused(self, host: str, address: IPAddress) -> str | None:
+        """Return why a connection to an address may not be made that a host's name led to; None when it may."""
+        if is_metadata(address):
+            return "cloud metadata"
+        if self._any or self._names_host(host):
+            return None
+        inner = embedded(address) if isinstance(address, ipaddress.IPv6Address) else None
+        if any((inner or address) in network for network in self._networks):
+            return None
+        kind = refused_address(address)
+        return None if self._public and kind is None else kind or "not allowed"
+
+    def _names_host(self, host: str) -> bool:
+        host = host.rstrip(".").lower()
+        return any(host == name or (name[0] == "." and host.endswith(name)) for name in self._names)

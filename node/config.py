@@ -11,6 +11,7 @@ import functools
 import ipaddress
 import math
 import re
+import socket
 import tomllib
 import types
 import typing
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cluster.config import ClusterConfig
+from node.addresses import CallPolicy
 
 NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 PEER_PORT = 7790
@@ -44,8 +46,8 @@ class About:
     high: int | None = None
     secret: bool = False
     default_text: str = ""
-    # The word Infinity is taken for None: no bound.
-    infinite: bool = False
+    # The word that is taken for None: no bound, or not at all.
+    none_word: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +69,13 @@ class NodeConfig:
         ),
     ] = 6790
     bullmq_port: Annotated[
-        int,
+        int | None,
         About(
             group="Listening",
-            help="Port reserved for the BullMQ dialect; nothing listens on it yet.",
+            help="Port of the BullMQ dialect; 0 lets the system choose one, `off` serves it on HTTP_PORT only, under `/bullmq`.",
             low=0,
             high=65535,
+            none_word="off",
         ),
     ] = 8080
     peer_port: Annotated[
@@ -89,7 +92,11 @@ class NodeConfig:
     # -- Cluster
     node_id: Annotated[
         str,
-        About(group="Cluster", help="Name of this node; it stays the same for the life of its data."),
+        About(
+            group="Cluster",
+            help="Name of this node; it stays the same for the life of its data.",
+            default_text="n1; with PEERS_DNS the host name",
+        ),
     ] = "n1"
     peers: Annotated[
         Mapping[str, str],
@@ -99,6 +106,32 @@ class NodeConfig:
             default_text="this node alone",
         ),
     ] = field(default_factory=dict)
+    peers_dns: Annotated[
+        tuple[str, ...],
+        About(
+            group="Cluster",
+            help="In place of PEERS: names (`host` or `host:7790`, separated by commas) that stand for all nodes, such as a "
+            "headless service. Whoever answers there and knows the secret is a node.",
+            default_text="none",
+        ),
+    ] = ()
+    cluster_size: Annotated[
+        int,
+        About(
+            group="Cluster",
+            help="With PEERS_DNS: how many nodes found the cluster together at the first start; 0: this node only joins one.",
+            low=0,
+            high=7,
+        ),
+    ] = 0
+    advertise: Annotated[
+        str,
+        About(
+            group="Cluster",
+            help="With PEERS_DNS: the `host:port` at which the other nodes reach this one.",
+            default_text="this machine's full name, with PEER_PORT",
+        ),
+    ] = ""
     cluster_name: Annotated[
         str,
         About(group="Cluster", help="Name of the cluster; nodes of another name are refused."),
@@ -130,10 +163,18 @@ class NodeConfig:
         Path | None,
         About(
             group="Cluster",
-            help="Authority that the certificates of all nodes come from, PEM; whoever has one of its certificates is let in.",
+            help="Authority that the certificates of all nodes come from, PEM.",
             default_text="none",
         ),
     ] = None
+    peer_tls_names: Annotated[
+        Literal["check", "ignore"],
+        About(
+            group="Cluster",
+            help="Whether a node's certificate with names in it (SAN) must have the node's id or the host of its peer address "
+            "among them. One without is good for every node.",
+        ),
+    ] = "check"
     heartbeat_ms: Annotated[
         int,
         About(group="Cluster", help="How often a leader makes itself heard.", unit="ms", low=10, high=10_000),
@@ -183,11 +224,20 @@ class NodeConfig:
         tuple[str, ...],
         About(
             group="HTTP",
-            help="Tokens of which a client must send one, separated by commas.",
+            help="Tokens with every right, separated by commas. Without these and without AUTH_TOKENS_FILE, everything but "
+            "the BullMQ and Open Archiver dialects is open to everyone.",
             secret=True,
-            default_text="none: open to everyone",
+            default_text="none",
         ),
     ] = ()
+    auth_tokens_file: Annotated[
+        Path | None,
+        About(
+            group="HTTP",
+            help="File of tokens with rights and queues, made by `quorumq tokens`; read again when it changes.",
+            default_text="none",
+        ),
+    ] = None
     cors_allow_origin: Annotated[
         str,
         About(group="HTTP", help="Value of `Access-Control-Allow-Origin`."),
@@ -209,7 +259,7 @@ class NodeConfig:
             help="Requests of one client in each window; more are answered 429. 0 or Infinity: as many as it likes.",
             low=0,
             default_text="Infinity",
-            infinite=True,
+            none_word="Infinity",
         ),
     ] = None
     rate_limit_window_ms: Annotated[
@@ -239,6 +289,13 @@ class NodeConfig:
         Literal["false", "true"],
         About(group="HTTP", help="Whether `GET /prometheus` needs a token like everything else."),
     ] = "false"
+    queue_prefix: Annotated[
+        str,
+        About(
+            group="HTTP",
+            help="What stands before the name of a queue in `queueQualifiedName` of the BullMQ dialect; only for show.",
+        ),
+    ] = "bull"
     webhook_allow_private: Annotated[
         Literal["false", "true"],
         About(
@@ -267,6 +324,86 @@ class NodeConfig:
         ),
     ] = 10_000
 
+    # -- Events
+    queue_idle_threshold_ms: Annotated[
+        int,
+        About(
+            group="Events",
+            help="`queue:idle` is told of a queue that has held nothing to do for this long; 0: never.",
+            unit="ms",
+            low=0,
+            high=86_400_000,
+        ),
+    ] = 30_000
+    queue_size_threshold: Annotated[
+        int,
+        About(
+            group="Events",
+            help="`queue:threshold` is told of a queue in which more jobs than this wait or are delayed; 0: never.",
+            unit="jobs",
+            low=0,
+        ),
+    ] = 0
+    worker_overload_threshold_ms: Annotated[
+        int,
+        About(
+            group="Events",
+            help="`worker:overloaded` is told of a worker that says for this long that it works on as many jobs as it "
+            "can; 0: never.",
+            unit="ms",
+            low=0,
+            high=86_400_000,
+        ),
+    ] = 30_000
+    memory_warning_mb: Annotated[
+        int,
+        About(
+            group="Events",
+            help="`server:memory-warning` is told when the process holds more memory of its own than this; 0: never.",
+            unit="MB",
+            low=0,
+        ),
+    ] = 0
+    storage_warning_mb: Annotated[
+        int,
+        About(
+            group="Events",
+            help="`storage:size-warning` is told when the log and the snapshots take more room than this; 0: never.",
+            unit="MB",
+            low=0,
+        ),
+    ] = 0
+
+    # -- Push workers
+    worker_endpoints: Annotated[
+        tuple[str, ...],
+        About(
+            group="Push workers",
+            help="Which addresses push workers may call, separated by commas: `any`, `public` (the open internet), networks, "
+            "addresses, host names (`.example.com` for all below one). Cloud metadata addresses never.",
+            default_text="`any`",
+        ),
+    ] = ("any",)
+    worker_lock_ms: Annotated[
+        int,
+        About(
+            group="Push workers",
+            help="How long a job that is being delivered stays with its node when that gives no sign of life; then others take it.",
+            unit="ms",
+            low=500,
+            high=3_600_000,
+        ),
+    ] = 30_000
+    worker_calls_max: Annotated[
+        int,
+        About(
+            group="Push workers",
+            help="Calls of endpoints that a node has under way at once, whatever its registrations allow together.",
+            low=1,
+            high=20_000,
+        ),
+    ] = 5_000
+
     # -- Logging
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
@@ -282,14 +419,16 @@ class NodeConfig:
         return f"NodeConfig({', '.join(shown)})"
 
     def members(self) -> dict[str, str]:
-        """Every node's peer address; a node without PEERS is a cluster of its own."""
+        """Every node's peer address as far as the settings say: a node without PEERS knows only its own."""
+        if self.peers_dns:
+            return {self.node_id: self.advertise or join_address(full_host_name(), self.peer_port or PEER_PORT)}
         return dict(self.peers) or {self.node_id: f"127.0.0.1:{self.peer_port or PEER_PORT}"}
 
     def cluster(self) -> ClusterConfig:
         """Give the part that consensus needs. Raises SettingError when values cannot work together."""
         members = self.members()
         port = self.peer_port
-        if port is None and self.node_id in members:
+        if port is None and self.node_id in members and not self.peers_dns:
             port = split_address(members[self.node_id])[1]
         config = ClusterConfig(
             node_id=self.node_id,
@@ -301,6 +440,9 @@ class NodeConfig:
             tls_cert=self.peer_tls_cert,
             tls_key=self.peer_tls_key,
             tls_ca=self.peer_tls_ca,
+            tls_names=self.peer_tls_names == "check",
+            discover=tuple(with_port(name) for name in self.peers_dns),
+            cluster_size=self.cluster_size,
             heartbeat_ms=self.heartbeat_ms,
             election_min_ms=self.election_min_ms,
             election_max_ms=self.election_max_ms,
@@ -341,8 +483,8 @@ class Setting:
         if typing.get_origin(kind) is Literal:
             return ", ".join(typing.get_args(kind))
         names: dict[Any, str] = {int: "whole number", str: "text", Path: "path"}
-        if self.about.infinite:
-            return "whole number or Infinity"
+        if self.about.none_word:
+            return f"whole number or {self.about.none_word}"
         return names.get(kind) or ("id=host:port, …" if typing.get_origin(kind) is Mapping else "list")
 
     @property
@@ -359,7 +501,9 @@ class Setting:
     def parse(self, raw: Any) -> Any:
         """Turn what a flag, a variable or a file says into the value. Raises ValueError saying what was expected."""
         kind = required(self.type)
-        if self.about.infinite and (raw == math.inf or (isinstance(raw, str) and raw.strip().lower() == "infinity")):
+        word = self.about.none_word.lower()
+        # TOML has a number that is infinite.
+        if word and (raw == math.inf or (isinstance(raw, str) and raw.strip().lower() == word)):
             return None
         if kind is int:
             return self.parse_int(raw)
@@ -448,6 +592,18 @@ def join_address(host: str, port: int) -> str:
 
 
 @functools.cache
+def full_host_name() -> str:
+    """The name by which others can resolve this machine; in a pod of a StatefulSet that of the pod."""
+    return socket.getfqdn()
+
+
+def with_port(name: str) -> str:
+    """A name of PEERS_DNS with its port."""
+    given = ":" in name and not name.endswith("]")
+    return name if given else f"{name}:{PEER_PORT}"
+
+
+@functools.cache
 def settings() -> tuple[Setting, ...]:
     """The table, in the order of the fields."""
     hints = typing.get_type_hints(NodeConfig, include_extras=True)
@@ -481,6 +637,8 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], file: 
         except ValueError as error:
             given = "" if setting.about.secret else f" {raw!r}"
             raise SettingError(f"{setting.env}{given} ({origin}) {error}") from None
+    if "node_id" not in values and values.get("peers_dns"):
+        values["node_id"] = socket.gethostname().partition(".")[0]
     return finish(NodeConfig(**values))
 
 
@@ -506,17 +664,39 @@ def finish(config: NodeConfig) -> NodeConfig:
     """Check what no single setting can tell, and read the secret from its file."""
     if not NODE_ID.fullmatch(config.node_id):
         raise SettingError(f"NODE_ID {config.node_id!r} cannot be used: letters, digits, '.', '_' and '-', at most 63")
+    check_discovery(config)
     for text in config.trusted_proxies:
         try:
             text in ("*", "none") or ipaddress.ip_network(text, strict=False)
         except ValueError:
             raise SettingError(f"TRUSTED_PROXIES {text!r} is no address and no network") from None
+    try:
+        CallPolicy(config.worker_endpoints)
+    except ValueError as error:
+        raise SettingError(f"WORKER_ENDPOINTS: {error}") from None
     if config.cluster_secret_file is not None:
         if config.cluster_secret:
             raise SettingError("CLUSTER_SECRET and CLUSTER_SECRET_FILE are both given; keep one")
         config = with_secret(config, config.cluster_secret_file)
     config.cluster()
     return config
+
+
+def check_discovery(config: NodeConfig) -> None:
+    """Raise SettingError unless PEERS_DNS and what belongs to it fit together."""
+    if not config.peers_dns:
+        for name, value in (("CLUSTER_SIZE", config.cluster_size), ("ADVERTISE", config.advertise)):
+            if value:
+                raise SettingError(f"{name} belongs to PEERS_DNS, which is not set")
+        return
+    if config.peers:
+        raise SettingError("PEERS and PEERS_DNS are both given; keep one")
+    for setting, addresses in (("PEERS_DNS", config.peers_dns), ("ADVERTISE", (config.advertise or "host:1",))):
+        for address in addresses:
+            try:
+                split_address(with_port(address))
+            except ValueError:
+                raise SettingError(f"{setting} {address!r} is not host:port") from None
 
 
 def with_secret(config: NodeConfig, path: Path) -> NodeConfig:

@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 import msgspec
 
 from cluster.errors import ClusterError, Unavailable
+from node.addresses import CallPolicy
 from node.batching import Batcher
 from node.deliveries import Deliveries
 from node.engine import Engine
 from node.machine import Machine
 from node.operation import Operation, Query
-from node.operations.jobs import Pulled, PullJobs, ReleaseJobs
+from node.operations.jobs import FinishAndPull, Finished, Pulled, PullJobs, ReleaseJobs
 from node.operations.requests import GetOutcome, Idempotent
 from node.pulse import Pulse
+from node.pushing import Pushing, Render
 from node.scheduler import Scheduler
 from node.slices import is_large, lessen
+from node.spreading import Spreader
 from node.state.job import COMPLETED, Job
 from node.waiters import Waiters
 
@@ -53,6 +56,7 @@ class Node:
     """One node of the cluster, as its API sees it.
 
     clock: milliseconds since the epoch, for deciding when to look at the state again; the log has its own time.
+    render: what the endpoint of a push worker is sent for a job and its token; without it this node calls none.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Node:
         config: NodeConfig | None = None,
         *,
         clock: Callable[[], int] = wall_ms,
+        render: Render | None = None,
     ) -> None:
         self.engine = engine
         self.machine = machine
@@ -74,7 +79,23 @@ class Node:
         self.scheduler = Scheduler(engine, machine, self.batcher, clock)
         allow_private = config is not None and config.webhook_allow_private == "true"
         self.deliveries = Deliveries(engine, machine, self.batcher, allow_private=allow_private)
+        self.spreader = Spreader(engine, machine, self.batcher)
+        self.pushing = None if render is None else self._pushing(config, clock, render)
+        self.shutdown_s = 0.0 if config is None else config.shutdown_timeout_ms / 1000
         self._clock = clock
+        self._drained_at = 0.0
+
+    def _pushing(self, config: NodeConfig | None, clock: Callable[[], int], render: Render) -> Pushing:
+        options: dict[str, Any] = {}
+        if config is not None:
+            options = {
+                "policy": CallPolicy(config.worker_endpoints),
+                "lock_ms": config.worker_lock_ms,
+                "calls_max": config.worker_calls_max,
+            }
+        return Pushing(
+            self.engine, self.machine, self.batcher, clock, render, write_timeout_s=self.timeout_s, **options
+        )
 
     # -- Life
 
@@ -83,17 +104,31 @@ class Node:
         self.pulse.start()
         self.scheduler.start()
         self.deliveries.start()
+        self.spreader.start()
+        if self.pushing is not None:
+            self.pushing.start()
 
     def drain(self) -> None:
         """Take no new long polls and end those that wait, so that stopping takes no longer than the work under way."""
+        if not self.draining:
+            self._drained_at = time.monotonic()
         self.draining = True
         self.waiters.close()
+        if self.pushing is not None:
+            self.pushing.drain()
 
-    async def stop(self) -> None:
-        """Finish what is under way. The engine is stopped by whoever made it."""
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Finish what is under way, deliveries within what is left of the time to shut down.
+
+        The engine is stopped by whoever made it; when it has given up already, nothing can be finished (at_once).
+        """
         self.drain()
+        if self.pushing is not None:
+            left_s = self.shutdown_s - (time.monotonic() - self._drained_at)
+            await self.pushing.stop(0 if at_once else max(left_s, 0))
         self.pulse.stop()
         self.scheduler.stop()
+        self.spreader.stop()
         await self.deliveries.stop()
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -115,7 +150,7 @@ class Node:
         await self.engine.change_members(action, node, address)
         # What is asked of the leader may be older here; a node that has removed itself need not know.
         with contextlib.suppress(Unavailable):
-            await self._refresh()
+            await self.refresh()
 
     # -- Writing
 
@@ -137,8 +172,11 @@ class Node:
 
         `view` runs inside the local apply and sees the state of that moment; records in a reply are live and must not be
         kept. With `once` a repeat is not applied again: its view gets a copy of the first reply, as it was then.
+        What FinishAndPull takes goes back when the caller is cancelled.
         Raises Refusal, cluster.errors.Unavailable, cluster.errors.EntryTooLarge.
         """
+        if isinstance(op, FinishAndPull):
+            return await self._finish_and_pull(op, view or _same, timeout_s or self.timeout_s, once)
         if is_large(op, self.machine.state) and (once is None or await self.ask(GetOutcome(*once)) is None):
             op = await lessen(op, self.machine.state, self._submit_part)
         return await self.batcher.submit(_keyed(op, once), view or _same, timeout_s or self.timeout_s)
@@ -155,11 +193,12 @@ class Node:
     async def ask(self, query: Query, view: Callable[[Any], Any] | None = None, *, stale: bool = False) -> Any:
         """Answer a query from the local state, made fresh first unless `stale`. Raises Refusal, Unavailable."""
         if not stale:
-            await self._refresh()
+            await self.refresh()
         answer = query.answer(self.machine.state)
         return answer if view is None else view(answer)
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
+        """Make what the local state says as new as a linearizable read. Raises Unavailable."""
         await self.engine.read_index(asyncio.get_running_loop().time() + self.timeout_s)
 
     # -- Taking jobs
@@ -179,17 +218,17 @@ class Node:
                 return view(known)
         loop = asyncio.get_running_loop()
         ends = loop.time() + wait_ms / 1000
-        if not self._promising(op.queue):
-            await self._refresh()
-        if self._promising(op.queue) and not self.waiters.waiting_for(op.queue):
+        if not self._promising(op):
+            await self.refresh()
+        if self._promising(op) and not self.waiters.waiting_for(op.queue):
             found, result = await self._take(op, view, once)
             if found:
                 return result
         if wait_ms <= 0 or self.draining:
-            if self._promising(op.queue):
+            if self._promising(op):
                 return (await self._take(op, view, once))[1]
             return view(_nothing_for(op))
-        waiter = self.waiters.join(op.queue, op.count)
+        waiter = self.waiters.join(op)
         try:
             while not self.draining and await waiter.sleep(ends - loop.time()):
                 try:
@@ -203,12 +242,14 @@ class Node:
             self.waiters.leave(waiter)
         return view(_nothing_for(op))
 
-    def _promising(self, queue_name: str) -> bool:
+    def _promising(self, op: PullJobs) -> bool:
         """Whether a pull may find something, as far as this node knows: a job, or something due that may become one."""
         state = self.machine.state
         now_ms = max(self._clock(), state.now_ms)
-        queue = state.queues.get(queue_name)
+        queue = state.queues.get(op.queue)
         if queue is None or queue.settings.paused:
+            return False
+        if op.active_max is not None and queue.room_for(op.owner, op.active_max) <= 0:
             return False
         if queue.claimable(now_ms) > 0:
             return True
@@ -234,6 +275,26 @@ class Node:
             self._give_back(taken, once)
             raise
 
+    async def _finish_and_pull(
+        self, op: FinishAndPull, view: Callable[[Finished], T], timeout_s: float, once: Once | None
+    ) -> T:
+        """End a run and take the next jobs, which go back when the caller is gone. The end of the run stays as it is."""
+        taken: list[tuple[str, int]] = []
+
+        def look(reply: Finished) -> T:
+            taken.extend([(job.id, job.fence) for job in reply.next.jobs])
+            return view(reply)
+
+        def leave(reply: Finished) -> None:
+            self._give_back([(job.id, job.fence) for job in reply.next.jobs], None)
+
+        future = self.batcher.submit(_keyed(op, once), look, timeout_s, leave)
+        try:
+            return await future
+        except BaseException:
+            self._give_back(taken, None)
+            raise
+
     def _give_back(self, taken: list[tuple[str, int]], once: Once | None) -> None:
         """Return jobs, by id and fence, as they were."""
         if not taken:
@@ -252,7 +313,7 @@ class Node:
 
         Raises JobNotFound, Unavailable.
         """
-        await self._refresh()
+        await self.refresh()
         job = self.machine.state.job(job_id)
         if job.state == COMPLETED:
             return view(job)
@@ -279,7 +340,7 @@ def _same(reply: Any) -> Any:
 
 
 def _nothing_for(op: PullJobs) -> Pulled:
-    return Pulled([], None if op.owner is None else [])
+    return Pulled([], [] if op.locks else None)
 
 
 def _heard(future: asyncio.Future[Any]) -> None:

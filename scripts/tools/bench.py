@@ -22,6 +22,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from scripts.tools.bench_workers import workers
 from scripts.tools.load import Ack, Cycle, Measured, Pull, Push, Script, has_wrk, run
 from scripts.tools.local_cluster import ClusterTrouble, LocalCluster, LocalNode
 
@@ -60,6 +61,11 @@ class Bench:
         met = "" if row.met is None else (" met" if row.met else " MISSED")
         target = f" (target {row.target}:{met})" if row.target else ""
         self.console.print(f"{row.what}, {row.where}: {row.value} {row.latency}{target}", highlight=False)
+
+    def row(
+        self, what: str, where: str, value: str, detail: str = "", target: str = "", met: bool | None = None
+    ) -> None:
+        self.add(Row(what, where, value, detail, target, met))
 
     async def measure(
         self,
@@ -266,6 +272,7 @@ PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "ack": ack,
     "cycle": cycle,
     "held": held,
+    "workers": workers,
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 
-from node.addresses import check_url, literal, refused_address
+from node.addresses import CallPolicy, check_url, literal, refused_address
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,63 @@ def test_addresses_behind_addresses(address: str, kind: str | None) -> None:
 def test_names_are_no_addresses() -> None:
     assert literal("example.com") is None
     assert literal("1.example") is None
+
+
+# -- Push workers
+
+METADATA = ("169.254.169.254", "169.254.0.1", "fe80::1", "fd00:ec2::254", "100.100.100.200", "192.0.0.192")
+
+
+@pytest.mark.parametrize("address", [*METADATA, "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"])
+@pytest.mark.parametrize("words", [("any",), ("public",), ("0.0.0.0/0", "::/0"), ("metadata.test",)])
+def test_push_workers_never_call_cloud_metadata(words: tuple[str, ...], address: str) -> None:
+    policy = CallPolicy(words)
+    assert policy.refused("metadata.test", ipaddress.ip_address(address)) == "cloud metadata"
+    host = f"{address}" if "." in address and ":" not in address else address
+    assert policy.refused_host(host) == "cloud metadata"
+    for name in ("metadata", "METADATA.google.internal.", "instance-data"):
+        assert policy.refused_host(name) == "cloud metadata"
+
+
+@pytest.mark.parametrize(
+    ("words", "host", "address", "reason"),
+    [
+        (("any",), "h", "10.0.0.1", None),
+        (("any",), "h", "127.0.0.1", None),
+        (("public",), "h", "93.184.216.34", None),
+        (("public",), "h", "2606:2800:220:1::1", None),
+        (("public",), "h", "10.0.0.1", "private"),
+        (("public",), "h", "::1", "loopback"),
+        (("public",), "h", "::ffff:10.0.0.1", "private"),
+        (("public", "10.1.0.0/16"), "h", "10.1.2.3", None),
+        (("public", "10.1.0.0/16"), "h", "::ffff:10.1.2.3", None),
+        (("public", "10.1.0.0/16"), "h", "10.2.0.1", "private"),
+        (("10.1.2.3",), "h", "10.1.2.3", None),
+        (("10.1.2.3",), "h", "93.184.216.34", "not allowed"),
+        (("fd12::/16",), "h", "fd12::5", None),
+        (("Workers.test.",), "workers.TEST", "10.0.0.1", None),
+        (("workers.test",), "a.workers.test", "10.0.0.1", "private"),
+        ((".workers.test",), "a.b.workers.test", "10.0.0.1", None),
+        ((".workers.test",), "workers.test", "10.0.0.1", "private"),
+        ((".workers.test",), "evilworkers.test", "10.0.0.1", "private"),
+        ((), "h", "93.184.216.34", "not allowed"),
+    ],
+)
+def test_the_setting_says_what_push_workers_may_call(
+    words: tuple[str, ...], host: str, address: str, reason: str | None
+) -> None:
+    assert CallPolicy(words).refused(host, ipaddress.ip_address(address)) == reason
+
+
+def test_hosts_are_refused_early_where_that_can_be_told() -> None:
+    assert CallPolicy(["public"]).refused_host("127.1") == "loopback"
+    assert CallPolicy(["public"]).refused_host("some.name") is None
+    assert CallPolicy(["some.name"]).refused_host("other.name") == "not allowed"
+    # A name may lead into a network that is allowed: that shows when it is looked up.
+    assert CallPolicy(["10.0.0.0/8"]).refused_host("other.name") is None
+
+
+@pytest.mark.parametrize("word", ["", "10.0.0.0/40", "http://h/", "a b", "-x", "*", "h:80"])
+def test_words_that_mean_nothing_are_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="is none of any, public"):
+        CallPolicy([word])
