@@ -11,11 +11,12 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypedDict, TypeVar, Unpack
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
@@ -25,8 +26,10 @@ from cluster.errors import EntryTooLarge, Unavailable
 from node.operation import Operation, Query
 from node.refusals import Refusal
 
+from .auth import Access, Forbidden, Grant
 from .limits import DATA_BYTES_MAX, BodyTooLarge, Busy
 from .once import BadKey, once_of
+from .scopes import Hidden, named_again, permit
 
 if TYPE_CHECKING:
     from node.node import Node, Once
@@ -35,8 +38,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Right = Literal["open", "metrics", "produce", "consume", "read", "manage:all", "admin"]
+# open: anybody. job: the token of the job itself, which the row's handler checks.
+Right = Literal["open", "job", "metrics", "produce", "consume", "read", "manage:all", "admin"]
 Body = Literal["none", "small", "data"]
+# What a token has to be for: the queue or the job that the path names; what the row itself checks; nothing; every queue.
+Touches = Literal["queue", "job", "checked", "nothing", "every"]
+
+T = TypeVar("T")
 
 JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"
@@ -74,6 +82,11 @@ class Reply(web.StreamResponse):
     def keep_alive(self) -> bool | None:
         return self._stay
 
+    def replaced(self, body: bytes) -> Reply:
+        """Take another body."""
+        self._whole = body
+        return self
+
     def end_connection(self) -> Reply:
         """Close the connection after this reply."""
         self._stay = False
@@ -85,9 +98,18 @@ class Reply(web.StreamResponse):
         if transport is None or transport.is_closing():
             return
         body = self._whole
+        head = self.head(request, len(body))
+        if request.method != "HEAD":
+            head.append(body)
+        transport.write(b"".join(head))
+        if len(body) > DRAIN_BYTES:
+            await request.writer.drain()
+
+    def head(self, request: web.BaseRequest, length: int) -> list[bytes]:
+        """Return everything before a body of so many bytes."""
         head = [self.heads[self._line], DATE.line(), self._more]
         if self._line != HTTPStatus.NO_CONTENT:
-            head.append(b"Content-Type: %b\r\nContent-Length: %d\r\n" % (self._kind, len(body)))
+            head.append(b"Content-Type: %b\r\nContent-Length: %d\r\n" % (self._kind, length))
         if not request.keep_alive:
             self._stay = False
         if not self._stay:
@@ -95,14 +117,45 @@ class Reply(web.StreamResponse):
         elif request.version < (1, 1):
             head.append(b"Connection: keep-alive\r\n")
         head.append(b"\r\n")
-        if request.method != "HEAD":
-            head.append(body)
-        transport.write(b"".join(head))
-        if len(body) > DRAIN_BYTES:
-            await request.writer.drain()
+        return head
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Do nothing: prepare has written everything."""
+
+
+class Pieced(Reply):
+    """A reply whose body is in pieces, some of them large and somebody else's: they are not copied into one text."""
+
+    def __init__(self, status: int, pieces: Sequence[bytes]) -> None:
+        super().__init__(status, b"")
+        self._pieces = pieces
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self._pieces)
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write the response as fast as the client reads it."""
+        pieces = self._pieces
+        length = sum(map(len, pieces))
+        transport = request.transport
+        if length <= DRAIN_BYTES or transport is None or transport.is_closing() or request.method == "HEAD":
+            self._whole = self.body
+            await super().prepare(request)
+            return
+        unsent = self.head(request, length)
+        size = 0
+        for piece in pieces:
+            unsent.append(piece)
+            size += len(piece)
+            if size > DRAIN_BYTES:
+                # A large piece is alone in what is joined, or nearly so.
+                transport.write(b"".join(unsent))
+                unsent, size = [], 0
+                await request.writer.drain()
+                if transport.is_closing():
+                    return
+        transport.write(b"".join(unsent))
 
 
 class Streamed(Reply):
@@ -147,10 +200,22 @@ class Invalid(Exception):
 class Call:
     """One request on its way through a route.
 
-    path: the parameters of the path.  body: the whole body, empty for routes that take none.
+    path: the parameters of the path.  body: the whole body, empty for routes that take none.  grant: what the sender may do.
     """
 
-    __slots__ = ("_query", "body", "node", "path", "query_text", "request", "route", "server")
+    __slots__ = (
+        "_query",
+        "body",
+        "grant",
+        "hidden_id",
+        "node",
+        "path",
+        "query_text",
+        "request",
+        "route",
+        "server",
+        "template",
+    )
 
     def __init__(
         self,
@@ -160,14 +225,20 @@ class Call:
         path: Mapping[str, str],
         query_text: str,
         body: bytes,
+        grant: Grant,
     ) -> None:
         self.server = server
         self.node: Node = server.node
         self.request = request
         self.route = route
+        # The whole path with its prefix, for those who write down what was asked for.
+        self.template = route.path
         self.path = path
         self.query_text = query_text
         self.body = body
+        self.grant = grant
+        # The id of the job that was asked for, where the sender must not know whether there is one.
+        self.hidden_id: str | None = None
         self._query: dict[str, str] | None = None
 
     @property
@@ -188,6 +259,13 @@ class Call:
         except BadKey as error:
             raise Invalid(str(error)) from None
 
+    async def submit(self, operation: Operation, view: Callable[[Any], T]) -> T:
+        """Replicate an operation under the request's key; return `view(reply)`. Raises Refusal, Unavailable, Invalid."""
+        began = time.perf_counter()
+        made = await self.node.submit(operation, view, once=self.once)
+        self.server.writes.observe(time.perf_counter() - began)
+        return made
+
     @property
     def stale(self) -> bool:
         """Whether the client is content with this node's copy, however old. Raises Invalid."""
@@ -202,6 +280,10 @@ class Call:
 Handler = Callable[[Call], Awaitable[Reply]]
 # What a reply becomes: the body of a success, or a refusal that stands inside a reply.
 View = Callable[[Any], bytes | Refusal]
+# Holds an operation against a token that is not for all queues; returns it, or what is left of it. Raises Forbidden, Hidden.
+Check = Callable[["Call", Any], Awaitable[Operation]]
+# What such a token sees of a query's answer: token, query, answer. Raises Hidden.
+Narrow = Callable[[Grant, Any, Any], Any]
 Answer = tuple[int, str]
 # How a route words the refusals that it words in its own way: status and text, or what makes them of the refusal.
 Wording = Mapping[type[Refusal], Answer | Callable[[Any], Answer]]
@@ -217,6 +299,7 @@ class About(TypedDict, total=False):
     about: str
     limited: bool
     answers: Mapping[int, str]
+    scope: Touches | None
 
 
 class More(About):
@@ -277,9 +360,11 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     path: parameters in braces.  what: the operation or query it runs, None for plain handlers.  reply: the type of
     the body of a success, which the tests hold every reply against.  body: whether a body is read at all, and
     whether it carries job data.  refusals: status and text where this route words a refusal in its own way.
-    takes, asks: the type of the body and the parameters of the query, for the OpenAPI document.  about: one sentence
+    takes, asks: the type of the body (a struct, a list of them, or Raw for any JSON) and the parameters of the query, for the
+    OpenAPI document.  about: one sentence
     for the same, where that of `what` does not fit.  group: the heading under which it is documented.  limited: whether
     it counts for the request limit of a client.  answers: what statuses mean here that mean something else elsewhere.
+    scope: what a token has to be for; by default what the path names, and every queue where it names none.
     """
 
     method: str
@@ -290,12 +375,22 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     right: Right
     body: Body = "none"
     refusals: Wording = NO_WORDING
-    takes: type[msgspec.Struct] | None = None
+    takes: Any = None
     asks: tuple[Parameter, ...] = ()
     about: str = ""
     group: str = ""
     limited: bool = True
     answers: Mapping[int, str] = NO_ANSWERS
+    scope: Touches | None = None
+
+    @property
+    def touches(self) -> Touches:
+        """What a token has to be for."""
+        if self.scope is not None:
+            return self.scope
+        if "{queue}" in self.path:
+            return "queue"
+        return "job" if "{id}" in self.path else "every"
 
 
 def submit(
@@ -306,17 +401,17 @@ def submit(
     view: View,
     *,
     body: Body | None = None,
-    takes: type[msgspec.Struct] | None = None,
+    takes: Any = None,
+    check: Check | None = None,
     **more: Unpack[More],
 ) -> Route:
     """A row that replicates an operation and answers at its local apply. body: by default, one is read if one is taken."""
 
     async def handler(call: Call) -> Reply:
         operation = decode(call)
-        began = time.perf_counter()
-        made = await call.node.submit(operation, view, once=call.once)
-        call.server.writes.observe(time.perf_counter() - began)
-        return success(made)
+        if check is not None and not call.grant.every_queue:
+            operation = await check(call, operation)
+        return success(await call.submit(operation, view))
 
     reads: Body = body or ("none" if takes is None else "small")
     return Route(method=method, path=path, handler=handler, what=what, body=reads, takes=takes, **more)
@@ -331,14 +426,23 @@ def ask(
     *,
     right: Right = "read",
     asks: tuple[Parameter, ...] = (),
+    narrow: Narrow | None = None,
     **more: Unpack[About],
 ) -> Route:
     """A row that reads: linearizable unless `?consistency=stale`."""
 
     async def handler(call: Call) -> Reply:
-        return success(await call.node.ask(decode(call), view, stale=call.stale))
+        query, seen = decode(call), view
+        if narrow is not None and not call.grant.every_queue:
+            seen = partial(narrowed, narrow, call.grant, query, view)
+        return success(await call.node.ask(query, seen, stale=call.stale))
 
     return Route(method=method, path=path, handler=handler, what=what, right=right, asks=(*asks, CONSISTENCY), **more)
+
+
+def narrowed(narrow: Narrow, grant: Grant, query: Query, view: View, answer: Any) -> bytes | Refusal:
+    """Show what a token may see of an answer."""
+    return view(narrow(grant, query, answer))
 
 
 def success(made: bytes | Refusal) -> Reply:
@@ -355,7 +459,7 @@ def plain(
     *,
     what: type[Operation] | type[Query] | None = None,
     body: Body | None = None,
-    takes: type[msgspec.Struct] | None = None,
+    takes: Any = None,
     asks: tuple[Parameter, ...] = (),
     **more: Unpack[More],
 ) -> Route:
@@ -376,6 +480,13 @@ class Dialect(Protocol):
     routes: tuple[Route, ...]
     # Parameters of paths that are taken as they came; the others are percent-decoded.
     undecoded: frozenset[str]
+    # Of the bodies that `error` makes.
+    content_type: bytes
+    # Whether strangers are told 401 of a path that is not there, so that they cannot find out which are.
+    hides_paths: bool
+
+    def authorize(self, access: Access, request: web.BaseRequest) -> Grant:
+        """Say what the sender of a request may do. Raises Unauthorized."""
 
     def refusal(self, refusal: Refusal) -> Answer:
         """Word a refusal that its route does not: status and text."""
@@ -385,14 +496,15 @@ class Dialect(Protocol):
 
 
 class Mount:
-    """A route where a listener serves it, with the dialect that it speaks."""
+    """A route where a listener serves it, with the dialect that it speaks. template: its whole path."""
 
-    __slots__ = ("dialect", "names", "route")
+    __slots__ = ("dialect", "names", "route", "template")
 
-    def __init__(self, dialect: Dialect, route: Route, names: tuple[str, ...]) -> None:
+    def __init__(self, dialect: Dialect, route: Route, names: tuple[str, ...], template: str) -> None:
         self.dialect = dialect
         self.route = route
         self.names = names
+        self.template = template
 
 
 class Branch:
@@ -425,7 +537,7 @@ class Router:
                 else:
                     branch = branch.literal.setdefault(segment, Branch())
             assert branch.here is None, f"{route.method} {route.path} is there twice"
-            branch.here = Mount(dialect, route, tuple(names))
+            branch.here = Mount(dialect, route, tuple(names), prefix + route.path)
 
     def find(self, method: str, path: str) -> tuple[Mount, dict[str, str]] | None:
         """Return the route and the path's parameters. Raises Invalid when one of them cannot be decoded."""
@@ -489,14 +601,25 @@ def percent_decode(text: str) -> str:
         raise Invalid("Malformed percent-encoding in the path") from None
 
 
-async def answer(server: Server, request: web.BaseRequest, found: Mount, path: Mapping[str, str], query: str) -> Reply:
+async def answer(
+    server: Server, request: web.BaseRequest, found: Mount, path: Mapping[str, str], query: str, grant: Grant
+) -> Reply:
     """Run a request through its route and word whatever goes wrong in its dialect."""
     route, dialect = found.route, found.dialect
+    call = Call(server, request, route, path, query, b"", grant)
+    call.template = found.template
     try:
-        body = b"" if route.body == "none" else await server.bodies.read(request)
-        return await route.handler(Call(server, request, route, path, query, body))
+        if not grant.unlimited:
+            await permit(call)
+        if route.body != "none":
+            call.body = await server.bodies.read(request)
+        reply = await route.handler(call)
     except Exception as error:
-        return trouble(dialect, route, error)
+        reply = trouble(dialect, route, error)
+        server.audit.refused(call, error, reply.status)
+    else:
+        server.audit.done(call, reply.status)
+    return reply if call.hidden_id is None else reply.replaced(named_again(call, reply.body))
 
 
 def trouble(dialect: Dialect, route: Route, error: Exception) -> Reply:
@@ -506,6 +629,10 @@ def trouble(dialect: Dialect, route: Route, error: Exception) -> Reply:
             wording = route.refusals.get(type(error)) or dialect.refusal(error)
             status, text = wording(error) if callable(wording) else wording
             return failure(dialect, status, text, error.code)
+        case Hidden():
+            return trouble(dialect, route, error.refusal)
+        case Forbidden():
+            return failure(dialect, 403, str(error), "forbidden")
         case Invalid():
             return failure(dialect, error.status, str(error), error.code)
         case Unavailable():
@@ -537,4 +664,4 @@ def failure(dialect: Dialect, status: int, text: str, code: str, *, retry_after_
     headers = b""
     if retry_after_s is not None:
         headers = b"Retry-After: %d\r\n" % max(1, math.ceil(retry_after_s))
-    return Reply(status, dialect.error(status, text, code), headers=headers)
+    return Reply(status, dialect.error(status, text, code), dialect.content_type, headers)

@@ -14,19 +14,22 @@ import msgspec
 
 from node.operation import Operation
 
-from .http import Dialect, Html, NotReady, Octets, Route, Stream, Text
+from .auth import API_KEY
+from .http import TEXT, Dialect, Html, NotReady, Octets, Route, Stream, Text
 from .once import HEADER, KEY_CHARS_MAX
 
 Json = dict[str, Any]
 REF = "#/components/schemas/"
 TITLE = "quorumq"
 ABOUT = """\
-A job queue that survives the loss of machines. Every node answers every request. Every body is JSON; every reply has
-`ok`, and one that is not `ok` has `error`. Where `AUTH_TOKENS` is set, requests carry `Authorization: Bearer <token>`."""
+A job queue that survives the loss of machines. Every node answers every request, with JSON. In bunqueue's dialect every reply
+has `ok`, and one that is not `ok` has `error`; BullMQ's, below `/bullmq` and on `BULLMQ_PORT` without that, has errors as text;
+Open Archiver's, below `/v1/jobs`, has `message`. Requests carry `Authorization: Bearer <token>` where tokens are configured."""
 
 ERRORS = {
     400: "The request cannot be accepted; `error` says why.",
     401: "No token, or none that is known.",
+    403: "The token does not have the right, or is not for this queue.",
     404: "There is no such thing.",
     409: "The request was done before under its `Idempotency-Key`; its reply was too large to be kept.",
     413: "The body is longer than BODY_BYTES_MAX, or too long for one log entry.",
@@ -34,6 +37,11 @@ ERRORS = {
     429: "Too many requests of this client; `Retry-After` says when to come back.",
     500: "A defect of the server; nothing was half done.",
     503: "No quorum, or the node is busy. `code` is `not_applied` when a repeat is safe, else `outcome_unknown`.",
+}
+# The same where errors are plain text.
+TEXT_ERRORS = ERRORS | {
+    400: "The request cannot be accepted; the text says why.",
+    503: "No quorum, or the node is busy; `Retry-After` says when to come back.",
 }
 PARAMETERS = {
     "queue": ("Name of the queue.", {"type": "string", "pattern": "^[a-zA-Z0-9_.:-]+$", "maxLength": 256}),
@@ -43,7 +51,26 @@ PARAMETERS = {
     "member": ("Id of the node.", {"type": "string"}),
     "custom_id": ("The `jobId` that the job was pushed with.", {"type": "string"}),
     "name": ("Name of the cron job.", {"type": "string"}),
+    "group": ("The `groupId` of jobs.", {"type": "string"}),
+    "unique_key": ("The `uniqueKey` of a job.", {"type": "string"}),
 }
+# Where a dialect's parameters are other than those above.
+PARAMETERS_OF: dict[str, dict[str, tuple[str, Json]]] = {
+    "bullmq": {
+        "queue": (
+            "Name of the queue: no colon, no control characters.",
+            {"type": "string", "minLength": 3, "maxLength": 100},
+        ),
+        "id": ("Id of the job, unique in its queue.", {"type": "string"}),
+        "key": ("Key of the repetition.", {"type": "string"}),
+    },
+    "openarchiver": {"queue": ("Name of the queue.", {"type": "string"})},
+}
+# How errors look where they are JSON of another form than `Failure`.
+MESSAGE: Json = {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]}
+MESSAGES: Mapping[str, Json] = {"openarchiver": {"application/json": {"schema": MESSAGE}}}
+# What a token has to be for, besides having a right.
+SCOPES = {"queue": " on the queue", "job": " on the job's queue", "every": " on all queues"}
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -51,11 +78,12 @@ class Served(msgspec.Struct, frozen=True):
 
     path: str
     route: Route
+    dialect: Dialect
 
 
 def served(dialects: Iterable[tuple[Dialect, str]]) -> list[Served]:
     """Return every route in the order of the tables."""
-    return [Served(prefix + route.path, route) for dialect, prefix in dialects for route in dialect.routes]
+    return [Served(prefix + route.path, route, dialect) for dialect, prefix in dialects for route in dialect.routes]
 
 
 def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
@@ -83,7 +111,10 @@ def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
         "security": [{"token": []}],
         "paths": paths,
         "components": {
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": API_KEY},
+            },
             "schemas": {name: tidied(schema) for name, schema in sorted(schemas.items())},
             "responses": {str(status): failing(text) for status, text in ERRORS.items()},
         },
@@ -102,13 +133,14 @@ def described(row: Served, kinds: Mapping[Any, Json]) -> Json:
         "tags": [route.group],
         "summary": summary(route),
         "parameters": parameters(row),
-        "responses": responses(route, kinds),
+        "responses": responses(row, kinds),
     }
     details = paragraph(route.what)
     if not route.about and details != shown["summary"]:
         shown["description"] = details
     if route.takes is not None:
-        needs = any(is_required(field) for field in msgspec.structs.fields(route.takes))
+        struct = isinstance(route.takes, type) and issubclass(route.takes, msgspec.Struct)
+        needs = not struct or any(is_required(field) for field in msgspec.structs.fields(route.takes))
         shown["requestBody"] = {
             "required": needs,
             "content": {"application/json": {"schema": kinds[route.takes]}},
@@ -117,6 +149,9 @@ def described(row: Served, kinds: Mapping[Any, Json]) -> Json:
         shown["security"] = [{}] if route.right == "open" else [{}, {"token": []}]
     else:
         shown["x-right"] = route.right
+        shown["x-scope"] = route.touches
+        if row.dialect.name == "openarchiver":
+            shown["security"] = [{"token": []}, {"key": []}]
     if not shown["parameters"]:
         del shown["parameters"]
     return shown
@@ -144,7 +179,7 @@ def parameters(row: Served) -> list[Json]:
     """List the parameters of the path, then those of the query, then the headers."""
     found: list[Json] = []
     for name in re.findall(r"\{(\w+)\}", row.path):
-        text, schema = PARAMETERS[name]
+        text, schema = PARAMETERS_OF.get(row.dialect.name, {}).get(name) or PARAMETERS[name]
         found.append({"name": name, "in": "path", "required": True, "description": text, "schema": schema})
     found += [
         {"name": one.name, "in": "query", "description": one.text, "schema": dict(one.schema)} for one in row.route.asks
@@ -160,8 +195,9 @@ def is_write(route: Route) -> bool:
     return route.what is not None and issubclass(route.what, Operation)
 
 
-def responses(route: Route, kinds: Mapping[Any, Json]) -> Json:
+def responses(row: Served, kinds: Mapping[Any, Json]) -> Json:
     """List the statuses that a route answers with."""
+    route, in_text = row.route, row.dialect.content_type == TEXT
     found: Json = {"200": {"description": "Done.", "content": content(route.reply, kinds)}}
     if route.right == "open":
         if route.path.startswith(("/ready", "/startupz")):
@@ -173,10 +209,20 @@ def responses(route: Route, kinds: Mapping[Any, Json]) -> Json:
             continue
         if status == 429 and not route.limited:
             continue
-        if text := route.answers.get(status):
-            found[str(status)] = failing(text)
+        text = route.answers.get(status)
+        if text is None and status in (409, 422) and not is_write(route):
             continue
-        if status in (409, 422) and not is_write(route):
+        if message := MESSAGES.get(row.dialect.name):
+            found[str(status)] = {
+                "description": text or ERRORS[status].replace("`error`", "`message`"),
+                "content": message,
+            }
+            continue
+        if in_text:
+            found[str(status)] = {"description": text or TEXT_ERRORS[status], "content": content(Text, kinds)}
+            continue
+        if text:
+            found[str(status)] = failing(text)
             continue
         found[str(status)] = {"$ref": f"#/components/responses/{status}"}
     return found
@@ -237,7 +283,7 @@ REFERENCE = """\
 {about}
 
 `GET /openapi.json` gives the same as an OpenAPI 3.1 document, `GET /docs` as a page to browse and try. Where an answer
-differs from bunqueue's document or server, [compatibility.md](compatibility.md) says why.
+differs from a dialect's document or server, [compatibility.md](compatibility.md) says why.
 
 Every write takes `Idempotency-Key`, a text of up to 255 characters: for a day, a repeat of the request with the same key is
 not done again but gets the first answer, from whichever node. Every read takes `?consistency=stale`, and then answers from
@@ -252,6 +298,18 @@ Statuses of all requests:
 """
 
 
+# Large objects that many replies hold: what stands for each, and the heading under which it is described.
+OBJECTS = {
+    "JobShown": ("<job>", "The job object"),
+    "JobJson": ("<BullMQ job>", "BullMQ's job object"),
+    "JobOpts": ("JobOpts", "BullMQ's options of a job"),
+    "BackoffOpts": ("BackoffOpts", "BullMQ's backoff"),
+    "DeduplicationOpts": ("DeduplicationOpts", "BullMQ's deduplication"),
+    "KeepOpts": ("KeepOpts", "BullMQ's keeping of finished jobs"),
+    "RepeatOpts": ("RepeatOpts", "BullMQ's repetition"),
+}
+
+
 def reference(dialects: Iterable[tuple[Dialect, str]]) -> str:
     """Write docs/http-reference.md."""
     whole = document(dialects, "")
@@ -264,21 +322,26 @@ def reference(dialects: Iterable[tuple[Dialect, str]]) -> str:
             for method, one in methods.items():
                 if tag["name"] in one["tags"]:
                     parts.append(section(method.upper(), path, one, schemas))
-    parts.append(
-        "\n## The job object\n\nWhat `<job>` stands for above.\n\n| key | type | what it is |\n| --- | --- | --- |\n"
-    )
-    job = schemas["JobShown"]
-    for name, field in job["properties"].items():
-        absent = "" if name in job["required"] else ", may be absent"
-        text = field.get("description", "").replace("|", chr(92) + "|")
-        parts.append(f"| `{name}` | {kind_of(field)}{absent} | {text} |\n")
+    for schema, (sign, title) in OBJECTS.items():
+        if schema not in schemas:
+            continue
+        parts.append(
+            f"\n## {title}\n\nWhat `{sign}` stands for above.\n\n| key | type | what it is |\n| --- | --- | --- |\n"
+        )
+        job = schemas[schema]
+        for name, field in job["properties"].items():
+            absent = "" if name in job.get("required", ()) else ", may be absent"
+            text = (field.get("description", "") + bounds(field)).strip().replace("|", chr(92) + "|")
+            parts.append(f"| `{name}` | {kind_of(field)}{absent} | {text} |\n")
     return "".join(parts)
 
 
 def section(method: str, path: str, one: Json, schemas: Json) -> str:
     """Write what there is to say about one route."""
     right = one.get("x-right")
-    needs = f"Needs the right `{right}`." if right else "Needs no token."
+    needs = f"Needs the right `{right}`{SCOPES.get(one['x-scope'], '')}." if right else "Needs no token."
+    if right == "job":
+        needs = "Needs the token that the job was handed out with."
     parts = [f"\n### {method} {path}\n\n{one.get('description', one['summary'])} {needs}\n"]
     rows = [
         [f"`{item['name']}`", item["in"], kind_of(item["schema"]), item["description"] + bounds(item["schema"])]
@@ -287,8 +350,13 @@ def section(method: str, path: str, one: Json, schemas: Json) -> str:
     ]
     if "requestBody" in one:
         schema = resolved(one["requestBody"]["content"]["application/json"]["schema"], schemas)
+        if schema.get("type") == "array":
+            parts.append("\nThe body is an array of:\n")
+            schema = resolved(schema["items"], schemas)
+        elif not schema:
+            parts.append("\nThe body is any JSON.\n")
         required = schema.get("required", ())
-        for name, field in schema["properties"].items():
+        for name, field in schema.get("properties", {}).items():
             text = ("required. " if name in required else "") + field.get("description", "") + bounds(field)
             rows.append([f"`{name}`", "body", kind_of(field), text.strip()])
     if rows:
@@ -327,9 +395,10 @@ def bounds(schema: Json) -> str:
     """Write the bounds and the default of a field."""
     low, high = schema.get("minimum"), schema.get("maximum")
     parts = []
-    if low is not None or high is not None:
-        shown = [f"{one:,}" if one is not None else "" for one in (low, high)]
-        parts.append(f"at least {shown[0]}" if high is None else f"{shown[0]} to {shown[1]}")
+    if low is not None and high is not None:
+        parts.append(f"{low:,} to {high:,}")
+    elif low is not None or high is not None:
+        parts.append(f"at least {low:,}" if low is not None else f"at most {high:,}")
     if "maxLength" in schema:
         parts.append(f"at most {schema['maxLength']:,} characters")
     if "maxItems" in schema:
@@ -343,8 +412,8 @@ def example(schema: Json, schemas: Json, depth: int = 0) -> str:
     """Write the shape of a reply in one line."""
     name = str(schema.get("$ref", "")).removeprefix(REF)
     schema = resolved(schema, schemas)
-    if name == "JobShown" or (depth > 3 and "properties" in schema):
-        return "<job>" if name == "JobShown" else f"<{name}>"
+    if name in OBJECTS or (depth > 3 and "properties" in schema):
+        return OBJECTS[name][0] if name in OBJECTS else f"<{name}>"
     if "properties" in schema:
         required = schema.get("required", ())
         fields = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.table import Table
@@ -64,8 +65,16 @@ def status_table(status: dict[str, Any]) -> Table:
         f"durable {status['durable_index']}, log from {status['first_index']}, digest {status['digest']}"
         + ("" if status["has_quorum"] else "; NO QUORUM")
         + ("" if status["ready"] else f"; not ready: {status['ready_reason']}")
+        + write_failure(status.get("write_failed_since_ms"))
     )
     return members_table(status["members"], title, caption)
+
+
+def write_failure(since_ms: int | None) -> str:
+    """Say that the node cannot write its log, and since when."""
+    if since_ms is None:
+        return ""
+    return f"; CANNOT WRITE ITS LOG since {datetime.fromtimestamp(since_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def members_table(members: list[dict[str, Any]], title: str, caption: str | None = None) -> Table:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from cli.admin import NoAnswer, fetch
 from node.config import settings
@@ -50,6 +49,10 @@ class Member:
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.http_port}"
+
+    @property
+    def bullmq_url(self) -> str:
+        return f"http://{HOST}:{self.bullmq_port}"
 
     @property
     def data(self) -> Path:
@@ -116,7 +119,7 @@ def child_environment() -> dict[str, str]:
 def check_ports(cluster: list[Member]) -> None:
     """Raise DevFailed when a port is taken: another cluster may answer there, and be mistaken for this one."""
     for member in cluster:
-        for name, port in (("HTTP", member.http_port), ("peer", member.peer_port)):
+        for name, port in (("HTTP", member.http_port), ("BullMQ", member.bullmq_port), ("peer", member.peer_port)):
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
@@ -202,12 +205,15 @@ def command() -> str:
     return sys.argv[0] if Path(sys.argv[0]).name == "quorumq" else "quorumq"
 
 
-def address_table(cluster: list[Member]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+def addresses(cluster: list[Member]) -> str:
+    """Return where each node listens, a line for each, whole whatever the width of the terminal."""
+    lines = []
     for member in cluster:
         assert member.process is not None
-        table.add_row(f"  {member.id}", member.url, f"pid {member.process.pid}", f"log {member.log}")
-    return table
+        lines.append(
+            f"  {member.id}  {member.url}  BullMQ {member.bullmq_url}  pid {member.process.pid}  log {member.log}"
+        )
+    return "\n".join(lines)
 
 
 async def watch(cluster: list[Member], console: Console, told: asyncio.Event) -> None:
@@ -254,7 +260,9 @@ async def dev(cluster: list[Member], *, fresh: bool, show_logs: bool) -> None:
         if await ready_or_told(cluster, told):
             count = f"{len(cluster)} nodes" if len(cluster) > 1 else "1 node"
             console.print(f"ready: {count} in {time.monotonic() - began:.1f} s, data in {directory}", style="green")
-            console.print(address_table(cluster))
+            console.print(addresses(cluster), soft_wrap=True)
+            if not os.environ.get("AUTH_TOKENS") and not os.environ.get("AUTH_TOKENS_FILE"):
+                console.print("BullMQ's and Open Archiver's APIs need a token: start with AUTH_TOKENS set to use them.")
             console.print("Ctrl-C stops them.")
             await watch(cluster, console, told)
     finally:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cli import members
+from cli import members, tokens
 from node.config import Setting, SettingError, load, settings
 
 BAD_SETTINGS = 2
@@ -29,6 +29,7 @@ app = typer.Typer(
 
 
 app.add_typer(members.app, name="members")
+app.add_typer(tokens.app, name="tokens")
 
 
 def fail(message: str, status: int = 1) -> typer.Exit:
@@ -116,9 +117,9 @@ def dev(
     ),
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier cluster left in DIR first.")] = False,
     logs: Annotated[bool, typer.Option("--logs", help="Print the nodes' log lines too.")] = False,
-    http_port: Annotated[int, typer.Option(help="HTTP port of the first node; the others follow.")] = 6790,
-    bullmq_port: Annotated[int, typer.Option(help="BullMQ port of the first node.")] = 8080,
-    peer_port: Annotated[int, typer.Option(help="Peer port of the first node.")] = 7790,
+    http_port: Annotated[int, typer.Option(min=1, help="HTTP port of the first node; the others follow.")] = 6790,
+    bullmq_port: Annotated[int, typer.Option(min=1, help="BullMQ port of the first node.")] = 8080,
+    peer_port: Annotated[int, typer.Option(min=1, help="Peer port of the first node.")] = 7790,
 ) -> None:
     """Run a whole cluster on this machine, to try things out."""
     from cli import dev as local_cluster

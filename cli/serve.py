@@ -12,21 +12,25 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from typing import Any
 
 import uvloop
 
+from api.dialects.bullmq import workers
 from api.server import Server
 from cli import logs
 from cluster.engine import Engine
 from cluster.errors import ClusterError, Removed
-from node.config import NodeConfig, join_address
+from node.config import NodeConfig
 from node.machine import Machine
 from node.node import Node
 
 log = logging.getLogger("quorumq")
 
 FAILED = 1
+# What a listener is called in the log, by the setting of its port.
+LISTENERS = {"HTTP_PORT": "http", "BULLMQ_PORT": "bullmq"}
 
 
 def serve(config: NodeConfig, *, while_stdin: bool = False) -> int:
@@ -51,31 +55,23 @@ async def run(config: NodeConfig, *, while_stdin: bool) -> int:
     stop = stop_event(while_stdin=while_stdin)
     machine = Machine()
     engine = Engine(config.cluster(), machine)
-    node = Node(engine, machine, config)
+    node = Node(engine, machine, config, render=partial(workers.delivery, config.queue_prefix))
     server = Server(node, config)
     warn(config)
     await engine.start()
     try:
         await node.start()
-        await listen(server, config)
+        await server.start()
     except BaseException:
         await engine.stop(transfer=False)
         raise
     tune_garbage_collector()
-    log.info("serving", extra={"http": server.address, "peers": config.cluster().listen, "pid": os.getpid()})
+    bound = {LISTENERS[listener.setting]: listener.address for listener in server.listeners}
+    log.info("serving", extra={**bound, "peers": config.cluster().listen, "pid": os.getpid()})
     status = await watch(engine, stop)
     await (shut_down(config, server, node, engine) if status == 0 else close(server, node, engine))
     log.info("stopped")
     return status
-
-
-async def listen(server: Server, config: NodeConfig) -> None:
-    """Open the HTTP listener. Raises OSError with the address in its message."""
-    try:
-        await server.start()
-    except OSError as error:
-        where = join_address(config.host, config.http_port)
-        raise OSError(f"cannot listen on {where} (HTTP_PORT): {error.strerror or error}") from None
 
 
 def stop_event(*, while_stdin: bool) -> asyncio.Event:
@@ -105,9 +101,9 @@ def stop_event(*, while_stdin: bool) -> asyncio.Event:
 def warn(config: NodeConfig) -> None:
     """Say what is allowed but hardly meant."""
     proof = config.cluster_secret or config.peer_tls_cert
-    if len(config.members()) > 1 and not proof and not is_loopback(config.host):
+    if (len(config.members()) > 1 or config.peers_dns) and not proof and not is_loopback(config.host):
         log.warning("CLUSTER_SECRET is not set, nor PEER_TLS_CERT: whoever reaches the peer port can join the cluster")
-    if not config.auth_tokens and not is_loopback(config.host):
+    if not config.auth_tokens and config.auth_tokens_file is None and not is_loopback(config.host):
         log.warning("AUTH_TOKENS is not set: whoever reaches the HTTP port has every right")
 
 
@@ -142,7 +138,7 @@ async def shut_down(config: NodeConfig, server: Server, node: Node, engine: Engi
     way, as far as the time allows; then everything closes.
     """
     node.drain()
-    if engine.is_leader and len(config.members()) > 1:
+    if engine.is_leader and len(engine.status().members) > 1:
         await engine.transfer_leadership()
     await server.stop(config.shutdown_timeout_ms / 1000)
     await node.stop()
@@ -153,4 +149,4 @@ async def close(server: Server, node: Node, engine: Engine) -> None:
     """Stop a node whose engine gave up: what is under way cannot end well, so it fails first and is answered so."""
     await engine.stop(transfer=False)
     await server.stop(1)
-    await node.stop()
+    await node.stop(at_once=True)

@@ -50,7 +50,12 @@ def test_an_operation_is_documented_and_named(info: OperationInfo) -> None:
 
 def a_value(kind: Any) -> Any:
     """Return some value of a field's type."""
-    for value in ("x", b"x", 1, [], {"id": "x", "data": b"x"}):
+    inner = (
+        {"op": "job.ack", "job_id": "x"},
+        {"op": "job.pull", "queue": "x"},
+        {"op": "job.add", "queue": "x", "jobs": []},
+    )
+    for value in ("x", b"x", 1, [], {"id": "x", "data": b"x"}, *inner, {}):
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError:
@@ -81,8 +86,15 @@ def test_an_operation_is_exercised(info: OperationInfo) -> None:
 INTERNAL = {
     "clock.advance",
     "cron.fire",
+    "job.add_repeating",
+    "job.finish_and_pull",
     "job.follow",
     "job.release",
+    "pusher.assign",
+    "pusher.join",
+    "pusher.leave",
+    "pusher.note_circuits",
+    "pusher.pull",
     "queue.thin",
     "request.once",
     "stream.keep",
@@ -90,9 +102,10 @@ INTERNAL = {
     "webhook.failed",
     "GetOutcome",
     "QueueFigures",
+    "QueueLoads",
 }
 # What other dialects will ask for.
-NOT_ROUTED_YET = {"job.move_to_wait", "queue.set_retention", "QueueCount"}
+NOT_ROUTED_YET = {"QueueCount", "queue.set_defaults"}
 ROUTED = {row.route.what for row in served(DIALECTS)}
 
 

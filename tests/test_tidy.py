@@ -20,7 +20,7 @@ BELOW = {
 MACHINE = (
     *sorted((ROOT / "node" / "state").glob("*.py")),
     *sorted((ROOT / "node" / "operations").glob("*.py")),
-    *(ROOT / "node" / f"{name}.py" for name in ("machine", "events", "refusals", "image", "operation")),
+    *(ROOT / "node" / f"{name}.py" for name in ("machine", "events", "refusals", "image", "operation", "notices")),
 )
 NOT_DETERMINISTIC = {"asyncio", "time", "random", "os", "secrets", "uuid", "datetime", "threading", "socket", "locale"}
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from importlib.resources import files
 
 import msgspec
+from aiohttp import web
 
-from api.http import HTML, Answer, Call, Html, OpenApi, Reply, Route, grouped, plain
+from api.auth import Access, Grant, bearer_or_bare
+from api.http import HTML, JSON, Answer, Call, Html, OpenApi, Reply, Route, grouped, plain
 from api.openapi import document
 from api.version import VERSION
 from node.refusals import Refusal
@@ -37,12 +39,17 @@ class Pages:
 
     name = "pages"
     undecoded: frozenset[str] = frozenset()
+    content_type = JSON
+    hides_paths = True
     routes: tuple[Route, ...] = grouped(
         "Documentation",
         plain("GET", "/openapi.json", openapi, reply=OpenApi, right="open",
               about="Every request of this server as an OpenAPI 3.1 document."),
         plain("GET", "/docs", docs, reply=Html, right="open", about="The same as a page to browse and try."),
     )  # fmt: skip
+
+    def authorize(self, access: Access, request: web.BaseRequest) -> Grant:
+        return bearer_or_bare(access, request)
 
     def refusal(self, refusal: Refusal) -> Answer:
         return 400, refusal.message

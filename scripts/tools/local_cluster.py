@@ -68,9 +68,10 @@ def free_ports(count: int) -> list[int]:
 class LocalNode:
     """One node: its ports, its folder, its log, and its process when there is one."""
 
-    def __init__(self, node_id: str, http_port: int, peer_port: int, folder: Path) -> None:
+    def __init__(self, node_id: str, http_port: int, bullmq_port: int, peer_port: int, folder: Path) -> None:
         self.id = node_id
         self.http_port = http_port
+        self.bullmq_port = bullmq_port
         self.peer_port = peer_port
         self.data = folder / node_id
         self.log = folder / f"{node_id}.log"
@@ -83,6 +84,10 @@ class LocalNode:
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.http_port}"
+
+    @property
+    def bullmq_url(self) -> str:
+        return f"http://{self.host}:{self.bullmq_port}"
 
     @property
     def running(self) -> bool:
@@ -179,13 +184,14 @@ class LocalCluster:
         self.temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="quorumq-"))
         self.folder.mkdir(parents=True, exist_ok=True)
-        ports = free_ports(2 * nodes)
-        self.nodes = [LocalNode(f"n{i + 1}", ports[2 * i], ports[2 * i + 1], self.folder) for i in range(nodes)]
+        ports = free_ports(3 * nodes)
+        self.nodes = [LocalNode(f"n{i + 1}", *ports[3 * i : 3 * i + 3], self.folder) for i in range(nodes)]
         peers = ",".join(f"{node.id}={HOST}:{node.peer_port}" for node in self.nodes)
         for node in self.nodes:
             node.settings = {
                 "HOST": HOST,
                 "HTTP_PORT": str(node.http_port),
+                "BULLMQ_PORT": str(node.bullmq_port),
                 "NODE_ID": node.id,
                 "PEERS": peers,
                 "DATA_PATH": str(node.data),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,9 +16,11 @@ import pytest
 from yarl import URL
 
 from api import surrogates
+from api.dialects.bullmq import workers
 from api.dialects.bunqueue.replies import Failure
+from api.dialects.openarchiver.render import ArchiverFailure
 from api.http import Html, NotReady, Octets, Text
-from api.server import Server
+from api.server import Listener, Server
 from node.config import NodeConfig
 from node.machine import Machine
 from node.node import Node
@@ -46,11 +49,19 @@ class Answer:
 class Client:
     """Sends requests to a server and checks what comes back."""
 
-    def __init__(self, server: Server, engine: LocalEngine, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, server: Server, engine: LocalEngine, session: aiohttp.ClientSession, listener: Listener | None = None
+    ) -> None:
         self.server = server
         self.engine = engine
         self.session = session
-        self.base = f"http://127.0.0.1:{server.port}"
+        self.listener = listener or server.main
+        self.base = f"http://127.0.0.1:{self.listener.port}"
+
+    @property
+    def bullmq(self) -> Client:
+        """The same for the listener of the BullMQ dialect."""
+        return Client(self.server, self.engine, self.session, self.server.listeners[1])
 
     async def send(
         self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, headers: Any = None
@@ -70,13 +81,10 @@ class Client:
         """Hold a reply against its route's declaration."""
         if method == "OPTIONS" or method == "HEAD":
             return
-        found = self.server.find(method, urlsplit(path).path) if answer.status == 200 else None
+        found = self.listener.find(method, urlsplit(path).path) if answer.status == 200 else None
         if found is None:
-            kind: Any = Failure if b'"ready"' not in answer.body else NotReady
             if answer.status != 200:
-                if path.startswith("/admin") and answer.status not in (401, 404):
-                    return
-                msgspec.json.decode(answer.body, type=kind)
+                self.check_failure(path, answer)
             return
         route = found[0].route
         if route.reply is Text:
@@ -89,6 +97,19 @@ class Client:
             assert answer.headers["Content-Type"] == "application/json"
             covered = surrogates.cover(answer.body)
             msgspec.json.decode(covered[0] if covered else answer.body, type=route.reply, strict=True)
+
+    def check_failure(self, path: str, answer: Answer) -> None:
+        """Hold an error against the form of its dialect."""
+        if b'"ready"' in answer.body:
+            msgspec.json.decode(answer.body, type=NotReady)
+            return
+        match self.listener.speaker(urlsplit(path).path).name:
+            case "bunqueue" | "pages":
+                msgspec.json.decode(answer.body, type=Failure)
+            case "openarchiver":
+                msgspec.json.decode(answer.body, type=ArchiverFailure)
+            case "admin":
+                assert {"ok", "error", "code"} == set(answer.json)
 
     async def get(self, path: str, **more: Any) -> Answer:
         return await self.send("GET", path, **more)
@@ -134,10 +155,10 @@ async def serve() -> AsyncIterator[Serve]:
     running: list[tuple[Server, Node, LocalEngine, aiohttp.ClientSession]] = []
 
     async def start(**settings: Any) -> Client:
-        config = NodeConfig(host="127.0.0.1", http_port=0, **settings)
+        config = NodeConfig(host="127.0.0.1", http_port=0, **{"bullmq_port": 0, **settings})
         machine = Machine()
         engine = LocalEngine(machine)
-        node = Node(engine, machine, config)
+        node = Node(engine, machine, config, render=partial(workers.delivery, config.queue_prefix))
         await engine.start()
         await node.start()
         server = Server(node, config)

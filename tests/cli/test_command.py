@@ -88,7 +88,7 @@ def test_help_names_every_flag_and_no_secret() -> None:
         if row.flag:
             assert row.flag in output
     assert "--cluster-secret " not in output
-    assert "--auth-tokens" not in output
+    assert "--auth-tokens " not in output
     assert "--while-stdin" not in output
 
 

@@ -55,6 +55,8 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         ({"NODE_ID": "../n1"}, ["NODE_ID", "../n1"]),
         ({"ELECTION_MIN_MS": "300"}, ["ELECTION_MIN_MS", "HEARTBEAT_MS"]),
         ({"ELECTION_MAX_MS": "600"}, ["ELECTION_MAX_MS", "ELECTION_MIN_MS"]),
+        ({"WORKER_ENDPOINTS": "public,10.0.0.0/40"}, ["WORKER_ENDPOINTS", "10.0.0.0/40", "a network"]),
+        ({"WORKER_LOCK_MS": "1"}, ["WORKER_LOCK_MS", "at least 500"]),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_name(environment: dict[str, str], words: list[str]) -> None:

@@ -83,7 +83,7 @@ async def serving(node: Node, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     if all(route.path != "/backup" for route in Admin.routes):
         route = plain("GET", "/backup", backup_route.handle, reply=None, right="admin")
         monkeypatch.setattr(Admin, "routes", (*Admin.routes, route))
-    server = Server(node, NodeConfig(host="127.0.0.1", http_port=0, auth_tokens=("sesame",)))
+    server = Server(node, NodeConfig(host="127.0.0.1", http_port=0, bullmq_port=0, auth_tokens=("sesame",)))
     await server.start()
     try:
         yield f"http://127.0.0.1:{server.port}"

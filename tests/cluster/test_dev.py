@@ -101,6 +101,9 @@ async def test_it_becomes_ready_says_when_a_node_dies_and_stops_on_ctrl_c(tmp_pa
         pids = [int((await running.says(rf"n{i} .*pid (\d+)"))[1]) for i in (1, 2, 3)]
         for number in (1, 2, 3):
             assert (await asyncio.to_thread(fetch, running.url(number) + "/ready"))[0] == 200
+            bullmq = f"http://127.0.0.1:{running.http_port + 2 + number}"
+            assert f"BullMQ {bullmq}" in running.output
+            assert (await asyncio.to_thread(fetch, bullmq + "/readyz"))[0] == 200
         os.kill(pids[1], signal.SIGKILL)
         await running.says(r"n2 was killed \(SIGKILL\); 2 of 3 nodes are left")
         await running.says(r"quorumq serve --config \S+n2.toml")

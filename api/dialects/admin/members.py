@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -13,9 +13,10 @@ from cluster.engine import Member
 from cluster.membership import ChangeRefused
 from node.config import NODE_ID, split_address
 
+from .reading import read
+
 REFUSED = "The change cannot be made now; `error` says why. Nothing was changed."
 ENCODE = msgspec.json.Encoder().encode
-T = TypeVar("T")
 
 
 class MemberShown(Struct, forbid_unknown_fields=True):
@@ -53,6 +54,10 @@ class TransferBody(Struct):
     to: Annotated[str | None, Meta(description="Who is to lead; left out, the voter that is furthest ahead.")] = None
 
 
+ADD = msgspec.json.Decoder(AddBody)
+TRANSFER = msgspec.json.Decoder(TransferBody)
+
+
 def shown(members: list[Member]) -> list[MemberShown]:
     return [
         MemberShown(one.id, one.address, one.role, one.voter, one.connected, one.match_index, one.lag, one.self)
@@ -76,7 +81,7 @@ async def change(call: Call, action: str, node: str, address: str = "") -> Reply
 
 
 async def add(call: Call) -> Reply:
-    body = read(call, AddBody)
+    body = read(call, ADD)
     if not NODE_ID.fullmatch(body.id):
         raise Invalid("id must be 1 to 63 letters, digits, '.', '_' or '-', and begin with a letter or digit")
     try:
@@ -95,7 +100,7 @@ async def remove(call: Call) -> Reply:
 
 
 async def transfer(call: Call) -> Reply:
-    to = read(call, TransferBody).to if call.body else None
+    to = read(call, TRANSFER).to if call.body else None
     return await change(call, "transfer", to or best(call))
 
 
@@ -106,16 +111,6 @@ def best(call: Call) -> str:
     if not present:
         raise Invalid("no other voter can be reached", HTTPStatus.CONFLICT, "change_refused")
     return max(present, key=lambda one: (one.match_index or 0, one.id)).id
-
-
-def read(call: Call, kind: type[T]) -> T:
-    """Decode a body. Raises Invalid."""
-    try:
-        return msgspec.json.decode(call.body, type=kind)
-    except msgspec.ValidationError as error:
-        raise Invalid(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Invalid("Invalid JSON body") from None
 
 
 CHANGES = {409: REFUSED}

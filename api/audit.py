@@ -1,0 +1,87 @@
+"""The audit: one line for each request that was refused for want of a right, and for each that administers.
+
+A line says who, from where, what and how it ended, never secrets, bodies or ids of jobs. The lines go to the logger
+`quorumq.audit`, whatever LOG_LEVEL says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from .auth import Forbidden, Grant
+from .scopes import Hidden
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from .http import Call
+    from .limits import Proxies
+
+log = logging.getLogger("quorumq.audit")
+log.setLevel(logging.INFO)
+
+TEXT_CHARS_MAX = 256
+UNAUTHORIZED, FORBIDDEN = 401, 403
+
+
+class Audit:
+    """Writes the lines, and counts the refused requests by status."""
+
+    def __init__(self, proxies: Proxies) -> None:
+        self.proxies = proxies
+        self.refusals: Counter[int] = Counter({UNAUTHORIZED: 0, FORBIDDEN: 0})
+
+    def unknown(self, request: web.BaseRequest, route: str, queue: str | None = None) -> None:
+        """A request had no token, or none that is known. route: method and template."""
+        self.refusals[UNAUTHORIZED] += 1
+        self._write(logging.WARNING, "refused", request, "-", route, queue, UNAUTHORIZED)
+
+    def deaf(self, request: web.BaseRequest, grant: Grant) -> None:
+        """Somebody asked for events who may not read."""
+        self.refusals[FORBIDDEN] += 1
+        self._write(logging.WARNING, "refused", request, named(grant), "GET /ws Subscribe", None, FORBIDDEN)
+
+    def refused(self, call: Call, error: Exception, status: int) -> None:
+        """A row did not do what it was asked for; the line is written when that was for want of a right."""
+        if isinstance(error, (Forbidden, Hidden)):
+            self._note(call, status)
+        else:
+            self.done(call, status)
+
+    def done(self, call: Call, status: int) -> None:
+        """A row was run; the line is written when it administers, or when it refused the job's own token."""
+        if status == UNAUTHORIZED or call.hidden_id is not None:
+            self._note(call, status)
+        elif call.route.right == "admin" or (call.route.right == "manage:all" and call.route.method != "GET"):
+            self._write_call(logging.INFO, "administered", call, status)
+
+    def _note(self, call: Call, status: int) -> None:
+        """Write that a request was refused; what is hidden is told as if it were not there, and counted as what it is."""
+        self.refusals[UNAUTHORIZED if status == UNAUTHORIZED else FORBIDDEN] += 1
+        self._write_call(logging.WARNING, "refused", call, status)
+
+    def _write_call(self, level: int, what: str, call: Call, status: int) -> None:
+        route = f"{call.route.method} {call.template}"
+        self._write(level, what, call.request, named(call.grant), route, call.path.get("queue"), status)
+
+    def _write(
+        self, level: int, what: str, request: web.BaseRequest, token: str, route: str, queue: str | None, status: int
+    ) -> None:
+        client, peer = self.proxies.client_of(request), request.remote or "unknown"
+        extra = {"token": token, "client": plain(client), "route": plain(route, " /{}"), "queue": plain(queue or "-")}
+        if peer != client:
+            # Whom the connection came from, since the other may be what a header says.
+            extra["via"] = plain(peer)
+        log.log(level, what, extra={**extra, "status": status})
+
+
+def named(grant: Grant) -> str:
+    return plain(grant.name)
+
+
+def plain(text: str, also: str = "") -> str:
+    """Return a text without what could be mistaken for the next field or the next line."""
+    return quote(text[:TEXT_CHARS_MAX], safe=f":*@[]{also}", errors="replace")
