@@ -1,0 +1,217 @@
+"""Repeatable jobs in the BullMQ dialect: the `repeat` option, what it makes and when, and what repeats in a queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from node.node import wall_ms
+from node.operations.repeatables import AddRepeating, GetRepeating, ListRepeating
+from tests.api.bullmq import Bull
+
+JOBS = "/queues/que/jobs"
+MINUTE_MS = 60_000
+
+
+@pytest.fixture
+async def bull(serve: Any) -> Bull:
+    return Bull(await serve(auth_tokens=("tok1",)))
+
+
+async def repeat(bull: Bull, name: str = "tick", **how: Any) -> Any:
+    """Add a job that repeats; return what the add answered."""
+    answer = await bull.post(JOBS, [{"name": name, "data": {"n": name}, "opts": {"repeat": how, "attempts": 2}}])
+    assert answer.status == 200, answer.body
+    (job,) = answer.json
+    return job
+
+
+async def repeatables(bull: Bull) -> Any:
+    found = (await bull.get("/queues/que/repeatable")).json
+    assert found["count"] == len(found["repeatables"])
+    return found["repeatables"]
+
+
+async def until(bull: Bull, true: Callable[[], bool]) -> None:
+    """Wait for the scheduler, which fires by the clock."""
+    changed = asyncio.Event()
+    bull.server.node.machine.listen(lambda entry: changed.set())
+    async with asyncio.timeout(10):
+        while not true():
+            changed.clear()
+            await changed.wait()
+
+
+async def test_a_repetition_makes_a_job_at_each_of_its_times(bull: Bull) -> None:
+    job = await repeat(bull, every=50)
+    (one,) = await repeatables(bull)
+    assert job["id"] == f"repeat:{one['key']}:{one['next']}"
+    assert one["next"] % 50 == 0
+    state = bull.server.node.machine.state
+    await until(bull, lambda: len(state.jobs) == 1)
+    taken = await bull.next()
+    assert taken["id"] == job["id"]
+    assert (taken["name"], taken["data"], taken["repeatJobKey"]) == ("tick", {"n": "tick"}, one["key"])
+    assert taken["opts"] == {"attempts": 2, "repeat": {"every": 50}}
+    assert await bull.job(job["id"]) is not None
+    # One may be worked on while the next one waits.
+    await until(bull, lambda: len(state.jobs) == 2)
+    again = await bull.next(timeout=5000)
+    assert int(again["id"].rpartition(":")[2]) - one["next"] >= 50
+    await bull.complete(again)
+    await bull.complete(taken)
+
+
+async def test_one_job_waits_at_a_time(bull: Bull) -> None:
+    await repeat(bull, every=20)
+    state = bull.server.node.machine.state
+    (cron,) = state.schedule.crons.values()
+    first = cron.next_due
+    await until(bull, lambda: cron.next_due >= first + 100)
+    assert (await bull.counts())["waiting"] == 1
+    assert cron.executions == 1
+
+
+async def test_the_same_again_is_the_same_repetition(bull: Bull) -> None:
+    first = await repeat(bull, every=MINUTE_MS)
+    again = await repeat(bull, every=MINUTE_MS, limit=5)
+    assert again["id"] == first["id"]
+    (one,) = await repeatables(bull)
+    assert one["limit"] == 5
+    await repeat(bull, "other", every=MINUTE_MS)
+    await repeat(bull, every=2 * MINUTE_MS)
+    assert len(await repeatables(bull)) == 3
+
+
+async def test_what_it_shows(bull: Bull) -> None:
+    await repeat(bull, pattern="0 0 3 * * *", tz="Europe/Prague", key="nightly", endDate=wall_ms() + 10**10, limit=7)
+    (one,) = await repeatables(bull)
+    assert (one["key"], one["name"], one["pattern"], one["tz"], one["every"]) == (
+        "nightly",
+        "tick",
+        "0 0 3 * * *",
+        "Europe/Prague",
+        None,
+    )
+    assert (one["count"], one["data"], one["opts"]["attempts"]) == (0, {"n": "tick"}, 2)
+    assert one["next"] > wall_ms()
+    assert (await bull.get("/queues/que/repeatable/nightly")).json == one
+    assert (await bull.get("/queues/other/repeatable")).json == {"repeatables": [], "count": 0}
+
+
+async def test_removing_ends_it_and_leaves_its_jobs(bull: Bull) -> None:
+    job = await repeat(bull, every=MINUTE_MS, immediately=True, key="k")
+    assert (await bull.counts())["waiting"] == 1
+    assert (await bull.delete("/queues/que/repeatable/k")).body == b"OK"
+    assert await repeatables(bull) == []
+    assert (await bull.next())["id"] == job["id"]
+    for method in ("GET", "DELETE"):
+        answer = await bull.send(method, "/queues/que/repeatable/k")
+        assert (answer.status, answer.body) == (404, b"Repeatable job not found")
+
+
+async def test_a_cron_of_another_dialect_is_no_repetition(bull: Bull) -> None:
+    body = {"name": "c", "queue": "que", "data": 1, "repeatEvery": MINUTE_MS}
+    made = await bull.client.send("POST", "/crons", body, headers={"Authorization": "tok1"})
+    assert made.status == 200
+    assert await repeatables(bull) == []
+    assert (await bull.get("/queues/que/repeatable/c")).status == 404
+
+
+async def test_limit_and_end(bull: Bull) -> None:
+    await repeat(bull, every=MINUTE_MS, immediately=True, limit=1)
+    assert await repeatables(bull) == []
+    assert (await bull.counts())["waiting"] == 1
+    await repeat(bull, "ends", every=40, endDate=wall_ms() + 100)
+    await until(bull, lambda: not bull.server.node.machine.state.schedule.crons)
+    assert await repeatables(bull) == []
+
+
+async def test_where_its_times_lie(bull: Bull) -> None:
+    hour = 60 * MINUTE_MS
+    await repeat(bull, "grid", every=hour)
+    await repeat(bull, "offset", every=hour, offset=5 * MINUTE_MS)
+    start = wall_ms() + 10 * hour
+    await repeat(bull, "late", every=hour, startDate=start)
+    await repeat(bull, "iso", pattern="0 0 1 1 *", startDate="2040-06-01T00:00:00Z")
+    found = {one["name"]: one["next"] for one in await repeatables(bull)}
+    assert found["grid"] % hour == 0
+    assert found["offset"] % hour == 5 * MINUTE_MS
+    assert start < found["late"] <= start + hour
+    assert found["iso"] == 2_240_611_200_000
+
+
+async def test_an_array_with_repetitions_is_all_or_nothing(bull: Bull) -> None:
+    good = {"name": "r", "data": 1, "opts": {"repeat": {"every": MINUTE_MS}}}
+    jobs = [{"name": "a", "data": 1}, good, {"name": "b", "data": 1}]
+    answer = await bull.post(JOBS, [*jobs, {"name": "c"}])
+    assert answer.status == 400
+    assert await repeatables(bull) == [] and (await bull.counts())["waiting"] == 0
+    added = (await bull.post(JOBS, jobs)).json
+    assert [job["name"] for job in added] == ["a", "r", "b"]
+    assert (added[0]["id"], added[2]["id"]) == ("1", "2")
+    assert added[1]["id"].startswith("repeat:")
+    assert 0 < added[1]["delay"] <= MINUTE_MS
+
+
+async def test_a_key_makes_repeats_one(bull: Bull) -> None:
+    jobs = [
+        {"name": "r", "data": 1, "opts": {"repeat": {"every": MINUTE_MS, "immediately": True}}},
+        {"name": "a", "data": 1},
+    ]
+    answers = [await bull.post(JOBS, jobs, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    assert answers[0].body == answers[1].body
+    assert (await bull.counts())["waiting"] == 2
+
+
+async def test_draining_and_obliterating(bull: Bull) -> None:
+    await repeat(bull, every=MINUTE_MS, immediately=True)
+    await bull.post("/queues/que/drain")
+    assert len(await repeatables(bull)) == 1
+
+
+REFUSED = [
+    (5, "Invalid repeat 5, must be an object"),
+    ({}, "Either .pattern or .every options must be defined for this repeatable job"),
+    ({"every": 1, "pattern": "* * * * *"}, "Both .pattern and .every options are defined for this repeatable job"),
+    ({"every": 0}, "Invalid repeat.every 0"),
+    ({"every": "5"}, "Invalid repeat.every 5"),
+    ({"every": 5, "foo": 1}, "Unexpected field: opts.repeat.foo"),
+    ({"every": 5, "limit": 0}, "Invalid repeat.limit 0"),
+    ({"every": 5, "startDate": "soon"}, "Invalid repeat.startDate soon"),
+    ({"every": 5, "endDate": 1}, "End date must be greater than current timestamp"),
+    ({"every": 5, "immediately": 1}, "Invalid repeat.immediately 1, must be a boolean"),
+    (
+        {"every": 5, "immediately": True, "startDate": 2**42},
+        "Invalid repeat, immediately and startDate cannot be used together",
+    ),
+    (
+        {"pattern": "nope"},
+        "Invalid repeat pattern: Cron expression must have 5 fields, or 6 fields with leading seconds",
+    ),
+    ({"pattern": "* * * * *", "tz": "Mars/Base"}, "Invalid repeat pattern: unknown time zone 'Mars/Base'"),
+]
+
+
+@pytest.mark.parametrize(("how", "text"), REFUSED)
+async def test_repetitions_that_are_refused(bull: Bull, how: Any, text: str) -> None:
+    answer = await bull.post(JOBS, [{"name": "a", "data": 1, "opts": {"repeat": how}}])
+    assert (answer.status, answer.body.decode()) == (400, text)
+    both = {"repeat": {"every": 5}, "jobId": "mine"}
+    answer = await bull.post(JOBS, [{"name": "a", "data": 1, "opts": both}])
+    assert (answer.status, answer.body) == (400, b"Invalid repeat, cannot be used with jobId or deduplication")
+
+
+async def test_what_repeats_is_in_the_image(bull: Bull) -> None:
+    await repeat(bull, every=MINUTE_MS, key="k", endDate=wall_ms() + 10**9)
+    machine = bull.server.node.machine
+    before = GetRepeating("que", "k").answer(machine.state)
+    digest = machine.full_digest()
+    machine.restore(machine.image())
+    (after,) = ListRepeating("que").answer(machine.state)
+    assert (after.key, after.until, after.next_due) == (before.key, before.until, before.next_due)
+    assert machine.full_digest() == digest
+    assert AddRepeating.__struct_config__.tag == "job.add_repeating"
