@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -46,8 +47,20 @@ class DiskWatch:
         if error is None:
             self._since_ms = None
         elif self._since_ms is None:
-            self._since_ms = time.time_ns() // 1_000_000
+            self._since_ms = status.write_failed_since_ms or time.time_ns() // 1_000_000
         return DiskState(full, error, self._since_ms, free, status.log_bytes)
+
+    async def held_bytes(self) -> int:
+        """Return how much room the node's folder takes: its log and its snapshots."""
+        return await asyncio.to_thread(self._held_bytes)
+
+    def _held_bytes(self) -> int:
+        total = 0
+        for path in self._path.rglob("*"):
+            # A segment or a snapshot may be dropped meanwhile.
+            with contextlib.suppress(OSError):
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
     def _free_bytes(self) -> int | None:
         path = self._path.absolute()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from api.auth import Grant
     from node.events import Event
     from node.machine import Entry, Machine
     from node.state import State
@@ -79,6 +80,11 @@ class Message:
         return self._frame
 
 
+def may_hear(grant: Grant, message: Message) -> bool:
+    """Say whether a token is for a message: what names no queue is about all of them."""
+    return grant.may("read") and (grant.every_queue or (bool(message.queue) and grant.covers(message.queue)))
+
+
 class Listener(Protocol):
     """Somebody who is told."""
 
@@ -109,12 +115,16 @@ class Feed:
 
     render: what an event says, asked while the state is the one that its entry left, or a later one for a client that
     missed it.  counts: what the counts of a queue say, told as `queue:counts` once after any number of changes.
+    changed: called with a queue whenever its counts have been told.
     """
 
-    def __init__(self, machine: Machine, render: Render, counts: Summary) -> None:
+    def __init__(
+        self, machine: Machine, render: Render, counts: Summary, changed: Callable[[str], None] | None = None
+    ) -> None:
         self._machine = machine
         self._render = render
         self._counts = counts
+        self._heed = changed
         self._listeners: dict[Listener, None] = {}
         self._ring: deque[Past] = deque()
         self._ring_weight = 0
@@ -222,6 +232,8 @@ class Feed:
         changed, self._changed = self._changed, {}
         for queue in changed:
             self.publish("queue:counts", self._counts(self._machine.state, queue), queue=queue)
+            if self._heed is not None:
+                self._heed(queue)
 
 
 def weight(past: Past) -> int:

@@ -20,9 +20,10 @@ from api.ids import new_id
 from cluster.errors import ClusterError
 from node.operations.queues import IsPaused
 
-from .feed import Id, Message, Outbox, id_of
+from .feed import Id, Message, Outbox, id_of, may_hear
 
 if TYPE_CHECKING:
+    from api.auth import Grant
     from api.server import Server
 
 CLIENTS_MAX = 1_000
@@ -36,6 +37,7 @@ async def events(call: Call) -> Reply:
     """Stream events until the client leaves."""
     server, request = call.server, call.request
     queue = check_queue(call.path["queue"]) if "queue" in call.path else ""
+    grant = call.grant
     subscription = wanted(call.query.get("events"))
     if server.stopping:
         raise Invalid("the node is stopping", 503, "unavailable")
@@ -53,14 +55,16 @@ async def events(call: Call) -> Reply:
         name, _, value = line.partition(": ")
         response.headers[name] = value
     await response.prepare(request)
-    client = Client(server, queue, subscription)
+    client = Client(server, queue, subscription, grant)
     server.streams.clients += 1
+    server.sessions[client] = None
     try:
         client.greet(last)
         server.streams.keep_events()
         await client.serve(response)
     finally:
         server.streams.feed.leave(client)
+        del server.sessions[client]
         server.streams.clients -= 1
     return Streamed(200)
 
@@ -80,7 +84,9 @@ def wanted(text: str | None) -> Subscription | None:
 class Client:
     """One stream. queue: the only one whose jobs' events it gets, or empty. subscription: None for the documented form."""
 
-    def __init__(self, server: Server, queue: str, subscription: Subscription | None) -> None:
+    def __init__(self, server: Server, queue: str, subscription: Subscription | None, grant: Grant) -> None:
+        self.grant: Grant | None = grant
+        self.hears_all = grant.unlimited
         self.feed = server.streams.feed
         self.queue = queue
         self.subscription = subscription
@@ -119,6 +125,8 @@ class Client:
     def text(self, message: Message) -> bytes | None:
         """Write a message, or None where it is not for this client."""
         queue = self.queue
+        if not self.hears_all and (self.grant is None or not may_hear(self.grant, message)):
+            return None
         if self.subscription is None:
             if message.legacy is None or (queue and message.queue != queue):
                 return None

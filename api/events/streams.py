@@ -24,6 +24,7 @@ from node.refusals import Refusal
 
 from .feed import Feed
 from .sse import events
+from .watch import Watch
 from .websocket import websocket
 
 if TYPE_CHECKING:
@@ -47,11 +48,12 @@ class Streams:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.feed = Feed(server.node.machine, told, counts)
+        self.watch = Watch(server)
+        self.feed = Feed(server.node.machine, told, counts, self.changed)
         self.commands = Commands(Bunqueue.routes)
         self.sockets = 0
         self.clients = 0
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._pushed = self._pulled = 0
         self._looked_at = 0.0
         self._keep_again_at = 0.0
@@ -59,14 +61,14 @@ class Streams:
 
     def start(self) -> None:
         """Begin to tell figures."""
-        self._task = asyncio.create_task(self._tick())
+        self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self._watch())]
         self.feed.publish("server:started", ENCODE({"version": VERSION, "startedAt": time.time_ns() // 1_000_000}))
 
     def close(self) -> None:
         """Say goodbye to everybody."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = []
         self.feed.publish("server:shutdown", b'{"reason":"the node is stopping"}')
         self.feed.close()
 
@@ -106,6 +108,23 @@ class Streams:
             except Exception:
                 # Figures are not worth an end of all figures.
                 log.exception("the figures could not be told")
+
+    async def _watch(self) -> None:
+        """Look for what is beyond its threshold, from time to time."""
+        while True:
+            await asyncio.sleep(self.watch.interval_s)
+            if not self.server.node_started:
+                continue
+            try:
+                await self.watch.look()
+            except Exception:
+                log.exception("the thresholds could not be looked at")
+
+    def changed(self, queue: str) -> None:
+        """Hear that jobs of a queue have changed their states, as long as somebody listens."""
+        if self.watch.size:
+            found = QueueCounts(queue).answer(self.server.node.machine.state)
+            self.watch.sized(queue, found.waiting + found.delayed)
 
     async def stats(self) -> dict[str, Any]:
         """Return sums over all queues, and each queue's own."""
@@ -179,7 +198,7 @@ ROUTES: tuple[Route, ...] = grouped(
           about="A WebSocket: commands with their replies, and events."),
     plain("GET", "/ws/queues/{queue}", websocket, reply=Stream, right="open",
           about="The same, with the events of jobs of one queue only."),
-    plain("GET", "/events", events, asks=(EVENTS, LAST), reply=Stream, right="read",
+    plain("GET", "/events", events, asks=(EVENTS, LAST), reply=Stream, right="read", scope="checked",
           about="Server-sent events."),
     plain("GET", "/events/queues/{queue}", events, asks=(EVENTS, LAST), reply=Stream, right="read",
           about="The same, with the events of jobs of one queue only."),

@@ -16,17 +16,19 @@ import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 from msgspec import Raw
 
+from api.auth import BEARER, EVERYTHING, Grant, Unauthorized
 from api.dialects.bunqueue.commands import Held
 from api.dialects.bunqueue.events import Subscription, unknown_patterns
 from api.dialects.bunqueue.values import NOT_AN_OBJECT, as_text, check_queue, check_text, members, value_of
 from api.http import Call, Invalid, Reply, Streamed, trouble
+from api.scopes import needs
 from api.version import VERSION
 from cluster.errors import ClusterError
 from node.operations.jobs import GetJob
 from node.refusals import Refusal
 from node.state.job import ACTIVE
 
-from .feed import Message, Outbox
+from .feed import Message, Outbox, may_hear
 
 if TYPE_CHECKING:
     from api.server import Server
@@ -51,9 +53,14 @@ async def websocket(call: Call) -> Reply:
     """Serve one connection until it ends."""
     server, request = call.server, call.request
     queue = check_queue(call.path["queue"]) if "queue" in call.path else ""
-    given = request.headers.get("Authorization")
-    if given is not None and not server.tokens.allow(given):
-        raise Invalid("Unauthorized", 401, "unauthorized")
+    grant = None
+    if server.access.is_open or "Authorization" in request.headers:
+        try:
+            grant = server.bunqueue.authorize(server.access, request)
+        except Unauthorized as error:
+            raise Invalid(str(error), 401, "unauthorized") from None
+        if queue:
+            needs(grant, queue)
     if request.method != "GET" or request.headers.get("Upgrade", "").lower() != "websocket":
         raise Invalid("Expected a WebSocket handshake", 426, "upgrade_required")
     is_ready, why = server.readiness()
@@ -67,7 +74,7 @@ async def websocket(call: Call) -> Reply:
         await ws.prepare(request)
     except web.HTTPException:
         raise Invalid("Malformed WebSocket handshake") from None
-    connection = Connection(server, request, ws, queue, known=given is not None or not server.tokens)
+    connection = Connection(server, request, ws, queue, grant)
     server.streams.sockets += 1
     try:
         await connection.serve()
@@ -77,16 +84,16 @@ async def websocket(call: Call) -> Reply:
 
 
 class Connection:
-    """One WebSocket. queue: the only one whose jobs' events it gets, or empty. known: it has shown a token."""
+    """One WebSocket. queue: the only one whose jobs' events it gets, or empty. grant: None until it has shown a token."""
 
     def __init__(
-        self, server: Server, request: web.BaseRequest, ws: web.WebSocketResponse, queue: str, *, known: bool
+        self, server: Server, request: web.BaseRequest, ws: web.WebSocketResponse, queue: str, grant: Grant | None
     ) -> None:
         self.server = server
         self.request = request
         self.ws = ws
         self.queue = queue
-        self.known = known
+        self.grant = grant
         # None: in the old form, because it has never subscribed.
         self.subscription: Subscription | None = None
         self.outbox = Outbox(UNSENT_BYTES_MAX)
@@ -97,8 +104,11 @@ class Connection:
     # -- As a listener
 
     def hear(self, messages: Sequence[Message]) -> None:
-        wanted, queue = self.subscription, self.queue
+        wanted, queue, grant = self.subscription, self.queue, self.grant
+        hears_all = grant is not None and grant.unlimited
         for message in messages:
+            if not hears_all and (grant is None or not may_hear(grant, message)):
+                continue
             if wanted is None:
                 if message.legacy is not None and (not queue or message.queue == queue):
                     self.outbox.offer(message.legacy)
@@ -117,7 +127,8 @@ class Connection:
         feed = self.server.streams.feed
         writer = asyncio.create_task(self.write())
         timer = None
-        if self.known:
+        self.server.sessions[self] = None
+        if self.grant is not None:
             feed.join(self)
         else:
             timer = asyncio.get_running_loop().call_later(AUTH_S, self.close)
@@ -127,6 +138,7 @@ class Connection:
             if timer is not None:
                 timer.cancel()
             feed.leave(self)
+            del self.server.sessions[self]
             # Whoever waits for a job waits for nothing now; the node takes back what was just given to him.
             for task in self.tasks:
                 task.cancel()
@@ -192,7 +204,7 @@ class Connection:
             self.answer(failed("Invalid command"), number)
         elif name == "Auth":
             self.answer(self.authenticate(fields), number)
-        elif not self.known:
+        elif self.grant is None:
             self.answer(failed("Not authenticated"), number)
         elif name == "Hello":
             self.answer(HELLO, number)
@@ -203,14 +215,14 @@ class Connection:
         elif len(self.tasks) >= UNDER_WAY_MAX:
             self.answer(failed("Too many commands under way", "busy"), number)
         else:
-            task = asyncio.create_task(self.run(name, fields, body, number))
+            task = asyncio.create_task(self.run(name, fields, body, number, self.grant))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
-    async def run(self, name: str, fields: Mapping[str, Raw], body: bytes, number: Raw | None) -> None:
+    async def run(self, name: str, fields: Mapping[str, Raw], body: bytes, number: Raw | None, grant: Grant) -> None:
         commands = self.server.streams.commands
         try:
-            reply = await commands.run(self.server, self.request, self.held, name, fields, body)
+            reply = await commands.run(self.server, self.request, self.held, name, fields, body, grant)
         except Exception as error:
             route = commands.route(name)
             assert route is not None
@@ -233,14 +245,20 @@ class Connection:
 
     def authenticate(self, fields: Mapping[str, Raw]) -> bytes:
         token = as_text(value_of(fields["token"])) if "token" in fields else None
-        if not self.server.tokens.allow(token):
+        access = self.server.access
+        grant = EVERYTHING if access.is_open else access.find((token or "").removeprefix(BEARER))
+        if grant is None:
+            self.server.audit.unknown(self.request, "GET /ws Auth")
             return failed("Invalid token")
-        if not self.known:
-            self.known = True
+        if self.grant is None:
             self.server.streams.feed.join(self)
+        self.grant = grant
         return b'{"ok":true}'
 
     def subscribe(self, name: str, fields: Mapping[str, Raw]) -> bytes:
+        if self.grant is not None and not self.grant.may("read"):
+            self.server.audit.deaf(self.request, self.grant)
+            return failed("Forbidden: the token does not have the right read")
         patterns: Any = value_of(fields["events"]) if "events" in fields else None
         if not isinstance(patterns, list) or not (patterns or name == "Unsubscribe"):
             return failed("events must be a non-empty array" if name == "Subscribe" else "events must be an array")

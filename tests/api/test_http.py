@@ -108,7 +108,8 @@ class TestRoutes:
                 or route.path in {"/openapi.json", "/docs"}
                 # A client may show its token after the handshake.
                 or route.path in {"/ws", "/ws/queues/{queue}"}
-            )
+                or mount.template == "/bullmq/"
+            ), mount.template
             assert route.group
             assert (route.takes is not None) == (route.body != "none")
 
@@ -178,7 +179,7 @@ class TestTokens:
             answer = await client.get(path, headers={} if header is None else {"Authorization": header})
             assert answer.status == status
             if status == 401:
-                assert answer.json == {"ok": False, "error": "Unauthorized"}
+                assert answer.error == "Unauthorized"
                 assert answer.headers["Access-Control-Allow-Origin"] == "*"
 
     async def test_what_is_open(self, serve: Serve) -> None:

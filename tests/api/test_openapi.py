@@ -95,7 +95,7 @@ async def test_bounds_are_kept(client: Client) -> None:
     schemas, tried = DOCUMENT["components"]["schemas"], 0
     base = {"data": 1, "count": 1, "limit": 1, "ids": [], "tokens": [], "progress": 1, "priority": 1, "delay": 1}
     for method, path, one in operations():
-        if "requestBody" not in one:
+        if "requestBody" not in one or path.startswith("/bullmq"):
             continue
         body = schemas[one["requestBody"]["content"]["application/json"]["schema"]["$ref"].split("/")[-1]]
         job, _ = await client.take("q2") if await client.push("q2") else (None, None)

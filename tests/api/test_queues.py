@@ -109,7 +109,8 @@ async def test_every_route_checks_the_name_of_its_queue(client: Client, name: st
     seen = 0
     for mount in client.server.router.mounts():
         route = mount.route
-        if "{queue}" in route.path:
+        # Other dialects have other rules for names.
+        if "{queue}" in route.path and mount.dialect.name == "bunqueue":
             raw = b'{"data":1,"count":1,"limit":1}' if route.body != "none" else None
             answer = await client.send(route.method, route.path.replace("{queue}", name), raw=raw)
             assert (answer.status, answer.error) == (400, BAD_NAMES[name]), route.path

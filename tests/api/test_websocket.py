@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -45,10 +46,10 @@ DOCUMENTED = {
     "queue:obliterated": "queue",
     "queue:created": "queue",
     "queue:removed": "queue",
-    "queue:idle": "",
-    "queue:threshold": "",
-    "flow:completed": "",
-    "flow:failed": "",
+    "queue:idle": "queue idleSeconds",
+    "queue:threshold": "queue size threshold",
+    "flow:completed": "parentJobId queue childrenCount",
+    "flow:failed": "parentJobId failedChildId queue error",
     "dlq:added": "queue jobId reason",
     "dlq:retried": "queue jobId",
     "dlq:retry-all": "queue count",
@@ -62,11 +63,11 @@ DOCUMENTED = {
     "worker:connected": "workerId name queues",
     "worker:disconnected": "workerId",
     "worker:heartbeat": "workerId",
-    "worker:overloaded": "",
+    "worker:overloaded": "workerId name activeJobs concurrency overloadedSeconds",
     "worker:error": "workerId name failedJobs processedJobs failureRate",
     "ratelimit:set": "queue max",
     "ratelimit:cleared": "queue",
-    "ratelimit:hit": "",
+    "ratelimit:hit": "queue jobId",
     "concurrency:set": "queue concurrency",
     "concurrency:cleared": "queue",
     "webhook:added": "id url events",
@@ -78,8 +79,8 @@ DOCUMENTED = {
     "storage:status": "",
     "server:started": "",
     "server:shutdown": "",
-    "server:memory-warning": "",
-    "storage:size-warning": "",
+    "server:memory-warning": "heapUsedMB thresholdMB rssMB",
+    "storage:size-warning": "sizeMB thresholdMB",
     "config:stall-changed": "queue config",
     "config:dlq-changed": "queue config",
 }
@@ -325,6 +326,109 @@ async def test_crons_workers_and_webhooks(client: Client, connect: Open) -> None
     assert await ws.event("webhook:removed") == {"id": hook["webhookId"]}
 
 
+async def test_flows_and_throttled_jobs(client: Client, connect: Open) -> None:
+    ws = await connect(client, "flow:*", "ratelimit:hit")
+    child = await client.push()
+    parent = await client.push("parents", dependsOn=[child])
+    await client.pull()
+    await client.post(f"/jobs/{child}/ack", {})
+    assert await ws.event("flow:completed") == {"parentJobId": parent, "queue": "parents", "childrenCount": 1}
+    child = await client.push(maxAttempts=1)
+    parent = await client.push("parents", dependsOn=[child])
+    await client.pull()
+    await client.post(f"/jobs/{child}/fail", {})
+    failed = {"parentJobId": parent, "failedChildId": child, "queue": "parents", "error": None}
+    assert await ws.event("flow:failed") == failed
+    await client.send("PUT", "/queues/slow/rate-limit", {"limit": 1})
+    await client.push("slow")
+    second = await client.push("slow")
+    await client.pull("slow")
+    assert await ws.event("ratelimit:hit") == {"queue": "slow", "jobId": second}
+    assert await client.pull("slow") is None
+    assert ws.seen == []
+
+
+async def test_a_queue_that_lies_idle(serve: Serve, connect: Open) -> None:
+    client = await serve(queue_idle_threshold_ms=100)
+    ws = await connect(client, "queue:idle")
+    job = await client.push()
+    await client.push("other")
+    await client.pull()
+    await client.post(f"/jobs/{job}/ack", {})
+    assert await ws.event("queue:idle") == {"queue": "q", "idleSeconds": 0}
+    # Once, until something happens in it again.
+    watch = client.server.streams.watch
+    assert watch.interval_s == 0.02
+    for _ in range(3):
+        await watch.look()
+    await client.delete(f"/jobs/{await client.push()}")
+    assert await ws.event("queue:idle") == {"queue": "q", "idleSeconds": 0}
+    assert ws.seen == []
+
+
+async def test_a_queue_that_grows_too_long(serve: Serve, connect: Open) -> None:
+    client = await serve(queue_size_threshold=2)
+    ws = await connect(client, "queue:threshold")
+    await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": 1}, {"data": 2, "delay": 60_000}]})
+    await client.push()
+    assert await ws.event("queue:threshold") == {"queue": "q", "size": 3, "threshold": 2}
+    await client.push()
+    await client.server.streams.watch.look()
+    await client.post("/queues/q/drain")
+    await client.server.streams.watch.look()
+    await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": 1}] * 5})
+    assert (await ws.event("queue:threshold"))["size"] == 5
+    assert ws.seen == []
+
+
+async def test_a_worker_that_is_always_full(serve: Serve, connect: Open) -> None:
+    client = await serve(worker_overload_threshold_ms=100)
+    ws = await connect(client, "worker:overloaded")
+    full, free = [
+        (await client.post("/workers", {"name": name, "queues": ["q"], "concurrency": 2})).json["data"]["workerId"]
+        for name in ("full", "free")
+    ]
+    await client.post(f"/workers/{full}/heartbeat", {"activeJobs": 2})
+    await client.post(f"/workers/{free}/heartbeat", {"activeJobs": 1})
+    told = {"workerId": full, "name": "full", "activeJobs": 2, "concurrency": 2, "overloadedSeconds": 0}
+    assert await ws.event("worker:overloaded") == told
+    watch = client.server.streams.watch
+    await watch.look()
+    await client.post(f"/workers/{full}/heartbeat", {"activeJobs": 0})
+    await watch.look()
+    await client.post(f"/workers/{full}/heartbeat", {"activeJobs": 3})
+    assert (await ws.event("worker:overloaded"))["activeJobs"] == 3
+    assert ws.seen == []
+
+
+async def test_a_node_that_grows_too_large(serve: Serve, connect: Open, tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "1").write_bytes(bytes(3 << 20))
+    client = await serve(memory_warning_mb=1, storage_warning_mb=2, data_path=tmp_path)
+    ws = await connect(client, "server:memory-warning", "storage:size-warning")
+    watch = client.server.streams.watch
+    await watch.look()
+    memory = await ws.event("server:memory-warning")
+    assert memory["thresholdMB"] == 1 and memory["heapUsedMB"] > 1 and memory["rssMB"] > 1
+    assert await ws.event("storage:size-warning") == {"sizeMB": 3.0, "thresholdMB": 2}
+    # Not with every look.
+    await watch.look()
+    await ws.ok("Ping")
+    assert ws.seen == []
+
+
+async def test_promoting_all_and_workers_that_fall_silent(client: Client, connect: Open) -> None:
+    ws = await connect(client, "job:promoted", "worker:*")
+    jobs = [await client.push(delay=60_000) for _ in range(2)]
+    await client.post("/queues/q/promote-jobs", {})
+    assert [(await ws.event("job:promoted"))["jobId"] for _ in jobs] == jobs
+    worker = (await client.post("/workers", {"name": "w", "queues": ["q"]})).json["data"]["workerId"]
+    later(client, 100_000)
+    await client.push("other")
+    assert await ws.event("worker:removed-stale") == {"workerId": worker, "name": "w"}
+    assert await ws.event("worker:disconnected") == {"workerId": worker}
+
+
 async def test_counts_of_many_changes_are_told_once(client: Client, connect: Open) -> None:
     ws = await connect(client, "queue:counts")
     await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": 1}, {"data": 2, "delay": 60_000}]})
@@ -525,6 +629,60 @@ async def test_the_commands_of_an_operator(client: Client, connect: Open) -> Non
     assert (await ws.ok("Ping"))["data"]["pong"] is True
     assert (await ws.ok("Hello", protocolVersion=2))["protocolVersion"] == 3
     await ws.ok("Obliterate", queue="q")
+
+
+async def test_the_commands_of_a_dashboard(client: Client, connect: Open) -> None:
+    ws = await connect(client, "server:shutdown")
+    job = (await ws.ok("PUSH", queue="q", data=1, priority=5))["id"]
+    overview = (await ws.ok("DashboardOverview"))["data"]
+    assert overview["stats"]["waiting"] == 1 and overview["crons"] == {"total": 0, "list": [], "truncated": False}
+    assert (await ws.ok("DashboardQueues"))["data"]["queues"][0]["name"] == "q"
+    await ws.ok("Discard", id=job)
+    shown = (await ws.ok("DashboardQueue", queue="q", includeJobs=True))["data"]
+    assert shown["counts"]["failed"] == 1 and shown["counts"]["totalFailed"] == 1
+    assert [one["id"] for one in shown["dlqPreview"]] == [one["id"] for one in shown["jobs"]] == [job]
+    assert (await ws.ok("RemoveDlqJob", queue="q", jobId=job))["data"] == {"removed": True}
+    assert (await ws.ok("RemoveDlqJob", queue="q", jobId=job))["data"] == {"removed": False}
+    none = {"rateLimit": None, "rateLimitTtl": -2, "concurrencyLimit": None, "maxed": False}
+    assert (await ws.ok("GetQueueLimits", queue="q"))["data"]["limits"] == none
+    await ws.ok("SetConcurrency", queue="q", limit=2)
+    await ws.ok("RateLimit", queue="q", limit=0, duration=2000, ttl=60_000)
+    limits = (await ws.ok("GetQueueLimits", queue="q"))["data"]["limits"]
+    assert 0 < limits.pop("rateLimitTtl") <= 60_000
+    assert limits == {"rateLimit": {"max": 0, "duration": 2000}, "concurrencyLimit": 2, "maxed": True}
+
+
+async def test_the_commands_for_groups(client: Client, connect: Open) -> None:
+    ws = await connect(client, "server:shutdown")
+    group = {"queue": "q", "groupId": "g"}
+    for _ in range(3):
+        await ws.ok("PUSH", data=1, **group)
+    assert (await ws.ok("GetGroupJobsCount", **group))["data"] == {"count": 3}
+    assert (await ws.ok("GetGroupsJobsCount", queue="q"))["data"] == {"count": 3}
+    assert (await ws.ok("GetGroupConcurrency", **group))["data"] == {"concurrency": 1}
+    await ws.ok("SetGroupConcurrency", concurrency=2, **group)
+    assert len((await ws.ok("PULLB", queue="q", count=5))["jobs"]) == 2
+    assert (await ws.ok("GetGroupActiveCount", **group))["data"] == {"count": 2}
+    assert (await ws.ok("RemoveGroupConcurrency", **group))["data"] == {"removed": 1}
+    assert (await ws.ok("RemoveGroupConcurrency", **group))["data"] == {"removed": 0}
+    assert (await ws.ok("PauseGroup", **group))["data"] == {"changed": True}
+    assert (await ws.ok("IsGroupPaused", **group))["data"] == {"paused": True}
+    assert (await ws.ok("ResumeGroup", **group))["data"] == {"changed": True}
+    assert (await ws.run("SetGroupConcurrency", **group))["error"] == "concurrency is required"
+    assert (await ws.run("GetGroupConcurrency", queue="q"))["error"] == "groupId is required"
+
+
+async def test_the_commands_for_unique_keys(client: Client, connect: Open) -> None:
+    ws = await connect(client, "server:shutdown")
+    job = (await ws.ok("PUSH", queue="q", data=1, uniqueKey="k"))["id"]
+    assert (await ws.ok("GetDeduplicationJobId", queue="q", deduplicationId="k"))["data"] == {"jobId": job}
+    assert (await ws.ok("RemoveDeduplicationKey", queue="q", deduplicationId="k"))["data"] == {"count": 1}
+    assert (await ws.ok("RemoveDeduplicationKey", queue="q", deduplicationId="k"))["data"] == {"count": 0}
+    assert (await ws.ok("GetDeduplicationJobId", queue="q", deduplicationId="k"))["data"] == {"jobId": None}
+    second = (await ws.ok("PUSH", queue="q", data=1, uniqueKey="k"))["id"]
+    assert second != job
+    assert (await ws.ok("RemoveJobDeduplicationKey", id=job))["data"] == {"removed": False}
+    assert (await ws.ok("RemoveJobDeduplicationKey", id=second))["data"] == {"removed": True}
 
 
 def test_every_command_has_its_row(client: Client) -> None:

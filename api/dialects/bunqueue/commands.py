@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from api.http import Call, Invalid, Route, success
+from api.auth import Grant
+from api.http import Call, Handler, Invalid, Reply, Route, success, trouble
+from api.scopes import named_again, permit
 from node.node import Once
 from node.operations.jobs import Pulled, PullJobs, ReleaseJobs
 from node.refusals import Refusal
@@ -26,10 +28,17 @@ if TYPE_CHECKING:
 
     from api.server import Server
 
+GROUP = "GET /queues/{queue}/groups/{group}"
 NOTHING: Mapping[str, str] = MappingProxyType({})
 ENCODE = msgspec.json.Encoder().encode
 # What a row's path calls a thing, and the field that names it unless a command says otherwise.
-FIELDS = {"custom_id": "customId", "worker_id": "workerId", "webhook_id": "webhookId"}
+FIELDS = {
+    "group": "groupId",
+    "unique_key": "deduplicationId",
+    "custom_id": "customId",
+    "worker_id": "workerId",
+    "webhook_id": "webhookId",
+}
 # Held jobs are looked through again when there are this many of them, and twice as many as after the last time.
 HELD_CHECKED = 1_000
 
@@ -47,8 +56,9 @@ class Command(Call):
         path: Mapping[str, str],
         query: dict[str, str],
         body: bytes,
+        grant: Grant,
     ) -> None:
-        super().__init__(server, request, route, path, "&".join(query), body)
+        super().__init__(server, request, route, path, "&".join(query), body, grant)
         self._query = query
 
     @property
@@ -61,6 +71,25 @@ def in_data(body: bytes) -> bytes:
     """Put a reply's keys into `data` as well, where commands have them."""
     rest = body.removeprefix(b'{"ok":true,')[:-1]
     return b'{"ok":true,"data":{%b},%b}' % (rest, rest)
+
+
+def as_data(body: bytes) -> bytes:
+    """Put a reply's keys into `data` alone: a page is long enough once."""
+    return b'{"ok":true,"data":{%b}}' % body.removeprefix(b'{"ok":true,')[:-1]
+
+
+def one_of(key: str, name: str = "") -> Callable[[bytes], bytes]:
+    """Return what puts one of a reply's keys into `data`, under another name if one is given."""
+
+    def reply(body: bytes) -> bytes:
+        return b'{"ok":true,"data":%b}' % ENCODE({name or key: msgspec.json.decode(body)[key]})
+
+    return reply
+
+
+def as_removed(body: bytes) -> bytes:
+    """Say how many settings were taken away."""
+    return b'{"ok":true,"data":{"removed":%d}}' % (b'"changed":true' in body)
 
 
 def only_ok(body: bytes) -> bytes:
@@ -138,6 +167,21 @@ COMMANDS: dict[str, Meaning] = {
     "GetStallConfig": Meaning("GET /queues/{queue}/stall-config"),
     "SetDlqConfig": Meaning("PUT /queues/{queue}/dlq-config"),
     "GetDlqConfig": Meaning("GET /queues/{queue}/dlq-config"),
+    "RemoveDlqJob": Meaning("DELETE /queues/{queue}/dlq/{id}", {"id": "jobId"}, in_data),
+    "GetQueueLimits": Meaning("GET /queues/{queue}/limits", reply=in_data),
+    "GetDeduplicationJobId": Meaning("GET /queues/{queue}/unique/{unique_key}", reply=in_data),
+    "RemoveDeduplicationKey": Meaning("DELETE /queues/{queue}/unique/{unique_key}", reply=in_data),
+    "RemoveJobDeduplicationKey": Meaning("DELETE /jobs/{id}/unique", reply=in_data),
+    # Groups
+    "GetGroupsJobsCount": Meaning("GET /queues/{queue}/groups/count", reply=in_data),
+    "GetGroupJobsCount": Meaning(GROUP, reply=one_of("waiting", "count")),
+    "GetGroupActiveCount": Meaning(GROUP, reply=one_of("active", "count")),
+    "GetGroupConcurrency": Meaning(GROUP, reply=one_of("concurrency")),
+    "IsGroupPaused": Meaning(GROUP, reply=one_of("paused")),
+    "SetGroupConcurrency": Meaning("PUT /queues/{queue}/groups/{group}/concurrency"),
+    "RemoveGroupConcurrency": Meaning("DELETE /queues/{queue}/groups/{group}/concurrency", reply=as_removed),
+    "PauseGroup": Meaning("POST /queues/{queue}/groups/{group}/pause", reply=as_data),
+    "ResumeGroup": Meaning("POST /queues/{queue}/groups/{group}/resume", reply=as_data),
     # Crons, workers, webhooks
     "Cron": Meaning("POST /crons"),
     "CronGet": Meaning("GET /crons/{name}"),
@@ -158,6 +202,9 @@ COMMANDS: dict[str, Meaning] = {
     "Prometheus": Meaning("GET /prometheus", reply=as_metrics),
     "StorageStatus": Meaning("GET /storage"),
     "CompactMemory": Meaning("POST /gc", reply=only_ok),
+    "DashboardOverview": Meaning("GET /dashboard", reply=as_data),
+    "DashboardQueues": Meaning("GET /dashboard/queues", reply=as_data),
+    "DashboardQueue": Meaning("GET /dashboard/queues/{queue}", reply=as_data),
 }
 
 # Commands after which a job is not with its worker any more.
@@ -207,15 +254,23 @@ class Commands:
         return None if found is None else found[1]
 
     async def run(
-        self, server: Server, request: web.BaseRequest, held: Held, name: str, fields: Mapping[str, Raw], body: bytes
+        self,
+        server: Server,
+        request: web.BaseRequest,
+        held: Held,
+        name: str,
+        fields: Mapping[str, Raw],
+        body: bytes,
+        grant: Grant,
     ) -> bytes:
         """Carry out a command and return its reply. Raises what the row raises."""
         if name in ("PULL", "PULLB"):
-            return await self._take(server, request, held, name, fields, body)
+            return await self._take(server, request, held, name, fields, body, grant)
         meaning, route = self._table[name]
         path = path_of(route, meaning, fields)
         query = {ask.name: text for ask in route.asks if (text := text_of(fields, ask.name)) is not None}
-        reply = await route.handler(Command(server, request, route, path, query, body))
+        call = Command(server, request, route, path, query, body, grant)
+        reply = await permitted(call, route.handler)
         if name in ENDING:
             held.drop([path["id"]])
         elif name == "ACKB":
@@ -223,14 +278,20 @@ class Commands:
         return meaning.reply(reply.body) if meaning.reply is not None and reply.status == 200 else reply.body
 
     async def _take(
-        self, server: Server, request: web.BaseRequest, held: Held, name: str, fields: Mapping[str, Raw], body: bytes
+        self,
+        server: Server,
+        request: web.BaseRequest,
+        held: Held,
+        name: str,
+        fields: Mapping[str, Raw],
+        body: bytes,
+        grant: Grant,
     ) -> bytes:
         """Take jobs for a connection, which holds them unless the client said `detach`."""
         queue = check_queue(text_of(fields, "queue") or "")
         if name == "PULL":
             body = with_count(fields)
-        call = Command(server, request, self._pull, {"queue": queue}, {}, body)
-        operation, wait_ms = bodies.pull_batch(call)
+        call = Command(server, request, self._pull, {"queue": queue}, {}, body, grant)
         bound = "detach" not in fields or value_of(fields["detach"]) is not True
         show = one_with_token if name == "PULL" else render.pulled_many
 
@@ -239,8 +300,28 @@ class Commands:
                 held.take(reply)
             return show(reply)
 
-        reply = success(await pull(server, operation, view, wait_ms))
-        return reply.body
+        async def handler(call: Call) -> Reply:
+            operation, wait_ms = bodies.pull_batch(call)
+            return success(await pull(server, operation, view, wait_ms))
+
+        return (await permitted(call, handler)).body
+
+
+async def permitted(call: Call, handler: Handler) -> Reply:
+    """Run a row's handler if the sender may, as a request over HTTP would; the audit hears of both. Raises what it raises."""
+    try:
+        if not call.grant.unlimited:
+            await permit(call)
+        reply = await handler(call)
+    except Exception as error:
+        failed = trouble(call.server.bunqueue, call.route, error)
+        call.server.audit.refused(call, error, failed.status)
+        if call.hidden_id is None:
+            raise
+        reply = failed
+    else:
+        call.server.audit.done(call, reply.status)
+    return reply if call.hidden_id is None else reply.replaced(named_again(call, reply.body))
 
 
 async def pull(

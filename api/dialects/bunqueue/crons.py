@@ -13,6 +13,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from api.http import Call, Invalid, ask, grouped, submit
 from api.ids import new_id
+from api.scopes import its_cron, own_cron, own_crons
 from node import crontime
 from node.operations.schedules import AddCron, CronSet, DeleteCron, GetCron, ListCrons
 from node.state.schedule import Cron
@@ -177,9 +178,11 @@ def delete(call: Call) -> DeleteCron:
 
 ROUTES = grouped(
     "Crons",
-    ask("GET", "/crons", ListCrons, lambda call: ListCrons(), several, reply=replies.Crons),
+    ask("GET", "/crons", ListCrons, lambda call: ListCrons(), several, reply=replies.Crons,
+        scope="checked", narrow=own_crons),
     submit("POST", "/crons", AddCron, add, added, takes=CronBody, reply=replies.OneCron, right="manage:all",
-           body="data"),
-    ask("GET", "/crons/{name}", GetCron, get, one, reply=replies.OneCron),
-    submit("DELETE", "/crons/{name}", DeleteCron, delete, render.ok, reply=replies.Ok, right="manage:all"),
+           body="data", scope="checked", check=its_cron),
+    ask("GET", "/crons/{name}", GetCron, get, one, reply=replies.OneCron, scope="checked", narrow=own_cron),
+    submit("DELETE", "/crons/{name}", DeleteCron, delete, render.ok, reply=replies.Ok, right="manage:all",
+           scope="checked", check=its_cron),
 )  # fmt: skip

@@ -26,9 +26,9 @@ CONFIG_AT = len(b'{"ok":true,')
 
 # Documented, but not in node.events: told by this node, or by other events beside their own name.
 OTHERS = (
-    "queue:counts", "queue:removed", "queue:idle", "queue:threshold", "flow:completed", "flow:failed",
-    "worker:overloaded", "ratelimit:hit", "stats:snapshot", "health:status", "storage:status", "server:started",
-    "server:shutdown", "server:memory-warning", "storage:size-warning",
+    "queue:counts", "queue:removed", "queue:idle", "queue:threshold", "worker:overloaded", "stats:snapshot",
+    "health:status", "storage:status", "server:started", "server:shutdown", "server:memory-warning",
+    "storage:size-warning",
 )  # fmt: skip
 NAMES = frozenset(
     [str(kind.__struct_config__.tag) for kind in Event.__subclasses__()]
@@ -109,6 +109,9 @@ def told(state: State, now_ms: int, event: Event) -> Iterator[Message]:
     yield Message(name, now_ms, data, queue=queue, of_job=of_job, legacy=legacy)
     if isinstance(event, happened.QueueObliterated):
         yield Message("queue:removed", now_ms, data, queue=queue)
+    elif isinstance(event, happened.WorkerRemovedStale):
+        # The document's name for it, which those know who keep a list of workers.
+        yield Message("worker:disconnected", now_ms, b'{"workerId":%b}' % ENCODE(event.worker_id))
 
 
 def plain(event: Event) -> bytes:
@@ -148,6 +151,7 @@ def with_dlq_config(state: State, event: Any) -> bytes:
 
 MORE: dict[type[Event], Callable[[State, Any], bytes]] = {
     happened.JobFailed: with_error,
+    happened.FlowFailed: with_error,
     happened.JobRetried: lambda state, event: b'"prev":"failed"',
     happened.JobTimedOut: with_timeout,
     happened.JobWaitingChildren: with_dependencies,

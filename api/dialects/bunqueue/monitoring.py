@@ -279,6 +279,7 @@ async def prometheus(call: Call) -> Reply:
     page.gauge("quorumq_queues", "Number of queues", total.queues)
     # Of very many queues only the oldest, so that a page stays readable.
     await call.node.ask(QueueFigures(QUEUES_SHOWN), partial(write_queues, page), stale=True)
+    write_pushers(page, call)
     await write_node(page, call)
     return Reply(200, page.text(), CONTENT_TYPE)
 
@@ -321,6 +322,30 @@ def write_webhooks(page: Page, found: list[WebhookShown]) -> None:
     ]
     text = "Deliveries of the present webhooks by what became of them"
     page.write("quorumq_webhook_deliveries", "gauge", text, outcomes)
+
+
+def write_pushers(page: Page, call: Call) -> None:
+    pushers, pushing = call.node.machine.state.pushers, call.node.pushing
+    page.gauge("quorumq_push_registered", "Number of push workers in the cluster", len(pushers.by_queue))
+    if pushing is None:
+        return
+    page.gauge("quorumq_push_served", "Push workers that this node serves", pushing.served)
+    page.gauge("quorumq_push_in_flight", "Jobs that this node's push workers hold", pushing.under_way)
+    page.gauge("quorumq_push_open_circuits", "Endpoints that this node knows to be down", pushing.open_circuits)
+    page.gauge("quorumq_push_connections", "Connections of this node to endpoints", pushing.connections)
+    found = pushing.figures
+    page.counter("quorumq_push_deliveries_total", "Jobs that this node has delivered to endpoints", found.deliveries)
+    outcomes = [
+        ({"outcome": "completed"}, float(found.completed)),
+        ({"outcome": "failed"}, float(found.failed)),
+        ({"outcome": "put_back"}, float(found.put_back)),
+    ]
+    page.write("quorumq_push_outcomes_total", "counter", "What became of those deliveries", outcomes)
+    text = "Results that came too late, because the job's lock had been lost"
+    page.counter("quorumq_push_results_lost_total", text, found.lost)
+    seconds = found.seconds
+    text = "Time from taking a job to the end of its call"
+    page.buckets("quorumq_push_seconds", text, seconds.bounds, seconds.counts, seconds.sum)
 
 
 # Every second bucket of the state's histograms: bucket n ends with the last millisecond before 2 to the nth.
@@ -418,6 +443,13 @@ async def write_node(page: Page, call: Call) -> None:
     page.gauge("quorumq_http_requests_under_way", "Requests under way, long polls included", server.under_way)
     replies = [({"status": f"{kind}xx"}, float(count)) for kind, count in enumerate(server.replies) if kind]
     page.write("quorumq_http_replies_total", "counter", "Replies by kind of status", replies)
+    refused = [({"status": str(status)}, float(count)) for status, count in sorted(server.audit.refusals.items())]
+    page.write("quorumq_http_refused_total", "counter", "Requests refused for want of a token or a right", refused)
+    page.gauge("quorumq_tokens", "Tokens that this node knows", server.access.count)
+    if server.access.file is not None:
+        page.gauge("quorumq_tokens_file_ok", "Whether AUTH_TOKENS_FILE could be used last", not server.access.trouble)
+        text = "Times that AUTH_TOKENS_FILE could not be used"
+        page.counter("quorumq_tokens_file_failures_total", text, server.access.failures)
     page.histogram("quorumq_write_seconds", "Time from an operation's request to its local apply", server.writes)
 
 
@@ -428,6 +460,7 @@ HISTOGRAMS = (
     ("apply_seconds", "apply_seconds", "Time to apply an entry"),
     ("entry_bytes", "entry_bytes", "Bytes of an entry"),
     ("entry_batches", "entry_batches", "Batches that shared an entry, on the leader"),
+    ("loop_delay_seconds", "loop_seconds", "How late the event loop came to what was due, looked at 50 times a second"),
 )
 COUNTERS = (
     ("elections_total", "elections", "Elections that this node stood in"),
@@ -447,6 +480,7 @@ def write_replication(page: Page, found: Replication) -> None:
         page.buckets(f"quorumq_{name}", text, one.bounds, one.counts, one.sum)
     for name, field, text in COUNTERS:
         page.counter(f"quorumq_{name}", text, getattr(found, field))
+    page.gauge("quorumq_loop_longest_delay_seconds", "The latest that it came so far", found.loop_longest_seconds)
     page.gauge("quorumq_snapshot_bytes", "Bytes of the newest snapshot of this process", found.snapshot_bytes)
     page.gauge("quorumq_snapshot_timestamp_seconds", "When it was finished, 0 for never", found.snapshot_at)
     if found.snapshot_at:
@@ -468,14 +502,15 @@ ROUTES: tuple[Route, ...] = grouped(
     plain("GET", "/readyz", ready, reply=Ready, right="open", limited=False, about="The same as /ready."),
     plain("GET", "/startupz", started, reply=Text, right="open", limited=False,
           about="Whether the log has been replayed."),
-    plain("GET", "/ping", ping, reply=Pong, right="read", about="Answer with this node's time."),
+    plain("GET", "/ping", ping, reply=Pong, right="read", scope="nothing", about="Answer with this node's time."),
     plain("GET", "/stats", stats, what=Totals, asks=(CONSISTENCY,), reply=Stats, right="read",
           about="Sums over all queues, memory and collections."),
     plain("GET", "/metrics", metrics, what=Totals, asks=(CONSISTENCY,), reply=Metrics, right="read",
           about="How many jobs went through, as JSON."),
     plain("GET", "/prometheus", prometheus, what=Totals, reply=Text, right="metrics",
           about="Figures for Prometheus; needs a token when METRICS_AUTH is true."),
-    plain("GET", "/storage", storage, reply=Storage, right="read", about="Whether this node can write to its disk."),
+    plain("GET", "/storage", storage, reply=Storage, right="read", scope="nothing",
+          about="Whether this node can write to its disk."),
     plain("POST", "/gc", collect, reply=Collected, right="manage:all", limited=False,
           about="Collect garbage and give free memory back; figures in MB."),
     plain("GET", "/heapstats", heap, reply=HeapStats, right="read", limited=False,

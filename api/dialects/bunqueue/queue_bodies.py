@@ -90,6 +90,9 @@ class RateLimitBody(Struct, gc=False):
     duration: Annotated[
         Number | None, says("Length of a window in milliseconds.", default=1000, low=1, high=DAY_MS)
     ] = None
+    ttl: Annotated[
+        Number | None, says("Milliseconds after which the limit is over; left out, never.", low=1, high=YEAR_MS)
+    ] = None
 
 
 class ConcurrencyBody(Struct, gc=False):
@@ -215,9 +218,8 @@ def set_rate_limit(call: Call) -> SetRateLimit:
     queue = queue_of(call)
     body = read(RATE_LIMIT, call.body)
     limit = checked_limit(body.limit)
-    if body.duration is None:
-        return SetRateLimit(queue, limit)
-    return SetRateLimit(queue, limit, checked_whole("duration", body.duration, 1, DAY_MS))
+    duration = 1000 if body.duration is None else checked_whole("duration", body.duration, 1, DAY_MS)
+    return SetRateLimit(queue, limit, duration, checked_setting("ttl", body.ttl, 1, YEAR_MS))
 
 
 def set_concurrency(call: Call) -> SetConcurrency:

@@ -165,12 +165,12 @@ def job_text(job: Job, more: bytes = b"") -> bytes:
     if job.lock_until:
         more = b',"owner":%b,"lockExpiresAt":%d%b' % (ENCODE(job.owner), job.lock_until, more)
     return (
-        b'{"id":%b,"queue":"%b","data":%b,"createdAt":%d,"runAt":%d,"startedAt":%b,"completedAt":%b,"attempts":%d,'
+        b'{"id":%b,"queue":%b,"data":%b,"createdAt":%d,"runAt":%d,"startedAt":%b,"completedAt":%b,"attempts":%d,'
         b'"stallCount":%d,"lastHeartbeat":%b,"timeline":%b%b%b%b}'
         % (
-            # An id that no client chose is a UUID, and a queue's name was checked: nothing to escape.
-            ENCODE(job.id) if job.custom else b'"%b"' % job.id.encode(),
-            job.queue.encode(),
+            # Escaped both: the BullMQ dialect lets clients call a queue nearly anything.
+            ENCODE(job.id),
+            ENCODE(job.queue),
             job.data,
             job.created_at,
             job.run_at,

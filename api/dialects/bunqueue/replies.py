@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 Millis = int
 Number = int | float
@@ -578,3 +578,146 @@ class HeapStats(Body):
     heap: HeapCounts
     collections: Collections
     top_object_types: list[ObjectCount]
+
+
+class SummaryCounts(Struct, forbid_unknown_fields=True):
+    waiting: int
+    prioritized: int
+    active: int
+    completed: int
+    failed: int
+    delayed: int
+
+
+class QueueSummary(Struct, forbid_unknown_fields=True):
+    name: str
+    paused: bool
+    counts: SummaryCounts
+
+
+class DashboardStats(Struct, forbid_unknown_fields=True, rename="camel"):
+    waiting: int
+    active: int
+    delayed: int
+    completed: int
+    dlq: int
+    total_pushed: int
+    total_pulled: int
+    total_completed: int
+    total_failed: int
+    uptime: int
+
+
+class Throughput(Struct, forbid_unknown_fields=True, rename="camel"):
+    """Jobs in a second since the page was last asked of this node; zeros at first."""
+
+    push_per_sec: float
+    pull_per_sec: float
+    complete_per_sec: float
+    fail_per_sec: float
+
+
+class WorkersListed(Struct, forbid_unknown_fields=True):
+    total: int
+    active: int
+    listed: list[WorkerShown] = field(name="list")
+    truncated: bool
+
+
+class CronsListed(Struct, forbid_unknown_fields=True):
+    total: int
+    listed: list[CronShown] = field(name="list")
+    truncated: bool
+
+
+class StorageBrief(Struct, forbid_unknown_fields=True, rename="camel"):
+    disk_full: bool
+    error: str | None
+    since: Millis | None
+
+
+class Dashboard(Body):
+    stats: DashboardStats
+    throughput: Throughput
+    memory: Megabytes
+    collections: Collections
+    workers: WorkersListed
+    crons: CronsListed
+    storage: StorageBrief
+    timestamp: Millis
+
+
+class DashboardQueueShown(Struct, forbid_unknown_fields=True):
+    name: str
+    waiting: int
+    prioritized: int
+    delayed: int
+    active: int
+    dlq: int
+    paused: bool
+
+
+class DashboardQueues(Body):
+    queues: list[DashboardQueueShown]
+    total: int
+    limit: int
+    offset: int
+    timestamp: Millis
+
+
+class DashboardCounts(Struct, forbid_unknown_fields=True):
+    waiting: int
+    prioritized: int
+    delayed: int
+    active: int
+    completed: int
+    failed: int
+    paused: int
+    waiting_children: int = field(name="waiting-children")
+    total_completed: Annotated[int, Meta(description="Since the queue was created.")] = field(name="totalCompleted")
+    total_failed: Annotated[int, Meta(description="Since the queue was created.")] = field(name="totalFailed")
+
+
+class DashboardQueue(Body):
+    name: str
+    counts: DashboardCounts
+    paused: bool
+    priority_counts: dict[int, int]
+    dlq_preview: list[JobShown]
+    timestamp: Millis
+    jobs: list[JobShown] | UnsetType = UNSET
+
+
+class RateShown(Struct, forbid_unknown_fields=True):
+    max: int
+    duration: Millis
+
+
+class LimitsShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    rate_limit: RateShown | None
+    rate_limit_ttl: Annotated[int, Meta(description="Milliseconds left of it; -1 without an end, -2 without a limit.")]
+    concurrency_limit: int | None
+    maxed: Annotated[bool, Meta(description="Whether one of them holds jobs back at this moment.")]
+
+
+class LimitsOf(Body):
+    limits: LimitsShown
+
+
+class WasRemoved(Body):
+    removed: bool
+
+
+class KeyHolder(Body):
+    job_id: str | None
+
+
+class Group(Body):
+    waiting: int
+    active: int
+    concurrency: int
+    paused: bool
+
+
+class WasChanged(Body):
+    changed: bool

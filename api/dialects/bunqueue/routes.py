@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from api.http import CONSISTENCY, Call, Parameter, Reply, Route, Wording, ask, grouped, plain, submit, success
+from api.scopes import its_dependencies, its_jobs, own_job, own_names
 from node.operations.jobs import (
     AckJob,
     AckJobs,
@@ -59,7 +60,7 @@ from node.operations.queues import (
 )
 from node.refusals import DependencyNotFound, JobNotActive
 
-from . import bodies, crons, errors, monitoring, queue_bodies, render, replies, webhooks, workers
+from . import bodies, crons, errors, groups, monitoring, overview, queue_bodies, render, replies, webhooks, workers
 from .bodies import of_job
 from .queue_bodies import of_queue
 
@@ -124,10 +125,12 @@ JOBS = grouped(
     "Jobs",
     # Producers
     submit("POST", "/queues/{queue}/jobs", PushJobs, bodies.push, render.pushed,
-           takes=bodies.PushBody, reply=replies.Pushed, right="produce", body="data", about="Push a job."),
+           takes=bodies.PushBody, reply=replies.Pushed, right="produce", body="data", about="Push a job.",
+           check=its_dependencies),
     submit("POST", "/queues/{queue}/jobs/bulk", PushJobs, bodies.bulk, render.pushed_many,
            takes=bodies.BulkBody, reply=replies.PushedMany, right="produce",
-           refusals={DependencyNotFound: errors.word_bulk_dependency}, about="Push jobs, all or none."),
+           refusals={DependencyNotFound: errors.word_bulk_dependency}, about="Push jobs, all or none.",
+           check=its_dependencies),
     # Workers
     plain("GET", "/queues/{queue}/jobs", pull, what=PullJobs, asks=(TIMEOUT,), reply=replies.PulledJob,
           right="consume", about="Take the next job, waiting for it if asked to."),
@@ -136,13 +139,13 @@ JOBS = grouped(
     # Jobs
     ask("GET", "/jobs/{id}", GetJob, of_job(GetJob), render.one_job, reply=replies.OneJob),
     ask("GET", "/jobs/custom/{custom_id}", GetJobByCustomId, bodies.get_job_by_custom_id,
-        render.one_job, reply=replies.OneJob),
+        render.one_job, reply=replies.OneJob, scope="checked", narrow=own_job),
     submit("DELETE", "/jobs/{id}", CancelJob, of_job(CancelJob), render.ok,
            reply=replies.Ok, right="produce", refusals=errors.CANCELLING),
     submit("POST", "/jobs/{id}/ack", AckJob, bodies.ack, render.ok, takes=bodies.AckBody,
            reply=replies.Ok, right="consume", refusals=errors.FINISHING),
     submit("POST", "/jobs/ack-batch", AckJobs, bodies.ack_batch, render.acked_many, takes=bodies.AckBatchBody,
-           reply=replies.Ok, right="consume", refusals=errors.FINISHING),
+           reply=replies.Ok, right="consume", refusals=errors.FINISHING, scope="checked", check=its_jobs),
     submit("POST", "/jobs/{id}/fail", FailJob, bodies.fail, render.ok, takes=bodies.FailBody,
            reply=replies.Ok, right="consume", refusals=errors.FINISHING),
     plain("GET", "/jobs/{id}/state", state, what=GetJobState, asks=(CONSISTENCY,), reply=replies.StateOf,
@@ -174,11 +177,11 @@ JOBS = grouped(
     submit("POST", "/jobs/{id}/heartbeat", HeartbeatJob, bodies.heartbeat, render.beat, takes=bodies.LockBody,
            reply=replies.Beat, right="consume", refusals=errors.BEATING),
     submit("POST", "/jobs/heartbeat-batch", HeartbeatJobs, bodies.heartbeat_batch, render.beats,
-           takes=bodies.BeatsBody, reply=replies.Beats, right="consume"),
+           takes=bodies.BeatsBody, reply=replies.Beats, right="consume", scope="checked", check=its_jobs),
     submit("POST", "/jobs/{id}/extend-lock", ExtendLock, bodies.extend_lock, render.ok, takes=bodies.LockBody,
            reply=replies.Ok, right="consume", refusals=errors.EXTENDING),
     submit("POST", "/jobs/extend-locks", ExtendLocks, bodies.extend_locks, render.counted,
-           takes=bodies.LocksBody, reply=replies.Count, right="consume"),
+           takes=bodies.LocksBody, reply=replies.Count, right="consume", scope="checked", check=its_jobs),
     ask("GET", "/jobs/{id}/logs", GetLogs, of_job(GetLogs), render.logs, reply=replies.Logs),
     submit("POST", "/jobs/{id}/logs", AddLog, bodies.add_log, render.log_added, takes=bodies.LogBody,
            reply=replies.LogAdded, right="consume"),
@@ -188,7 +191,8 @@ JOBS = grouped(
 
 QUEUES = grouped(
     "Queues",
-    ask("GET", "/queues", ListQueues, lambda call: ListQueues(), render.queues, reply=replies.Queues),
+    ask("GET", "/queues", ListQueues, lambda call: ListQueues(), render.queues, reply=replies.Queues,
+        scope="checked", narrow=own_names),
     ask("GET", "/queues/{queue}/jobs/list", ListJobs, queue_bodies.list_jobs, render.jobs,
         asks=(STATE, LIMIT, OFFSET), reply=replies.Jobs),
     ask("GET", "/queues/{queue}/counts", QueueCounts, of_queue(QueueCounts), render.counts, reply=replies.Counts,
@@ -264,4 +268,6 @@ ROUTES: tuple[Route, ...] = (
     *webhooks.ROUTES,
     *workers.ROUTES,
     *monitoring.ROUTES,
+    *overview.ROUTES,
+    *groups.ROUTES,
 )

@@ -36,6 +36,7 @@ BAD_JSON = "Invalid JSON body"
 NOT_AN_OBJECT = "Request body must be a JSON object"
 Number = int | float
 S = TypeVar("S", bound=Struct)
+T = TypeVar("T")
 
 MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 ANYTHING = msgspec.json.Decoder()
@@ -89,7 +90,7 @@ def read(decoder: msgspec.json.Decoder[S], body: bytes, *, required: bool = Fals
     return decoded(body, decoder.decode, lambda text: cast(S, loosened(decoder.type, members(text))))
 
 
-def decoded(body: bytes, strictly: Callable[[bytes], S], loosely: Callable[[bytes], S]) -> S:
+def decoded(body: bytes, strictly: Callable[[bytes], T], loosely: Callable[[bytes], T]) -> T:
     """Decode a body that is UTF-8. loosely: what to do with one that does not fit the types.  Raises Invalid."""
     try:
         return strictly(body)

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from api.http import Call, Invalid, ask, grouped, submit
 from api.ids import new_id
+from api.scopes import its_webhook, own_webhooks
 from node.addresses import URL_CHARS_MAX, check_url
 from node.operations.webhooks import (
     AddWebhook,
@@ -129,11 +130,12 @@ def several(webhooks: list[WebhookShown]) -> bytes:
 
 ROUTES = grouped(
     "Webhooks",
-    ask("GET", "/webhooks", ListWebhooks, lambda call: ListWebhooks(), several, reply=replies.Webhooks),
+    ask("GET", "/webhooks", ListWebhooks, lambda call: ListWebhooks(), several, reply=replies.Webhooks,
+        scope="checked", narrow=own_webhooks),
     submit("POST", "/webhooks", AddWebhook, add, added, takes=WebhookBody, reply=replies.WebhookAdded,
-           right="manage:all", about="Have events of jobs posted to a URL."),
+           right="manage:all", about="Have events of jobs posted to a URL.", scope="checked", check=its_webhook),
     submit("DELETE", "/webhooks/{webhook_id}", RemoveWebhook, remove, removed, reply=replies.Removed,
-           right="manage:all"),
+           right="manage:all", scope="checked", check=its_webhook),
     submit("PUT", "/webhooks/{webhook_id}/enabled", EnableWebhook, enable, render.ok, takes=EnabledBody,
-           reply=replies.Ok, right="manage:all"),
+           reply=replies.Ok, right="manage:all", scope="checked", check=its_webhook),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from api.http import Call, Invalid, ask, grouped, submit
 from api.ids import new_id
+from api.scopes import its_worker, own_workers
 from node.operations.workers import (
     HeartbeatWorker,
     ListWorkers,
@@ -196,11 +197,11 @@ ROUTES = grouped(
     ask("GET", "/workers", ListWorkers, lambda call: ListWorkers(), every, reply=replies.Workers,
         about="Registered workers, and sums over all of them."),
     submit("POST", "/workers", RegisterWorker, register, registered, takes=WorkerBody, reply=replies.WorkerAdded,
-           right="consume"),
+           right="consume", scope="checked", check=its_worker),
     submit("DELETE", "/workers/{worker_id}", UnregisterWorker, unregister, unregistered, reply=replies.Removed,
-           right="consume"),
+           right="consume", scope="checked", check=its_worker),
     submit("POST", "/workers/{worker_id}/heartbeat", HeartbeatWorker, heartbeat, beaten, takes=BeatBody,
-           reply=replies.Beat, right="consume"),
+           reply=replies.Beat, right="consume", scope="checked", check=its_worker),
     ask("GET", "/queues/{queue}/workers", ListWorkers, lambda call: ListWorkers(queue_of(call)), of_queue,
-        reply=replies.QueueWorkers, about="Registered workers of a queue."),
+        reply=replies.QueueWorkers, narrow=own_workers, about="Registered workers of a queue."),
 )  # fmt: skip

@@ -1,0 +1,156 @@
+"""A load balancer for scripts and tests: each request goes to the next node, whoever leads; WebSockets and event streams too.
+
+With `repeats` it also does what the documentation tells clients to do: it gives each request an idempotency key, and sends it
+again to another node when it got no answer or was told that nobody could answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from scripts.tools.local_cluster import HOST, LocalNode
+
+OF_CONNECTIONS = {"connection", "content-length", "transfer-encoding", "date", "server", "upgrade"}
+PAUSE_S = 0.05
+# A node that was just killed refuses connections at once; one that is frozen or cut off does not.
+CONNECT_S = 2.0
+STREAM = "text/event-stream"
+MESSAGE_BYTES_MAX = 16 << 20
+
+
+class Balancer:
+    """Listens on a port of its own; an async context manager.
+
+    port_of: which of a node's ports is meant.  repeated, cut: requests sent again, streams and sockets lost with a node.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[LocalNode],
+        *,
+        repeats: bool = False,
+        deadline_s: float = 30.0,
+        port_of: Callable[[LocalNode], int] = lambda node: node.http_port,
+    ) -> None:
+        self.turn = itertools.cycle(nodes)
+        self.port_of = port_of
+        self.repeats = repeats
+        self.deadline_s = deadline_s
+        self.url = ""
+        self.repeated = 0
+        self.cut = 0
+
+    async def __aenter__(self) -> Balancer:
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=90, sock_connect=CONNECT_S),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
+        )
+        self.runner = web.ServerRunner(web.Server(self.handle, handler_cancellation=True, access_log=None))
+        await self.runner.setup()
+        await web.TCPSite(self.runner, HOST, 0).start()
+        host, port = self.runner.addresses[0]
+        self.url = f"http://{host}:{port}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.runner.cleanup()
+        await self.session.close()
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Pass a request on, and the answer back."""
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self.join(request)
+        body = await request.read()
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in OF_CONNECTIONS}
+        if self.repeats:
+            headers.setdefault("Idempotency-Key", uuid.uuid4().hex)
+        ends = asyncio.get_running_loop().time() + self.deadline_s
+        while True:
+            answer = await self.forward(request, headers, body)
+            final = not self.repeats or asyncio.get_running_loop().time() > ends
+            if answer is not None and (answer.status != 503 or final):
+                return answer
+            if final:
+                return web.Response(status=502, text="no node answers")
+            self.repeated += 1
+            await asyncio.sleep(PAUSE_S)
+
+    def next_url(self, request: web.BaseRequest) -> URL:
+        return URL(f"http://{HOST}:{self.port_of(next(self.turn))}{request.raw_path}", encoded=True)
+
+    async def forward(self, request: web.BaseRequest, headers: Any, body: bytes) -> web.StreamResponse | None:
+        """Send a request to the next node; None when there was no answer."""
+        try:
+            async with self.session.request(
+                request.method, self.next_url(request), data=body or None, headers=headers, allow_redirects=False
+            ) as answer:
+                kept = {name: value for name, value in answer.headers.items() if name.lower() not in OF_CONNECTIONS}
+                if answer.content_type == STREAM:
+                    return await self.pour(request, answer, kept)
+                return web.Response(status=answer.status, headers=kept, body=await answer.read())
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    async def pour(
+        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        """Pass a stream on until one of its ends closes it."""
+        response = web.StreamResponse(status=answer.status, headers=headers)
+        await response.prepare(request)
+        try:
+            async for piece in answer.content.iter_any():
+                await response.write(piece)
+        except (aiohttp.ClientError, ConnectionError):
+            self.cut += 1
+        return response
+
+    async def join(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Join a WebSocket to one of the next node; it ends with either."""
+        headers = {name: value for name, value in request.headers.items() if name.lower() == "authorization"}
+        ends = asyncio.get_running_loop().time() + self.deadline_s
+        while True:
+            try:
+                behind = await self.session.ws_connect(
+                    self.next_url(request), headers=headers, max_msg_size=MESSAGE_BYTES_MAX
+                )
+                break
+            except aiohttp.WSServerHandshakeError as refused:
+                if refused.status != 503 or asyncio.get_running_loop().time() > ends:
+                    return web.Response(status=refused.status)
+            except (aiohttp.ClientError, TimeoutError):
+                if asyncio.get_running_loop().time() > ends:
+                    return web.Response(status=502)
+            await asyncio.sleep(PAUSE_S)
+        before = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX)
+        await before.prepare(request)
+        pumps = [asyncio.create_task(pump(before, behind)), asyncio.create_task(pump(behind, before))]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            self.cut += behind.close_code in (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE) and not before.closed
+        finally:
+            for task in pumps:
+                task.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            await asyncio.gather(behind.close(), before.close(), return_exceptions=True)
+        return before
+
+
+async def pump(source: Any, target: Any) -> None:
+    """Pass the messages of a WebSocket on to another one."""
+    with contextlib.suppress(ConnectionError, aiohttp.ClientError, RuntimeError):
+        async for message in source:
+            if message.type == aiohttp.WSMsgType.TEXT:
+                await target.send_str(message.data)
+            elif message.type == aiohttp.WSMsgType.BINARY:
+                await target.send_bytes(message.data)

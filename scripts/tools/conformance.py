@@ -1,0 +1,463 @@
+"""Replays recorded cases against three real nodes: on the leader, on a follower, on all in turn, and while nodes are killed.
+
+A case may take longer while nodes die, and none may fail. What is repeated on the way is only what a client may repeat: a
+request that nobody answered, under its idempotency key, and a case whose WebSocket or stream ended with its node.  The cases and
+their runners are not part of this project; a folder with them is named on the command line or by QUORUMQ_CONFORMANCE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import aiohttp
+
+from api import tokens
+from scripts.tools.balancer import Balancer
+from scripts.tools.local_cluster import HOST, ClusterTrouble, LocalCluster, LocalNode
+
+FOLDER = Path(os.environ.get("QUORUMQ_CONFORMANCE") or Path(__file__).parents[2].parent / "shared" / "conformance")
+TOKEN = "t-conformance"
+BULLMQ_PREFIX = "/bullmq"
+# Cases at once: most of them wait for something.
+AT_ONCE = 12
+KILL_EVERY_S = 10.0
+# A kill is over when the node is back; the longest that may take.
+BACK_S = 60.0
+# Runs of one case whose connection keeps ending with its node.
+RUNS_MAX = 20
+# How often a case's connections are looked at, and how long it may go on when one of them has ended.
+LOOK_S = 0.1
+GRACE_S = 3.0
+# Added to what a case waits for when a new leader may have to be found first.
+LONGER_S = 15
+# The same where a job may be held by a lock of a dead node's first: its length, and some.
+LOCKED_S = 45
+Spec = dict[str, Any]
+PortOf = Callable[[LocalNode], int]
+
+
+def load_module(path: Path) -> ModuleType:
+    """Import a runner from its file."""
+    spec = importlib.util.spec_from_file_location(f"recorded_{path.stem}", path)
+    assert spec and spec.loader, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def http_port(node: LocalNode) -> int:
+    return node.http_port
+
+
+def bullmq_port(node: LocalNode) -> int:
+    return node.bullmq_port
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who the client is. token: with every right, None where none is needed.  given: variables of cases, others' tokens."""
+
+    token: str | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+OPEN = Access()
+
+
+def closed(folder: Path) -> Access:
+    """Make tokens: one with every right, and one that may only read, in a file of its own."""
+    file = folder / "tokens"
+    secret, token = tokens.make("reader", ["read"], ["*"])
+    tokens.change(file, lambda known: [token])
+    return Access(TOKEN, {"user_token": secret}, {"AUTH_TOKENS": TOKEN, "AUTH_TOKENS_FILE": str(file)})
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The cases of one file against one place where its dialect is served.
+
+    prefix: put before every path.  needs_token: whether the dialect refuses everybody while no token is configured.
+    """
+
+    name: str
+    runner: ModuleType
+    specs: Sequence[Spec]
+    port_of: PortOf = http_port
+    prefix: str = ""
+    needs_token: bool = False
+
+    async def run(self, base: str, access: Access, lost: Callable[[], float] | None = None) -> list[str]:
+        """Run all cases once; return what failed, as text.
+
+        lost: says when a node was last killed, for cases whose connection may have ended with it;
+        None while none is.
+        """
+        specs = list(self.specs)
+        if lost is not None:
+            specs = [unhurried(spec) for spec in specs]
+            # So that a kill meets other cases in each round.
+            random.shuffle(specs)
+        play = self.play_proxy if self.needs_token else self.play
+        if self.needs_token and lost is not None:
+            specs = [patient(spec) for spec in specs]
+        return await play(base + self.prefix, specs, access, lost)
+
+    async def play(self, base: str, specs: list[Spec], access: Access, lost: Callable[[], float] | None) -> list[str]:
+        gate = asyncio.Semaphore(AT_ONCE)
+        timeout = aiohttp.ClientTimeout(total=120)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+
+            async def one(spec: Spec) -> str | None:
+                needs = spec.get("needs", [])
+                if "no-token" in needs if access.token else "token" in needs:
+                    return None
+                async with gate:
+                    for run in range(RUNS_MAX):
+                        began = time.monotonic()
+                        try:
+                            await together(self.runner.Case(spec, session, base, access.token))
+                        except (self.runner.Mismatch, ConnectionError) as error:
+                            # Its socket may have ended with its node: a client would open another one and begin anew.
+                            if lost is not None and run < RUNS_MAX - 1 and is_stream(spec) and lost() >= began:
+                                continue
+                            return f"{self.name} {spec['group']}/{spec['id']}: {error}"
+                        return None
+                return None
+
+            return [text for text in await asyncio.gather(*map(one, specs)) if text]
+
+    async def play_proxy(
+        self, base: str, specs: list[Spec], access: Access, lost: Callable[[], float] | None
+    ) -> list[str]:
+        gate = asyncio.Semaphore(AT_ONCE)
+        timeout = aiohttp.ClientTimeout(total=120)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+            target = self.runner.Target(session, base, access.token)
+            endpoint = self.runner.Endpoint(target)
+            await endpoint.start()
+
+            async def one(spec: Spec) -> str | None:
+                async with gate:
+                    for run in range(RUNS_MAX):
+                        began = time.monotonic()
+                        lines = await self.runner.run_case(spec, target, endpoint, 0, access.given)
+                        if not lines:
+                            return None
+                        # A call that a killed node was making is made again, so the endpoint may have seen more than it should.
+                        if lost is None or run == RUNS_MAX - 1 or "endpoint" not in spec or lost() < began:
+                            break
+                return f"{self.name} {spec['group']}/{spec['id']}: {' '.join(lines)}"
+
+            try:
+                known = [spec for spec in specs if access.given.keys() >= set(spec.get("needs", []))]
+                return [text for text in await asyncio.gather(*map(one, known)) if text]
+            finally:
+                await endpoint.runner.cleanup()
+
+
+async def together(case: Any) -> None:
+    """Run a case, and end it some time after a socket or stream of its ended, for which it would wait in vain.
+
+    Raises what the case raises, and ConnectionError.
+    """
+    if any("ws_close" in step for step in case.spec["steps"]):
+        # It closes a connection itself and goes on.
+        await case.run()
+        return
+    running = asyncio.ensure_future(case.run())
+    try:
+        while not (await asyncio.wait([running], timeout=LOOK_S))[0]:
+            # At its end the case closes what it opened, which takes a moment.
+            if (
+                any(reader.done() for reader in case.readers)
+                and not (await asyncio.wait([running], timeout=GRACE_S))[0]
+            ):
+                raise ConnectionError("a socket or stream ended long before the case")
+        running.result()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def is_stream(spec: Spec) -> bool:
+    return any(key.startswith(("ws_", "sse_")) for step in spec["steps"] for key in step)
+
+
+def unhurried(node: Any) -> Any:
+    """Take the upper bounds on times out of a case: while there is no leader everything takes longer."""
+    if isinstance(node, list):
+        return [unhurried(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    more: Spec = {}
+    for key, value in node.items():
+        if key == "ms" and isinstance(value, list):
+            more[key] = [value[0], 120_000]
+        elif key == "retry" and isinstance(value, int | float):
+            more[key] = value + LONGER_S
+        elif key == "within_ms" and isinstance(value, int | float):
+            more[key] = value + LOCKED_S * 1000
+        else:
+            more[key] = unhurried(value)
+    if "ws_recv" in node or "sse_recv" in node:
+        more["timeout"] = node.get("timeout", 3) + LONGER_S
+    return more
+
+
+def patient(spec: Spec) -> Spec:
+    """Have a case that looks at the state after some time look again; a GET of its dialect changes nothing."""
+    longer = {"within_ms": LOCKED_S * 1000}
+    steps = [longer | step if step.get("method") == "GET" else step for step in spec["steps"]]
+    return {**spec, "steps": steps}
+
+
+def waits_s(spec: Spec) -> float:
+    """Return how long a case sleeps."""
+    return float(sum(step.get("sleep", 0) + step.get("sleep_ms", 0) / 1000 for step in spec["steps"]))
+
+
+def below(spec: Spec) -> Spec:
+    """Put the prefix before those paths of a case that are not the same everywhere."""
+    steps = [
+        {**step, "path": BULLMQ_PREFIX + step["path"]}
+        if "path" in step and not step["path"].startswith("/v1/")
+        else step
+        for step in spec["steps"]
+    ]
+    return {**spec, "steps": steps}
+
+
+def suites_of(folder: Path) -> list[Suite]:
+    """Read every file of cases in a folder, the longest cases of each first; each for every place that serves its dialect."""
+    runners = {name: folder / f"{name}.py" for name in ("replay", "replay_proxy")}
+    modules = {name: load_module(path) for name, path in runners.items() if path.is_file()}
+    found: list[Suite] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        specs = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        specs.sort(key=waits_s, reverse=True)
+        dialect = path.stem.partition("-")[0]
+        if dialect == "bunqueue" and "replay" in modules:
+            found.append(Suite(path.stem, modules["replay"], specs))
+        elif dialect in ("bullmq", "openarchiver") and "replay_proxy" in modules:
+            runner = modules["replay_proxy"]
+            found.append(Suite(f"{path.stem} on its port", runner, specs, bullmq_port, needs_token=True))
+            # There the paths of Open Archiver are what they are; the jobs it shows are added through the other dialect.
+            beside, prefix = (specs, BULLMQ_PREFIX) if dialect == "bullmq" else (list(map(below, specs)), "")
+            name = f"{path.stem} beside bunqueue"
+            found.append(Suite(name, runner, beside, prefix=prefix, needs_token=True))
+    return found
+
+
+# -- Killing -----------------------------------------------------------------------------------------------------------
+
+Choose = Callable[[LocalCluster, int], Awaitable[LocalNode]]
+
+
+async def the_leader(cluster: LocalCluster, number: int) -> LocalNode:
+    """Kill whoever leads."""
+    return await cluster.leader()
+
+
+async def in_turn(cluster: LocalCluster, number: int) -> LocalNode:
+    """Kill one node after the other."""
+    return cluster.nodes[number % len(cluster.nodes)]
+
+
+def the_leader_but(spared: LocalNode) -> Choose:
+    """Kill whoever leads, and have another one lead before when that is the node to spare."""
+
+    async def choose(cluster: LocalCluster, number: int) -> LocalNode:
+        while (leader := await cluster.leader()) is spared:
+            url = f"{spared.url}/admin/cluster/transfer"
+            token = spared.settings.get("AUTH_TOKENS")
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            async with aiohttp.ClientSession(headers=headers) as session, session.post(url, json={}) as answer:
+                await answer.read()
+        return leader
+
+    return choose
+
+
+@dataclass
+class Kills:
+    """Kills a node, starts it again, and so on in fixed intervals, until told to stop."""
+
+    cluster: LocalCluster
+    choose: Choose
+    every_s: float = KILL_EVERY_S
+    victims: list[str] = field(default_factory=list)
+    under_way: bool = False
+    last_at: float = 0.0
+
+    def when(self) -> float:
+        """When a node was last dead or coming back: now, while one is."""
+        return time.monotonic() if self.under_way else self.last_at
+
+    async def run(self) -> None:
+        while True:
+            began = time.monotonic()
+            victim = await self.choose(self.cluster, len(self.victims))
+            self.under_way = True
+            await victim.kill()
+            self.victims.append(victim.id)
+            # The others have found a leader by then, or not: both must be survived.
+            await asyncio.sleep(min(1.0, self.every_s / 10))
+            await victim.start()
+            await self.cluster.ready([victim], BACK_S)
+            self.under_way, self.last_at = False, time.monotonic()
+            await asyncio.sleep(max(0.0, began + self.every_s - time.monotonic()))
+
+    @contextlib.asynccontextmanager
+    async def going_on(self) -> AsyncIterator[Kills]:
+        """Kill meanwhile; at the end all nodes run and are ready. Raises what went wrong with the nodes."""
+        task = asyncio.create_task(self.run())
+        try:
+            yield self
+        finally:
+            if not task.done():
+                task.cancel()
+            ended = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(ended[0], ClusterTrouble):
+            raise ended[0]
+        await self.cluster.start()
+
+
+# -- Runs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """What came of a run: cases run, what failed."""
+
+    name: str
+    cases: int = 0
+    kills: int = 0
+    repeated: int = 0
+    seconds: float = 0.0
+    failed: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        verdict = "ok  " if not self.failed else "FAIL"
+        about = f"{self.cases} cases, {self.kills} kills, {self.repeated} requests repeated, {self.seconds:.0f} s"
+        return f"{verdict} {self.name}: {about}" + "".join(f"\n       {text}" for text in self.failed)
+
+
+async def calm(cluster: LocalCluster, suites: Sequence[Suite], access: Access) -> Result:
+    """Run every case on the leader, on a follower and on all in turn, side by side, because cases mostly wait."""
+    result = Result("on the leader, a follower, all in turn" + with_or_without(access))
+    began = time.monotonic()
+    leader, follower = await cluster.leader(), (await cluster.followers())[0]
+    for suite in usable(suites, access):
+        async with Balancer(cluster.nodes, port_of=suite.port_of) as balancer:
+            urls = [f"http://{HOST}:{suite.port_of(node)}" for node in (leader, follower)]
+            for failed in await asyncio.gather(*(suite.run(url, access) for url in (*urls, balancer.url))):
+                result.failed += failed
+        result.cases += 3 * len(suite.specs)
+    result.seconds = time.monotonic() - began
+    await cluster.converged()
+    return result
+
+
+async def killing(
+    cluster: LocalCluster,
+    suites: Sequence[Suite],
+    access: Access,
+    name: str,
+    choose: Choose,
+    seconds: float,
+    spared: LocalNode | None = None,
+    every_s: float = KILL_EVERY_S,
+) -> Result:
+    """Run every case again and again while nodes are killed, through a balancer or at the node that is spared.
+
+    Ends after the round that is under way when the seconds are over, but not before three kills.
+    """
+    result = Result(name + with_or_without(access))
+    began = time.monotonic()
+    kills = Kills(cluster, choose, every_s)
+    async with kills.going_on():
+        while not result.failed and (time.monotonic() < began + seconds or len(kills.victims) < 3):
+            for suite in usable(suites, access):
+                if spared is not None:
+                    # No connection of this client may end, so a case with one is not begun anew.
+                    when = kills.when if suite.needs_token else never
+                    result.failed += await suite.run(f"http://{HOST}:{suite.port_of(spared)}", access, when)
+                else:
+                    async with Balancer(cluster.nodes, repeats=True, port_of=suite.port_of) as balancer:
+                        result.failed += await suite.run(balancer.url, access, kills.when)
+                        result.repeated += balancer.repeated
+                result.cases += len(suite.specs)
+    result.kills = len(kills.victims)
+    result.seconds = time.monotonic() - began
+    await cluster.converged()
+    return result
+
+
+def never() -> float:
+    return 0.0
+
+
+def usable(suites: Sequence[Suite], access: Access) -> list[Suite]:
+    return [suite for suite in suites if access.token or not suite.needs_token]
+
+
+def with_or_without(access: Access) -> str:
+    return ", with a token" if access.token else ""
+
+
+async def main(arguments: argparse.Namespace) -> int:
+    suites = suites_of(arguments.cases)
+    if not suites:
+        print(f"no cases, or no runner for them, in {arguments.cases}")
+        return 2
+    if arguments.only:
+        suites = [suite for suite in suites if arguments.only in suite.name]
+    results: list[Result] = []
+
+    def say(result: Result) -> None:
+        results.append(result)
+        print(result.line(), flush=True)
+
+    seconds = arguments.minutes * 60
+    with tempfile.TemporaryDirectory() as folder:
+        for access in (OPEN, closed(Path(folder))):
+            async with LocalCluster(3, **access.settings) as cluster:
+                spared = cluster.nodes[0]
+                say(await calm(cluster, suites, access))
+                for name, choose, kept in (
+                    ("the leader is killed", the_leader, None),
+                    ("every node in turn is killed", in_turn, None),
+                    ("the leader is killed, the client's node is not", the_leader_but(spared), spared),
+                ):
+                    say(await killing(cluster, suites, access, name, choose, seconds, kept, arguments.every))
+    failed = sum(len(result.failed) for result in results)
+    print(f"{sum(result.cases for result in results)} cases run, {failed} failed")
+    return 1 if failed else 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=Path, default=FOLDER, help="folder with files of cases and their runners")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of each part in which nodes are killed")
+    parser.add_argument("--every", type=float, default=KILL_EVERY_S, metavar="S", help="seconds from kill to kill")
+    parser.add_argument("--only", default="", metavar="WORD", help="files whose name holds this word")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(arguments())))
