@@ -324,6 +324,10 @@ class Stream(msgspec.Struct):
     """Stands for a reply that goes on for as long as the client stays."""
 
 
+class Socket(msgspec.Struct):
+    """Stands for a connection that goes on as a WebSocket."""
+
+
 class OpenApi(msgspec.Struct):
     """An OpenAPI document."""
 

@@ -15,7 +15,7 @@ import msgspec
 from node.operation import Operation
 
 from .auth import API_KEY
-from .http import TEXT, Dialect, Html, NotReady, Octets, Route, Stream, Text
+from .http import TEXT, Dialect, Html, NotReady, Octets, Route, Socket, Stream, Text
 from .once import HEADER, KEY_CHARS_MAX
 
 Json = dict[str, Any]
@@ -67,7 +67,11 @@ PARAMETERS_OF: dict[str, dict[str, tuple[str, Json]]] = {
     "openarchiver": {"queue": ("Name of the queue.", {"type": "string"})},
 }
 # How errors look where they are JSON of another form than `Failure`.
-MESSAGE: Json = {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]}
+MESSAGE: Json = {
+    "type": "object",
+    "properties": {"message": {"type": "string"}, "status": {"const": 429, "description": "Of 429 only."}},
+    "required": ["message"],
+}
 MESSAGES: Mapping[str, Json] = {"openarchiver": {"application/json": {"schema": MESSAGE}}}
 # What a token has to be for, besides having a right.
 SCOPES = {"queue": " on the queue", "job": " on the job's queue", "every": " on all queues"}
@@ -122,7 +126,7 @@ def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
 
 
 def is_json(kind: Any) -> bool:
-    return kind is not None and kind not in (Text, Html, Octets, Stream)
+    return kind is not None and kind not in (Text, Html, Octets, Socket, Stream)
 
 
 def described(row: Served, kinds: Mapping[Any, Json]) -> Json:
@@ -198,8 +202,12 @@ def is_write(route: Route) -> bool:
 def responses(row: Served, kinds: Mapping[Any, Json]) -> Json:
     """List the statuses that a route answers with."""
     route, in_text = row.route, row.dialect.content_type == TEXT
-    found: Json = {"200": {"description": "Done.", "content": content(route.reply, kinds)}}
+    if route.reply is Socket:
+        found: Json = {"101": {"description": "The connection goes on as a WebSocket."}}
+    else:
+        found = {"200": {"description": "Done.", "content": content(route.reply, kinds)}}
     if route.right == "open":
+        found |= {str(status): failing(text) for status, text in route.answers.items()}
         if route.path.startswith(("/ready", "/startupz")):
             not_ready = {"application/json": {"schema": kinds[NotReady]}}
             found["503"] = {"description": "Not now; `error` says why.", "content": not_ready}
@@ -214,7 +222,7 @@ def responses(row: Served, kinds: Mapping[Any, Json]) -> Json:
             continue
         if message := MESSAGES.get(row.dialect.name):
             found[str(status)] = {
-                "description": text or ERRORS[status].replace("`error`", "`message`"),
+                "description": text or TEXT_ERRORS[status].replace("the text", "`message`"),
                 "content": message,
             }
             continue
@@ -362,6 +370,8 @@ def section(method: str, path: str, one: Json, schemas: Json) -> str:
     if rows:
         parts.append("\n| name | in | type | what it is |\n| --- | --- | --- | --- |\n")
         parts += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows]
+    if "101" in one["responses"]:
+        return "".join([*parts, "\nAnswers `101 Switching Protocols`.\n"])
     kind, shown = next(iter(one["responses"]["200"]["content"].items()))
     if kind == "application/json":
         parts.append(f"\nAnswers `{example(shown['schema'], schemas)}`.\n")

@@ -13,7 +13,7 @@ from api.dialects.bunqueue import Bunqueue
 from api.dialects.bunqueue.commands import Commands
 from api.dialects.bunqueue.events import counts, told
 from api.dialects.bunqueue.monitoring import memory, summed
-from api.http import Parameter, Route, Stream, grouped, plain
+from api.http import Parameter, Route, Socket, Stream, grouped, plain
 from api.version import VERSION
 from cluster.errors import ClusterError
 from node.operations.queues import ListQueues, QueueCounts, Total, Totals
@@ -192,11 +192,18 @@ EVENTS = Parameter(
     {"type": "string"},
 )
 LAST = Parameter("lastEventId", "The same as the header `Last-Event-ID`: go on after this message.", {"type": "string"})
+HANDSHAKE = {
+    400: "The handshake is malformed, or the queue's name cannot be one.",
+    401: "The handshake has a token that is not known.",
+    426: "This is no handshake of a WebSocket.",
+    429: "Too many requests of this client; `Retry-After` says when to come back.",
+    503: "The node is stopping, not ready, or has too many connections; `Retry-After` says when to come back.",
+}
 ROUTES: tuple[Route, ...] = grouped(
     "Events",
-    plain("GET", "/ws", websocket, reply=Stream, right="open",
+    plain("GET", "/ws", websocket, reply=Socket, right="open", answers=HANDSHAKE,
           about="A WebSocket: commands with their replies, and events."),
-    plain("GET", "/ws/queues/{queue}", websocket, reply=Stream, right="open",
+    plain("GET", "/ws/queues/{queue}", websocket, reply=Socket, right="open", answers=HANDSHAKE,
           about="The same, with the events of jobs of one queue only."),
     plain("GET", "/events", events, asks=(EVENTS, LAST), reply=Stream, right="read", scope="checked",
           about="Server-sent events."),
