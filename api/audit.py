@@ -1,11 +1,13 @@
 """The audit: one line for each request that was refused for want of a right, and for each that administers.
 
 A line says who, from where, what and how it ended, never secrets, bodies or ids of jobs. The lines go to the logger
-`quorumq.audit`, whatever LOG_LEVEL says.
+`quorumq.audit`, whatever LOG_LEVEL says. Of refused requests only so many are written in a second, and the rest are counted:
+whoever has no token must not be able to fill a disk, nor to bury what others do.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -24,7 +26,12 @@ log = logging.getLogger("quorumq.audit")
 log.setLevel(logging.INFO)
 
 TEXT_CHARS_MAX = 256
+# Refused requests written in a window, of one client and in all.
+WINDOW_S = 1.0
+CLIENT_LINES_MAX = 10
+LINES_MAX = 100
 UNAUTHORIZED, FORBIDDEN = 401, 403
+REFUSED = "refused"
 
 
 class Audit:
@@ -33,16 +40,20 @@ class Audit:
     def __init__(self, proxies: Proxies) -> None:
         self.proxies = proxies
         self.refusals: Counter[int] = Counter({UNAUTHORIZED: 0, FORBIDDEN: 0})
+        # Of the present window: lines by client, and requests that got none.
+        self._lines: Counter[str] = Counter()
+        self._left_out = 0
+        self._ending: asyncio.TimerHandle | None = None
 
     def unknown(self, request: web.BaseRequest, route: str, queue: str | None = None) -> None:
         """A request had no token, or none that is known. route: method and template."""
         self.refusals[UNAUTHORIZED] += 1
-        self._write(logging.WARNING, "refused", request, "-", route, queue, UNAUTHORIZED)
+        self._write(logging.WARNING, REFUSED, request, "-", route, queue, UNAUTHORIZED)
 
     def deaf(self, request: web.BaseRequest, grant: Grant) -> None:
         """Somebody asked for events who may not read."""
         self.refusals[FORBIDDEN] += 1
-        self._write(logging.WARNING, "refused", request, named(grant), "GET /ws Subscribe", None, FORBIDDEN)
+        self._write(logging.WARNING, REFUSED, request, named(grant), "GET /ws Subscribe", None, FORBIDDEN)
 
     def refused(self, call: Call, error: Exception, status: int) -> None:
         """A row did not do what it was asked for; the line is written when that was for want of a right."""
@@ -61,7 +72,7 @@ class Audit:
     def _note(self, call: Call, status: int) -> None:
         """Write that a request was refused; what is hidden is told as if it were not there, and counted as what it is."""
         self.refusals[UNAUTHORIZED if status == UNAUTHORIZED else FORBIDDEN] += 1
-        self._write_call(logging.WARNING, "refused", call, status)
+        self._write_call(logging.WARNING, REFUSED, call, status)
 
     def _write_call(self, level: int, what: str, call: Call, status: int) -> None:
         route = f"{call.route.method} {call.template}"
@@ -71,11 +82,34 @@ class Audit:
         self, level: int, what: str, request: web.BaseRequest, token: str, route: str, queue: str | None, status: int
     ) -> None:
         client, peer = self.proxies.client_of(request), request.remote or "unknown"
+        if what == REFUSED and not self._admits(client):
+            self._left_out += 1
+            return
         extra = {"token": token, "client": plain(client), "route": plain(route, " /{}"), "queue": plain(queue or "-")}
         if peer != client:
             # Whom the connection came from, since the other may be what a header says.
             extra["via"] = plain(peer)
         log.log(level, what, extra={**extra, "status": status})
+
+    def _admits(self, client: str) -> bool:
+        """Count a line about a refused request; say whether it may be written."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().call_later(WINDOW_S, self.settle)
+        # Only what is written is remembered, so that invented clients take no memory.
+        if self._lines.total() >= LINES_MAX or self._lines[client] >= CLIENT_LINES_MAX:
+            return False
+        self._lines[client] += 1
+        return True
+
+    def settle(self) -> None:
+        """End the window: say how many refused requests got no line."""
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+        self._lines.clear()
+        left_out, self._left_out = self._left_out, 0
+        if left_out:
+            log.warning("refused, without a line each", extra={"requests": left_out})
 
 
 def named(grant: Grant) -> str:

@@ -306,6 +306,7 @@ class Server:
 
     async def _close(self) -> None:
         await asyncio.gather(*(listener.close() for listener in self.listeners))
+        self.audit.settle()
 
     async def handle(self, listener: Listener, request: web.BaseRequest) -> Reply:
         """Answer one request."""

@@ -1,7 +1,7 @@
 """Repeatable jobs of the BullMQ dialect: crons that belong to one queue, are named by a key, and whose jobs it can name.
 
-They are kept and fired with all other crons (schedules.py); what differs is that adding one again leaves its times as they are,
-and that one job of each may wait at a time, however many are being worked on.
+They are kept and fired with all other crons (schedules.py); what differs is that adding one again leaves its times as they are
+and renews its job that waits, and that one job of each may wait at a time, however many are being worked on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Repetition(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class AddedRepeating(msgspec.Struct, frozen=True, gc=False):
-    """The plain jobs that were added, and for each repetition when its next job comes; 0 for none."""
+    """The plain jobs that were added, and for each repetition the time of its next job, or of the one that waits; 0 for none."""
 
     added: Added
     next_due_ms: list[int]
@@ -64,6 +64,8 @@ class AddedRepeating(msgspec.Struct, frozen=True, gc=False):
         happened.CronFired,
         happened.CronSkipped,
         happened.CronDeleted,
+        happened.JobDataUpdated,
+        happened.JobRemoved,
         *ADD.emits,
     ),
     refuses=(TooManyCrons, *ADD.refuses),
@@ -71,7 +73,8 @@ class AddedRepeating(msgspec.Struct, frozen=True, gc=False):
 class AddRepeating(Operation, frozen=True, tag="job.add_repeating"):
     """Add jobs and repetitions to a queue, all or none.
 
-    A repetition of a key that is there gives it new jobs, limit and end; with the same times it goes on as it was.
+    A repetition of a key that is there gives it new jobs, limit and end; with the same times it goes on as it was, and its job
+    that waits gets the new data and options. With other times it begins anew, and that job is gone.
     """
 
     add: AddJobs
@@ -88,7 +91,7 @@ class AddRepeating(Operation, frozen=True, tag="job.add_repeating"):
 
 
 def repeat(state: State, queue: str, wanted: Repetition) -> int:
-    """Create or change a repetition. Returns when its next job comes, 0 for never."""
+    """Create or change a repetition. Returns the time of its job that waits, else of its next one, 0 for never."""
     schedule, now_ms = state.schedule, state.now_ms
     name = name_of(queue, wanted.key)
     present = schedule.crons.get(name)
@@ -107,17 +110,31 @@ def repeat(state: State, queue: str, wanted: Repetition) -> int:
         until=wanted.until_ms,
     )
     goes_on = present is not None and same_times(present, cron)
+    waiting = None if present is None else state.waiting_of(present)
     if present is not None and goes_on:
-        cron.next_due, cron.set_at = present.next_due, present.set_at
+        if cron.until is None or present.next_due <= cron.until:
+            cron.next_due = present.next_due
+        cron.set_at = present.set_at
         cron.executions, cron.last_fired, cron.last_id = present.executions, present.last_fired, present.last_id
     schedule.put(cron)
     state.mark += cron.next_due + len(schedule.crons)
     kind = happened.CronCreated if present is None else happened.CronUpdated
     state.emit(kind(cron.name, queue, cron.next_due, cron.schedule, cron.every_ms))
+    due_ms = 0
+    if waiting is not None and goes_on:
+        state.renew(waiting, wanted.job)
+        state.emit(happened.JobDataUpdated(queue, waiting.id))
+        due_ms = int(waiting.id.rpartition(":")[2])
+    elif waiting is not None:
+        state.remove(waiting)
     if wanted.immediately and not goes_on:
         state.fire_cron(cron, now_ms)
-        return now_ms
-    return cron.next_due
+        due_ms = now_ms
+    has_ended = not cron.next_due or (cron.max_limit is not None and cron.executions >= cron.max_limit)
+    if has_ended and schedule.crons.get(name) is cron:
+        # No time is left before its end, or it was given a limit that it has reached.
+        state.remove_cron(cron)
+    return due_ms or cron.next_due
 
 
 def same_times(one: Cron, other: Cron) -> bool:

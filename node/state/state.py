@@ -1212,6 +1212,15 @@ class State:
         job.data = data
         self.mark += job.seq * 29
 
+    def renew(self, job: Job, spec: JobSpec) -> None:
+        """Give a job that waits other data and options; among those of its priority it keeps its place."""
+        if job.opts != spec.opts:
+            queue = self.queues[job.queue]
+            self._leave(queue, job)
+            job.opts = self.shared(spec.opts)
+            self._line_up(queue, job)
+        self.update_data(job, spec.data)
+
     def change_priority(self, job: Job, priority: int, *, first: bool = False) -> None:
         """Give an unfinished job another priority, and its place among its new equals; first: in front of them."""
         queue = self.queues[job.queue]
@@ -1310,8 +1319,7 @@ class State:
 
     def _fire_repeating(self, cron: Cron, due_ms: int) -> None:
         """Push the job of a repetition, unless the last one still waits; its id tells repetition and time."""
-        last = self.jobs.get(cron.last_id)
-        if last is not None and last.state in (WAITING, DELAYED) and not last.starts:
+        if self.waiting_of(cron) is not None:
             self.emit(CronSkipped(cron.name, cron.queue, "overlap"))
             return
         cron.last_id = scoped_id(cron.queue, f"repeat:{cron.key}:{due_ms}")
@@ -1319,6 +1327,11 @@ class State:
         cron.executions += 1
         cron.last_fired = self.now_ms
         self.emit(CronFired(cron.name, cron.queue))
+
+    def waiting_of(self, cron: Cron) -> Job | None:
+        """Return the job of a repetition that nobody has taken yet, if there is one."""
+        last = self.jobs.get(cron.last_id)
+        return last if last is not None and last.state in (WAITING, DELAYED) and not last.starts else None
 
     def remove_cron(self, cron: Cron) -> None:
         """Take a cron away."""

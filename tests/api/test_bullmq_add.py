@@ -60,6 +60,12 @@ async def test_bodies_that_are_refused(bull: Bull, body: Any, text: str) -> None
         (b'[{"name":"\\ud83d","data":1}]', "Invalid JSON body"),
         (b'[{"name":"a","data":1,"opts":{"jobId":"\\ud83d"}}]', "Invalid JSON body"),
         (b"[" * 100_000, "Invalid JSON body"),
+        (b'[{"name":"a","data":1,"opts":{"attempts":2,"delay":1e400}}]', "Invalid delay Infinity"),
+        (
+            b'[{"name":"a","data":1,"opts":{"backoff":{"type":"fixed","delay":1e400}}}]',
+            "Invalid backoff Infinity, must be a number or an object",
+        ),
+        (b'[{"name":"a","data":1,"opts":1e400}]', "opts must be an object"),
     ],
 )
 async def test_what_is_no_json_is_the_clients_mistake(bull: Bull, raw: bytes, text: str) -> None:
@@ -78,7 +84,7 @@ OPTIONS = [
     ({"delay": "10"}, "Invalid delay 10"),
     ({"delay": True}, "Invalid delay true"),
     ({"delay": None}, "Invalid delay null"),
-    ({"delay": 1e300}, f"Invalid delay {int(1e300)}"[:214]),
+    ({"delay": 1e300}, "Invalid delay 1e+300"),
     ({"priority": 0}, "Invalid priority 0"),
     ({"priority": -1}, "Invalid priority -1"),
     ({"priority": 2097153}, "Invalid priority 2097153"),

@@ -84,6 +84,9 @@ REFUSED: list[tuple[Any, str]] = [
     (opts(removeOnComplete={"count": 1.5}), "Invalid removeOnComplete.count"),
     (opts(removeOnComplete={"age": -1}), "Invalid removeOnComplete.age"),
     (opts(removeOnComplete="abc"), "Invalid field: removeOnComplete.0"),
+    (opts(removeOnComplete=1.5), "Invalid removeOnComplete"),
+    (opts(removeOnComplete=[]), "Invalid removeOnComplete"),
+    (opts(removeOnFail=-2), "Invalid removeOnFail"),
     (opts(removeOnFail={"age": 1.5}), "Invalid removeOnFail.age"),
     (opts(removeOnFail={"zz": 1.5}), "Invalid field: removeOnFail.zz"),
 ]
@@ -172,7 +175,7 @@ async def test_a_registration_is_shown_without_its_secrets(bull: Bull, caplog: p
 
 
 async def test_short_forms_of_what_is_kept(bull: Bull) -> None:
-    for sent, shown in ((5, {"count": 5}), (True, {"count": 0}), ({}, {}), (False, None), (None, None)):
+    for sent, shown in ((5, {"count": 5}), (-1, {}), (True, {"count": 0}), ({}, {}), (False, None), (None, None)):
         assert (await bull.post("/workers", opts(removeOnComplete=sent))).status == 200
         assert (await bull.get("/workers/que")).json["opts"].get("removeOnComplete") == shown
 

@@ -14,6 +14,8 @@ import pytest
 from api import tokens
 from api.dialects.openarchiver import render
 from api.dialects.openarchiver.routes import LIMIT_MAX, parse_int, window
+from api.openapi import document
+from api.server import DIALECTS
 from tests.api.conftest import Client, Serve
 from tests.api.test_recorded import FOLDER
 
@@ -186,10 +188,23 @@ class TestJob:
             (b'"ingestionSourceId"', None),
             (b"null", None),
             (b"{}", None),
+            # Half a surrogate pair, before the field, in it, and beside what stands for one; nesting beyond any decoder.
+            (b'{"\\ud800":1,"ingestionSourceId":"a"}', b'"a"'),
+            (b'{"ingestionSourceId":"\\ud800"}', b'"\\ud800"'),
+            (b'{"x\\ud800\\ue000":1,"ingestionSourceId":"a"}', None),
+            (b'{"ingestionSourceId":' + b"[" * 5000 + b"]" * 5000 + b"}", None),
         ],
     )
     def test_the_source(self, data: bytes, source: bytes | None) -> None:
         assert render.source_of(data) == source
+
+    async def test_half_a_surrogate_pair_is_passed_on(self, client: Client) -> None:
+        raw = b'[{"name":"a","data":{"\\ud800":1,"ingestionSourceId":"s\\udc00"}}]'
+        assert (await client.bullmq.post("/queues/ingestion/jobs", raw=raw, headers=HEADERS)).status == 200
+        answer = await client.get("/v1/jobs/queues/ingestion?status=waiting", headers=HEADERS)
+        assert answer.status == 200
+        assert b'"data":{"\\ud800":1,"ingestionSourceId":"s\\udc00"},' in answer.body
+        assert b'"returnValue":null,"ingestionSourceId":"s\\udc00"}' in answer.body
 
     async def test_large_data_is_passed_on_as_it_came(self, client: Client) -> None:
         text = "x" * 2_000_000
@@ -445,3 +460,15 @@ async def test_recorded_cases(serve: Serve, tmp_path: Path, group: str, where: s
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     assert group in output.decode()
+
+
+def test_what_the_openapi_document_says_of_errors() -> None:
+    """They are `message`, whatever other dialects have."""
+    paths = document(DIALECTS, "1")["paths"]
+    for path in ("/v1/jobs/queues", "/v1/jobs/queues/{queue}"):
+        answers = paths[path]["get"]["responses"]
+        assert {"400", "401", "403", "404", "429", "503"} <= answers.keys()
+        for status, answer in answers.items():
+            if status != "200":
+                assert answer["content"]["application/json"]["schema"]["required"] == ["message"]
+                assert "`code`" not in answer["description"] and "`error`" not in answer["description"]

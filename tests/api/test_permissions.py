@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import tokens
+from api import audit, tokens
 from api.auth import EVERYTHING, Access, Grant, matches
 from api.http import Right, Route, Stream
 from api.server import BULLMQ_DIALECTS, DIALECTS, OPEN_ARCHIVER, Server
@@ -755,6 +755,32 @@ async def test_nothing_can_be_written_into_the_audit(serve: Serve, caplog: pytes
     assert line["queue"] == "a%0Ab%20status%3D200"
     assert line["client"] == "1.2.3.4%20status%3D200%20token%3Droot"
     assert line["via"] == "127.0.0.1"
+
+
+async def test_a_flood_does_not_fill_the_audit(
+    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However slow the machine is, all of it is one window.
+    monkeypatch.setattr(audit, "WINDOW_S", 3600)
+    client = await serve(auth_tokens=(FULL,))
+    written = client.server.audit
+    for _ in range(audit.CLIENT_LINES_MAX + 5):
+        assert (await client.get("/queues/mine/count")).status == 401
+    assert [one["status"] for one in lines(caplog)] == [401] * audit.CLIENT_LINES_MAX
+    # Another client is still heard, and whoever administers always is.
+    await client.get("/queues/mine/count", headers={"X-Forwarded-For": "10.1.2.3"})
+    await client.post("/queues/mine/pause", headers=bearer(FULL))
+    assert [one["client"] for one in lines(caplog)[-2:]] == ["10.1.2.3", "127.0.0.1"]
+    for number in range(audit.LINES_MAX):
+        await client.get("/queues/mine/count", headers={"X-Forwarded-For": f"10.9.0.{number}"})
+    assert len(lines(caplog)) == audit.LINES_MAX + 1
+    written.settle()
+    assert caplog.records[-1].getMessage() == "refused, without a line each"
+    assert caplog.records[-1].__dict__["requests"] == 5 + 1 + audit.CLIENT_LINES_MAX
+    assert written.refusals[401] == audit.CLIENT_LINES_MAX + 6 + audit.LINES_MAX
+    # The next window begins anew.
+    await client.get("/queues/mine/count")
+    assert lines(caplog)[-1]["status"] == 401
 
 
 async def test_the_jobs_own_token(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from node.operations.adding import AddJobs
-from node.operations.jobs import FailJob
+from node.operations.jobs import FailJob, MoveToWait
+from node.operations.queues import QueueCounts
 from node.operations.repeatables import AddRepeating, GetRepeating, ListRepeating, Repetition
 from node.operations.schedules import CronFire, DeleteCron, FireCrons
 from node.refusals import CronNotFound, TooManyCrons
@@ -101,6 +102,60 @@ def test_the_end(world: World) -> None:
     fire(world, START_MS + EVERY_MS, 0)
     assert world.ask(ListRepeating("q")) == []
     assert len(world.machine.state.jobs) == 1
+    world.check()
+
+
+def again(data: bytes, **how: Any) -> Repetition:
+    how = {"every_ms": EVERY_MS, "next_due_ms": START_MS + 9 * EVERY_MS, **how}
+    return Repetition("k", job_spec("", data, name="tock", priority=-5), **how)
+
+
+def test_the_same_again_renews_the_job_that_waits(world: World) -> None:
+    """BullMQ, job schedulers: an upsert leaves the pending job its id and gives it the new data."""
+    add(world, repetition())
+    due = START_MS + EVERY_MS
+    fire(world, due, due + EVERY_MS)
+    assert add(world, again(b"2")).next_due_ms == [due]
+    job = world.job(f"bull:q:repeat:k:{due}")
+    assert (job.data, job.opts.name, job.opts.priority, job.state) == (b"2", "tock", -5, "waiting")
+    assert world.ask(QueueCounts("q")).lowered == 1
+    fire(world, due + EVERY_MS, due + 2 * EVERY_MS)
+    assert list(world.machine.state.jobs) == [job.id]
+    world.check()
+    # What is being worked on stays as it was taken, and so does what ran before.
+    assert world.pull_ids() == [job.id]
+    assert add(world, again(b"3")).next_due_ms == [due + 2 * EVERY_MS]
+    world.do(MoveToWait(job.id))
+    assert add(world, again(b"4")).next_due_ms == [due + 2 * EVERY_MS]
+    assert job.data == b"2"
+    world.check()
+
+
+def test_other_times_replace_the_job_that_waits(world: World) -> None:
+    add(world, repetition())
+    due = START_MS + EVERY_MS
+    fire(world, due, due + EVERY_MS)
+    assert add(world, again(b"2", every_ms=5, immediately=True)).next_due_ms == [due]
+    (job,) = world.machine.state.jobs.values()
+    assert (job.id, job.data) == (f"bull:q:repeat:k:{due}", b"2")
+    assert add(world, again(b"3", every_ms=7, next_due_ms=due + 7)).next_due_ms == [due + 7]
+    assert world.machine.state.jobs == {}
+    world.check()
+
+
+def test_what_has_no_time_left_is_not_kept(world: World) -> None:
+    add(world, repetition("now", immediately=True, next_due_ms=0, until_ms=START_MS + 1))
+    assert world.ask(ListRepeating("q")) == []
+    assert list(world.machine.state.jobs) == [f"bull:q:repeat:now:{START_MS}"]
+    # Added again with an end before its next time, or with a limit that it has reached.
+    add(world, repetition())
+    assert add(world, repetition(until_ms=START_MS + 1, next_due_ms=0)).next_due_ms == [0]
+    assert world.ask(ListRepeating("q")) == []
+    add(world, repetition())
+    fire(world, START_MS + EVERY_MS, START_MS + 2 * EVERY_MS)
+    add(world, repetition(limit=1))
+    assert world.ask(ListRepeating("q")) == []
+    assert len(world.machine.state.jobs) == 2
     world.check()
 
 

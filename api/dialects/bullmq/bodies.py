@@ -236,7 +236,7 @@ def wanted(name: str, opts: bytes) -> Wanted:
     key = (name, opts)
     found = _known.get(key)
     if found is None:
-        found = checked_opts(name, value_of(Raw(opts)) if opts else None)
+        found = checked_opts(name, read_opts(opts))
         if (
             not found.job_id
             and found.dedup_id is None
@@ -247,6 +247,15 @@ def wanted(name: str, opts: bytes) -> Wanted:
                 _known.clear()
             _known[key] = found
     return found
+
+
+def read_opts(opts: bytes) -> Any:
+    """Decode options. Raises Invalid."""
+    value = value_of(Raw(opts)) if opts else None
+    if value == math.inf and opts[:1] == b"{":
+        # One of their numbers is beyond a float; which one, the checks are to say.
+        return {key: value_of(raw) for key, raw in MEMBERS.decode(opts).items()}
+    return value
 
 
 def checked_opts(name: str, opts: Any) -> Wanted:

@@ -29,6 +29,8 @@ ENCODE = msgspec.json.Encoder().encode
 KEY_CHARS_MAX = 256
 # The latest date that JavaScript knows.
 DATE_MAX = 8_640_000_000_000_000
+# As far ahead as any time; patterns have no times in years beyond 9999.
+START_MAX = 2 * MILLIS_MAX
 NO_REPEATABLE = (404, "Repeatable job not found")
 KEYS = frozenset({"every", "pattern", "cron", "tz", "limit", "immediately", "startDate", "endDate", "offset", "key"})
 
@@ -86,8 +88,8 @@ def checked_repeat(name: str, value: Any) -> Repeat:
     limit = integer("repeat.limit", value["limit"], 1) if "limit" in value else None
     zone = text("repeat.tz", value["tz"], KEY_CHARS_MAX) if value.get("tz") is not None else None
     immediately = boolean("repeat.immediately", value["immediately"]) if "immediately" in value else False
-    begins = date("startDate", value.get("startDate"))
-    until = date("endDate", value.get("endDate"))
+    begins = date("startDate", value.get("startDate"), START_MAX)
+    until = date("endDate", value.get("endDate"), DATE_MAX)
     if immediately and begins is not None:
         raise Invalid("Invalid repeat, immediately and startDate cannot be used together")
     now = now_ms()
@@ -108,6 +110,8 @@ def checked_repeat(name: str, value: Any) -> Repeat:
         except crontime.InvalidSchedule as error:
             raise Invalid(f"Invalid repeat pattern: {error}") from None
     if until is not None and due > until:
+        if not immediately:
+            raise Invalid("Invalid repeat, none of its times comes before endDate")
         due = 0
     key = text("repeat.key", value["key"], KEY_CHARS_MAX) if value.get("key") else ""
     return Repeat(
@@ -121,7 +125,7 @@ def key_of(name: str, until: int | None, zone: str | None, times: str) -> str:
     return blake2b(told, digest_size=16).hexdigest()
 
 
-def date(name: str, value: Any) -> int | None:
+def date(name: str, value: Any, high: int) -> int | None:
     """Read a time: milliseconds since the epoch, or an ISO date. Raises Invalid."""
     if value is None:
         return None
@@ -131,7 +135,7 @@ def date(name: str, value: Any) -> int | None:
         except ValueError:
             raise Invalid(f"Invalid repeat.{name} {shown(value)}") from None
         value = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
-    return integer(f"repeat.{name}", value, 0, DATE_MAX)
+    return integer(f"repeat.{name}", value, 0, high)
 
 
 def repetition(repeat: Repeat, job: JobSpec) -> Repetition:

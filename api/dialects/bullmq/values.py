@@ -62,7 +62,10 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return "Infinity" if value == math.inf else repr(int(value) if value == math.floor(value) else value)
+        if not math.isfinite(value):
+            return "Infinity"
+        # Larger ones have an exponent there, too.
+        return repr(int(value) if value == math.floor(value) and abs(value) < 1e21 else value)
     if isinstance(value, list):
         return ",".join("" if item is None else plain(item) for item in value[:SHOWN_CHARS_MAX])
     return "[object Object]" if isinstance(value, dict) else str(value)

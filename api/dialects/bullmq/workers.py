@@ -189,9 +189,11 @@ def keep_of(name: str, keep: Any) -> Keep | None:
         return Keep(None, 0)
     if keep is None or keep is False or keep == "":
         return None
-    if is_integer(keep, 0, COUNT_MAX):
-        # BullMQ's short form.
-        return Keep(None, int(keep))
+    if is_integer(keep, -1, COUNT_MAX):
+        # BullMQ's short form; -1 keeps all.
+        return Keep(None, int(keep) if keep >= 0 else None)
+    if not isinstance(keep, dict | str | list) or keep == []:
+        raise Invalid(f"Invalid {name}")
     only(KEEP_FIELDS, keep, f"{name}.")
     count, age = member(keep, "count"), member(keep, "age")
     if count is not None and not is_integer(count, 0, COUNT_MAX):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from api import surrogates
 from node.operations.queues import Counts
 from node.state import own_id
 from node.state.job import COMPLETED, FAILED, Job
@@ -155,9 +156,21 @@ def stacktrace(job: Job) -> bytes:
 def source_of(data: bytes) -> bytes | None:
     """Return the JSON text of `ingestionSourceId` in a job's data, or None.
 
-    Data without the word is not looked at any further, and of the rest only this one field is read.
+    Data without the word is not looked at any further, and of the rest only this one field is read. Half a surrogate pair,
+    which data may hold, is no hindrance; what cannot be read at all has no such field.
     """
     if SOURCE not in data or not data.lstrip().startswith(b"{"):
         return None
-    found = _SOURCE.decode(data).ingestion_source_id
-    return None if isinstance(found, UnsetType) else bytes(found)
+    try:
+        found = _SOURCE.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        covered = surrogates.cover(data)
+        if covered is None:
+            return None
+        try:
+            found = _SOURCE.decode(covered[0])
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        surrogates.uncover(found)
+    source = found.ingestion_source_id
+    return None if isinstance(source, UnsetType) else bytes(source)
