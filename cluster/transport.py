@@ -503,6 +503,8 @@ class _Link:
 
     async def _keep(self) -> None:
         wait = _RETRY_FIRST_S
+        # Whoever is dialled dials back at once, and must not find the port still closed.
+        await self.links.listening.wait()
         while True:
             self._ended.clear()
             self._hurry.clear()
@@ -514,9 +516,10 @@ class _Link:
             try:
                 async with asyncio.timeout(wait * random.uniform(0.5, 1.0)):
                     await self._hurry.wait()
+                # It is there, so that the next pause need not be as long as for one that has been away all this time.
+                wait = _RETRY_FIRST_S
             except TimeoutError:
-                pass
-            wait = min(wait * 2, _RETRY_MOST_S)
+                wait = min(wait * 2, _RETRY_MOST_S)
 
     async def _dial(self) -> bool:
         address = self.links.addresses.get(self.peer)
@@ -577,6 +580,7 @@ class Links:
         # In the order in which they came.
         self._unproven: dict[_Inbound, asyncio.Transport] = {}
         self._server: asyncio.Server | None = None
+        self.listening = asyncio.Event()
         self.certificates: tls.Certificates | None = None
         self._certificates_timer: asyncio.TimerHandle | None = None
         if config.tls_cert is not None and config.tls_key is not None and config.tls_ca is not None:
@@ -589,6 +593,7 @@ class Links:
         self._server = await self.loop.create_server(
             self._accept, host.strip("[]") or None, int(port), reuse_address=True
         )
+        self.listening.set()
         self._look_at_certificates()
 
     def _look_at_certificates(self) -> None:
