@@ -76,8 +76,10 @@ class Balancer:
         if self.repeats:
             headers.setdefault("Idempotency-Key", uuid.uuid4().hex)
         ends = asyncio.get_running_loop().time() + self.deadline_s
+        node: LocalNode | None = None
         while True:
-            answer = await self.forward(request, headers, body)
+            node = self.next_node(node)
+            answer = await self.forward(request, node, headers, body)
             final = not self.repeats or asyncio.get_running_loop().time() > ends
             if answer is not None and (answer.status != 503 or final):
                 return answer
@@ -86,14 +88,21 @@ class Balancer:
             self.repeated += 1
             await asyncio.sleep(PAUSE_S)
 
-    def next_url(self, request: web.BaseRequest) -> URL:
-        return URL(f"http://{HOST}:{self.port_of(next(self.turn))}{request.raw_path}", encoded=True)
+    def next_node(self, failed: LocalNode | None = None) -> LocalNode:
+        """Whose turn it is, but not of the node that just failed: many that repeat together could meet it every time."""
+        node = next(self.turn)
+        return next(self.turn) if node is failed else node
 
-    async def forward(self, request: web.BaseRequest, headers: Any, body: bytes) -> web.StreamResponse | None:
-        """Send a request to the next node; None when there was no answer."""
+    def url_at(self, node: LocalNode, request: web.BaseRequest) -> URL:
+        return URL(f"http://{HOST}:{self.port_of(node)}{request.raw_path}", encoded=True)
+
+    async def forward(
+        self, request: web.BaseRequest, node: LocalNode, headers: Any, body: bytes
+    ) -> web.StreamResponse | None:
+        """Send a request to a node; None when there was no answer."""
         try:
             async with self.session.request(
-                request.method, self.next_url(request), data=body or None, headers=headers, allow_redirects=False
+                request.method, self.url_at(node, request), data=body or None, headers=headers, allow_redirects=False
             ) as answer:
                 kept = {name: value for name, value in answer.headers.items() if name.lower() not in OF_CONNECTIONS}
                 if answer.content_type == STREAM:
@@ -119,10 +128,12 @@ class Balancer:
         """Join a WebSocket to one of the next node; it ends with either."""
         headers = {name: value for name, value in request.headers.items() if name.lower() == "authorization"}
         ends = asyncio.get_running_loop().time() + self.deadline_s
+        node: LocalNode | None = None
         while True:
+            node = self.next_node(node)
             try:
                 behind = await self.session.ws_connect(
-                    self.next_url(request), headers=headers, max_msg_size=MESSAGE_BYTES_MAX
+                    self.url_at(node, request), headers=headers, max_msg_size=MESSAGE_BYTES_MAX
                 )
                 break
             except aiohttp.WSServerHandshakeError as refused:

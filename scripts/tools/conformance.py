@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,6 +43,8 @@ RUNS_MAX = 20
 # How often a case's connections are looked at, and how long it may go on when one of them has ended.
 LOOK_S = 0.1
 GRACE_S = 3.0
+# What a part that ran shows of the traces in its nodes' logs, in lines each.
+TRACE_LINES = 12
 # Added to what a case waits for when a new leader may have to be found first.
 LONGER_S = 15
 # The same where a job may be held by a lock of a dead node's first: its length, and some.
@@ -91,7 +94,8 @@ def closed(folder: Path) -> Access:
 class Suite:
     """The cases of one file against one place where its dialect is served.
 
-    prefix: put before every path.  needs_token: whether the dialect refuses everybody while no token is configured.
+    prefix: what the paths of BullMQ's dialect begin with there.
+    needs_token: whether the dialect refuses everybody while no token is configured.
     """
 
     name: str
@@ -101,73 +105,112 @@ class Suite:
     prefix: str = ""
     needs_token: bool = False
 
+    def cases(self, access: Access) -> list[Spec]:
+        """Return the cases that can be run as this client: some need a token, some that none is known, some another's."""
+        if self.needs_token:
+            known = set(access.given) if access.token else None
+            return [spec for spec in self.specs if known is not None and known.issuperset(spec.get("needs", []))]
+        missing = "no-token" if access.token else "token"
+        return [spec for spec in self.specs if missing not in spec.get("needs", [])]
+
     async def run(self, base: str, access: Access, lost: Callable[[], float] | None = None) -> list[str]:
-        """Run all cases once; return what failed, as text.
+        """Run all cases of this client once; return what failed, as text, and what no answer should be.
 
         lost: says when a node was last killed, for cases whose connection may have ended with it;
         None while none is.
         """
-        specs = list(self.specs)
+        specs = self.cases(access)
         if lost is not None:
             specs = [unhurried(spec) for spec in specs]
             # So that a kill meets other cases in each round.
             random.shuffle(specs)
+            if self.needs_token:
+                specs = [patient(spec) for spec in specs]
+        troubles: list[str] = []
         play = self.play_proxy if self.needs_token else self.play
-        if self.needs_token and lost is not None:
-            specs = [patient(spec) for spec in specs]
-        return await play(base + self.prefix, specs, access, lost)
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=120),
+            trace_configs=[noting(troubles)],
+        ) as session:
+            failed = await play(session, base, specs, access, lost)
+        return failed + [f"{self.name}: {text}" for text in troubles]
 
-    async def play(self, base: str, specs: list[Spec], access: Access, lost: Callable[[], float] | None) -> list[str]:
-        gate = asyncio.Semaphore(AT_ONCE)
-        timeout = aiohttp.ClientTimeout(total=120)
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-
-            async def one(spec: Spec) -> str | None:
-                needs = spec.get("needs", [])
-                if "no-token" in needs if access.token else "token" in needs:
-                    return None
-                async with gate:
-                    for run in range(RUNS_MAX):
-                        began = time.monotonic()
-                        try:
-                            await together(self.runner.Case(spec, session, base, access.token))
-                        except (self.runner.Mismatch, ConnectionError) as error:
-                            # Its socket may have ended with its node: a client would open another one and begin anew.
-                            if lost is not None and run < RUNS_MAX - 1 and is_stream(spec) and lost() >= began:
-                                continue
-                            return f"{self.name} {spec['group']}/{spec['id']}: {error}"
-                        return None
-                return None
-
-            return [text for text in await asyncio.gather(*map(one, specs)) if text]
-
-    async def play_proxy(
-        self, base: str, specs: list[Spec], access: Access, lost: Callable[[], float] | None
+    async def play(
+        self,
+        session: aiohttp.ClientSession,
+        base: str,
+        specs: list[Spec],
+        access: Access,
+        lost: Callable[[], float] | None,
     ) -> list[str]:
         gate = asyncio.Semaphore(AT_ONCE)
-        timeout = aiohttp.ClientTimeout(total=120)
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-            target = self.runner.Target(session, base, access.token)
-            endpoint = self.runner.Endpoint(target)
-            await endpoint.start()
 
-            async def one(spec: Spec) -> str | None:
-                async with gate:
-                    for run in range(RUNS_MAX):
-                        began = time.monotonic()
+        async def one(spec: Spec) -> str | None:
+            async with gate:
+                for run in range(RUNS_MAX):
+                    began = time.monotonic()
+                    try:
+                        await together(self.runner.Case(spec, session, base, access.token))
+                    except (self.runner.Mismatch, ConnectionError) as error:
+                        # Its socket may have ended with its node: a client would open another one and begin anew.
+                        if lost is not None and run < RUNS_MAX - 1 and is_stream(spec) and lost() >= began:
+                            continue
+                        return f"{self.name} {spec['group']}/{spec['id']}: {error}"
+                    return None
+            return None
+
+        return [text for text in await asyncio.gather(*map(one, specs)) if text]
+
+    async def play_proxy(
+        self,
+        session: aiohttp.ClientSession,
+        base: str,
+        specs: list[Spec],
+        access: Access,
+        lost: Callable[[], float] | None,
+    ) -> list[str]:
+        gate = asyncio.Semaphore(AT_ONCE)
+        target = self.runner.Target(session, base, access.token)
+        # Also for the requests that are not in the case: with the last one it takes its worker away.
+        target.send = functools.partial(below, self.prefix, target.send)
+        endpoint = self.runner.Endpoint(target)
+        await endpoint.start()
+
+        async def one(spec: Spec) -> str | None:
+            lines: list[str] = []
+            async with gate:
+                for run in range(RUNS_MAX):
+                    began = time.monotonic()
+                    try:
                         lines = await self.runner.run_case(spec, target, endpoint, 0, access.given)
-                        if not lines:
-                            return None
-                        # A call that a killed node was making is made again, so the endpoint may have seen more than it should.
-                        if lost is None or run == RUNS_MAX - 1 or "endpoint" not in spec or lost() < began:
-                            break
-                return f"{self.name} {spec['group']}/{spec['id']}: {' '.join(lines)}"
+                    except (aiohttp.ClientError, TimeoutError) as error:
+                        # Of the request with which it takes its worker away.
+                        lines = [f"at its end: {type(error).__name__}: {error}"]
+                    if not lines:
+                        return None
+                    # A call that a killed node was making is made again, so the endpoint may have seen more than it should.
+                    if lost is None or run == RUNS_MAX - 1 or "endpoint" not in spec or lost() < began:
+                        break
+            return f"{self.name} {spec['group']}/{spec['id']}: {' '.join(lines)}"
 
-            try:
-                known = [spec for spec in specs if access.given.keys() >= set(spec.get("needs", []))]
-                return [text for text in await asyncio.gather(*map(one, known)) if text]
-            finally:
-                await endpoint.runner.cleanup()
+        try:
+            return [text for text in await asyncio.gather(*map(one, specs)) if text]
+        finally:
+            await endpoint.runner.cleanup()
+
+
+def noting(troubles: list[str]) -> aiohttp.TraceConfig:
+    """Have a session note every answer that tells of the server's own trouble; 503 asks to come again and is none."""
+
+    async def look(session: object, context: object, params: aiohttp.TraceRequestEndParams) -> None:
+        status = params.response.status
+        if status >= 500 and status != 503:
+            troubles.append(f"{params.method} {params.url.path} was answered with {status}")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(look)
+    return trace
 
 
 async def together(case: Any) -> None:
@@ -231,15 +274,10 @@ def waits_s(spec: Spec) -> float:
     return float(sum(step.get("sleep", 0) + step.get("sleep_ms", 0) / 1000 for step in spec["steps"]))
 
 
-def below(spec: Spec) -> Spec:
-    """Put the prefix before those paths of a case that are not the same everywhere."""
-    steps = [
-        {**step, "path": BULLMQ_PREFIX + step["path"]}
-        if "path" in step and not step["path"].startswith("/v1/")
-        else step
-        for step in spec["steps"]
-    ]
-    return {**spec, "steps": steps}
+async def below(prefix: str, send: Callable[[Spec], Awaitable[Any]], step: Spec) -> Any:
+    """Send a request with the prefix before its path, unless that is the same everywhere, as Open Archiver's are."""
+    path = step["path"]
+    return await send(step if path.startswith("/v1/") else {**step, "path": prefix + path})
 
 
 def suites_of(folder: Path) -> list[Suite]:
@@ -256,10 +294,8 @@ def suites_of(folder: Path) -> list[Suite]:
         elif dialect in ("bullmq", "openarchiver") and "replay_proxy" in modules:
             runner = modules["replay_proxy"]
             found.append(Suite(f"{path.stem} on its port", runner, specs, bullmq_port, needs_token=True))
-            # There the paths of Open Archiver are what they are; the jobs it shows are added through the other dialect.
-            beside, prefix = (specs, BULLMQ_PREFIX) if dialect == "bullmq" else (list(map(below, specs)), "")
             name = f"{path.stem} beside bunqueue"
-            found.append(Suite(name, runner, beside, prefix=prefix, needs_token=True))
+            found.append(Suite(name, runner, specs, prefix=BULLMQ_PREFIX, needs_token=True))
     return found
 
 
@@ -360,16 +396,17 @@ class Result:
 async def calm(cluster: LocalCluster, suites: Sequence[Suite], access: Access) -> Result:
     """Run every case on the leader, on a follower and on all in turn, side by side, because cases mostly wait."""
     result = Result("on the leader, a follower, all in turn" + with_or_without(access))
-    began = time.monotonic()
+    began, logged = time.monotonic(), log_sizes(cluster)
     leader, follower = await cluster.leader(), (await cluster.followers())[0]
     for suite in usable(suites, access):
         async with Balancer(cluster.nodes, port_of=suite.port_of) as balancer:
             urls = [f"http://{HOST}:{suite.port_of(node)}" for node in (leader, follower)]
             for failed in await asyncio.gather(*(suite.run(url, access) for url in (*urls, balancer.url))):
                 result.failed += failed
-        result.cases += 3 * len(suite.specs)
+        result.cases += 3 * len(suite.cases(access))
     result.seconds = time.monotonic() - began
     await cluster.converged()
+    result.failed += traces(cluster, logged)
     return result
 
 
@@ -388,11 +425,13 @@ async def killing(
     Ends after the round that is under way when the seconds are over, but not before three kills.
     """
     result = Result(name + with_or_without(access))
-    began = time.monotonic()
+    began, logged = time.monotonic(), log_sizes(cluster)
     kills = Kills(cluster, choose, every_s)
+    chosen = usable(suites, access)
+    assert chosen, "no case that this client can run"
     async with kills.going_on():
         while not result.failed and (time.monotonic() < began + seconds or len(kills.victims) < 3):
-            for suite in usable(suites, access):
+            for suite in chosen:
                 if spared is not None:
                     # No connection of this client may end, so a case with one is not begun anew.
                     when = kills.when if suite.needs_token else never
@@ -401,10 +440,11 @@ async def killing(
                     async with Balancer(cluster.nodes, repeats=True, port_of=suite.port_of) as balancer:
                         result.failed += await suite.run(balancer.url, access, kills.when)
                         result.repeated += balancer.repeated
-                result.cases += len(suite.specs)
+                result.cases += len(suite.cases(access))
     result.kills = len(kills.victims)
     result.seconds = time.monotonic() - began
     await cluster.converged()
+    result.failed += traces(cluster, logged)
     return result
 
 
@@ -413,7 +453,21 @@ def never() -> float:
 
 
 def usable(suites: Sequence[Suite], access: Access) -> list[Suite]:
-    return [suite for suite in suites if access.token or not suite.needs_token]
+    return [suite for suite in suites if suite.cases(access)]
+
+
+def log_sizes(cluster: LocalCluster) -> list[int]:
+    return [len(node.log_text()) for node in cluster.nodes]
+
+
+def traces(cluster: LocalCluster, before: Sequence[int]) -> list[str]:
+    """Return the tracebacks that came into the nodes' logs since they were as long as `before`: nodes have no reason for any."""
+    found: list[str] = []
+    for node, start in zip(cluster.nodes, before, strict=True):
+        lines = node.log_text()[start:].splitlines()
+        starts = [at for at, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+        found += ["\n       ".join([f"{node.id} logged:", *lines[max(0, at - 1) : at + TRACE_LINES]]) for at in starts]
+    return found
 
 
 def with_or_without(access: Access) -> str:
@@ -425,8 +479,14 @@ async def main(arguments: argparse.Namespace) -> int:
     if not suites:
         print(f"no cases, or no runner for them, in {arguments.cases}")
         return 2
-    if arguments.only:
-        suites = [suite for suite in suites if arguments.only in suite.name]
+    suites = [
+        replace(suite, specs=[spec for spec in suite.specs if arguments.case in spec["id"]] * arguments.copies)
+        for suite in suites
+        if arguments.only in suite.name
+    ]
+    if not any(suite.specs for suite in suites):
+        print("no case of this name")
+        return 2
     results: list[Result] = []
 
     def say(result: Result) -> None:
@@ -436,6 +496,8 @@ async def main(arguments: argparse.Namespace) -> int:
     seconds = arguments.minutes * 60
     with tempfile.TemporaryDirectory() as folder:
         for access in (OPEN, closed(Path(folder))):
+            if not usable(suites, access):
+                continue
             async with LocalCluster(3, **access.settings) as cluster:
                 spared = cluster.nodes[0]
                 say(await calm(cluster, suites, access))
@@ -446,17 +508,20 @@ async def main(arguments: argparse.Namespace) -> int:
                 ):
                     say(await killing(cluster, suites, access, name, choose, seconds, kept, arguments.every))
     failed = sum(len(result.failed) for result in results)
-    print(f"{sum(result.cases for result in results)} cases run, {failed} failed")
+    kills = sum(result.kills for result in results)
+    print(f"{sum(result.cases for result in results)} cases run, {kills} kills, {failed} failed")
     return 1 if failed else 0
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, default=FOLDER, help="folder with files of cases and their runners")
     parser.add_argument("--minutes", type=float, default=2.0, help="of each part in which nodes are killed")
     parser.add_argument("--every", type=float, default=KILL_EVERY_S, metavar="S", help="seconds from kill to kill")
     parser.add_argument("--only", default="", metavar="WORD", help="files whose name holds this word")
-    return parser.parse_args()
+    parser.add_argument("--case", default="", metavar="WORD", help="cases whose id holds this word")
+    parser.add_argument("--copies", type=int, default=1, help="of each case in a round, side by side")
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":

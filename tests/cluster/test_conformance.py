@@ -6,27 +6,37 @@ one beside it is tried, and without either these tests are skipped.
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
+from scripts.tools.balancer import Balancer
 from scripts.tools.conformance import (
     FOLDER,
     OPEN,
     Access,
     Choose,
     Suite,
+    arguments,
+    below,
     calm,
     closed,
     in_turn,
     killing,
+    main,
     patient,
     suites_of,
     the_leader,
     the_leader_but,
+    traces,
     unhurried,
+    usable,
 )
-from scripts.tools.local_cluster import LocalCluster
+from scripts.tools.local_cluster import HOST, LocalCluster
 
 # Kills come closer together than in the long form, so that a short run has some.
 KILL_EVERY_S = 4.0
@@ -110,3 +120,94 @@ def test_an_open_cluster_is_asked_without_a_token(tmp_path: Path) -> None:
     access = closed(tmp_path)
     assert access.token and access.given["user_token"] not in ("", access.token)
     assert Path(access.settings["AUTH_TOKENS_FILE"]).is_file()
+
+
+# -- What is run, and what counts as failed ----------------------------------------------------------------------------
+
+
+def test_only_cases_of_the_client_are_run() -> None:
+    specs: list[dict[str, Any]] = [
+        {"id": "any"},
+        {"id": "with", "needs": ["token"]},
+        {"id": "none", "needs": ["no-token"]},
+    ]
+    plain = Suite("bunqueue", types.ModuleType("replay"), specs)
+    proxy = Suite(
+        "bullmq", types.ModuleType("replay"), [{"id": "any"}, {"id": "other", "needs": ["x"]}], needs_token=True
+    )
+    known, knowing = Access("t"), Access("t", {"x": "y"})
+    assert [spec["id"] for spec in plain.cases(OPEN)] == ["any", "none"]
+    assert [spec["id"] for spec in plain.cases(known)] == ["any", "with"]
+    assert [spec["id"] for spec in proxy.cases(known)] == ["any"]
+    assert [spec["id"] for spec in proxy.cases(knowing)] == ["any", "other"]
+    assert usable([plain, proxy], OPEN) == [plain] and usable([proxy], OPEN) == []
+
+
+async def test_only_open_archivers_paths_are_the_same_below_a_prefix() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(step: dict[str, Any]) -> int:
+        sent.append(step)
+        return 200
+
+    for path in ("/workers/a", "/v1/jobs/queues"):
+        assert await below("/bullmq", send, {"method": "GET", "path": path}) == 200
+    assert [step["path"] for step in sent] == ["/bullmq/workers/a", "/v1/jobs/queues"]
+    assert all(step["method"] == "GET" for step in sent)
+
+
+async def test_names_that_no_case_has_start_no_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "replay.py").touch()
+    (tmp_path / "bunqueue.jsonl").write_text('{"id": "push", "group": "jobs", "steps": []}\n', "utf-8")
+    for more in (["--only", "bullmq"], ["--case", "pull"]):
+        assert await main(arguments(["--cases", str(tmp_path), *more])) == 2
+        assert "no case of this name" in capsys.readouterr().out
+
+
+async def test_a_server_s_own_trouble_fails_a_run_whose_cases_pass() -> None:
+    """503 is no such trouble: it asks to come again."""
+
+    class Case:
+        def __init__(self, spec: dict[str, Any], session: aiohttp.ClientSession, base: str, token: str | None) -> None:
+            self.spec, self.url, self.session = spec, base + spec["path"], session
+            self.readers: list[Any] = []
+
+        async def run(self) -> None:
+            async with self.session.get(self.url) as answer:
+                await answer.read()
+
+    async def handle(request: web.BaseRequest) -> web.Response:
+        return web.Response(status=int(request.path[1:]))
+
+    runner = types.ModuleType("replay")
+    runner.__dict__.update(Case=Case, Mismatch=AssertionError)
+    specs = [{"id": path, "group": "g", "path": path, "steps": []} for path in ("/200", "/404", "/500", "/503")]
+    server = web.ServerRunner(web.Server(handle))
+    await server.setup()
+    try:
+        await web.TCPSite(server, HOST, 0).start()
+        failed = await Suite("s", runner, specs).run(f"http://{HOST}:{server.addresses[0][1]}", OPEN)
+    finally:
+        await server.cleanup()
+    assert failed == ["s: GET /500 was answered with 500"]
+
+
+def test_tracebacks_that_came_meanwhile_are_found(tmp_path: Path) -> None:
+    cluster = LocalCluster(1, tmp_path)
+    [node] = cluster.nodes
+    trace = "ERROR n1 here: failed\nTraceback (most recent call last):\n  line\nValueError: no\n"
+    node.log.write_text(trace, "utf-8")
+    before = len(trace)
+    assert traces(cluster, [before]) == []
+    node.log.write_text(trace + "INFO fine\n" + trace.replace("here", "there"), "utf-8")
+    [found] = traces(cluster, [before])
+    assert "there: failed" in found and "ValueError" in found and "fine" not in found
+
+
+def test_a_request_is_not_repeated_at_the_node_that_failed_it(tmp_path: Path) -> None:
+    """Others take their turns meanwhile, so that the next turn may be that node's again."""
+    balancer = Balancer(LocalCluster(3, tmp_path).nodes)
+    first = balancer.next_node()
+    others = {balancer.next_node().id, balancer.next_node().id}
+    assert first.id not in others
+    assert balancer.next_node(failed=first).id in others
