@@ -26,10 +26,11 @@ log = logging.getLogger("quorumq.audit")
 log.setLevel(logging.INFO)
 
 TEXT_CHARS_MAX = 256
-# Refused requests written in a window, of one client and in all.
+# Refused requests written in a window: of one client without a known token, or of one token; and of all such clients.
 WINDOW_S = 1.0
 CLIENT_LINES_MAX = 10
 LINES_MAX = 100
+STRANGER = "-"
 UNAUTHORIZED, FORBIDDEN = 401, 403
 REFUSED = "refused"
 
@@ -40,15 +41,16 @@ class Audit:
     def __init__(self, proxies: Proxies) -> None:
         self.proxies = proxies
         self.refusals: Counter[int] = Counter({UNAUTHORIZED: 0, FORBIDDEN: 0})
-        # Of the present window: lines by client, and requests that got none.
-        self._lines: Counter[str] = Counter()
+        # Of the present window: lines by token or client, those about strangers, and requests that got none.
+        self._lines: Counter[tuple[str, str]] = Counter()
+        self._strangers = 0
         self._left_out = 0
         self._ending: asyncio.TimerHandle | None = None
 
     def unknown(self, request: web.BaseRequest, route: str, queue: str | None = None) -> None:
         """A request had no token, or none that is known. route: method and template."""
         self.refusals[UNAUTHORIZED] += 1
-        self._write(logging.WARNING, REFUSED, request, "-", route, queue, UNAUTHORIZED)
+        self._write(logging.WARNING, REFUSED, request, STRANGER, route, queue, UNAUTHORIZED)
 
     def deaf(self, request: web.BaseRequest, grant: Grant) -> None:
         """Somebody asked for events who may not read."""
@@ -82,7 +84,7 @@ class Audit:
         self, level: int, what: str, request: web.BaseRequest, token: str, route: str, queue: str | None, status: int
     ) -> None:
         client, peer = self.proxies.client_of(request), request.remote or "unknown"
-        if what == REFUSED and not self._admits(client):
+        if what == REFUSED and not self._admits(token, client):
             self._left_out += 1
             return
         extra = {"token": token, "client": plain(client), "route": plain(route, " /{}"), "queue": plain(queue or "-")}
@@ -91,14 +93,16 @@ class Audit:
             extra["via"] = plain(peer)
         log.log(level, what, extra={**extra, "status": status})
 
-    def _admits(self, client: str) -> bool:
-        """Count a line about a refused request; say whether it may be written."""
+    def _admits(self, token: str, client: str) -> bool:
+        """Count a line about a refused request; say whether it may be written. Strangers leave room for known tokens."""
         if self._ending is None:
             self._ending = asyncio.get_running_loop().call_later(WINDOW_S, self.settle)
         # Only what is written is remembered, so that invented clients take no memory.
-        if self._lines.total() >= LINES_MAX or self._lines[client] >= CLIENT_LINES_MAX:
+        who = (token, client if token == STRANGER else "")
+        if self._lines[who] >= CLIENT_LINES_MAX or (token == STRANGER and self._strangers >= LINES_MAX):
             return False
-        self._lines[client] += 1
+        self._lines[who] += 1
+        self._strangers += token == STRANGER
         return True
 
     def settle(self) -> None:
@@ -107,6 +111,7 @@ class Audit:
             self._ending.cancel()
             self._ending = None
         self._lines.clear()
+        self._strangers = 0
         left_out, self._left_out = self._left_out, 0
         if left_out:
             log.warning("refused, without a line each", extra={"requests": left_out})

@@ -758,11 +758,12 @@ async def test_nothing_can_be_written_into_the_audit(serve: Serve, caplog: pytes
 
 
 async def test_a_flood_does_not_fill_the_audit(
-    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, keys: Keys, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However slow the machine is, all of it is one window.
     monkeypatch.setattr(audit, "WINDOW_S", 3600)
-    client = await serve(auth_tokens=(FULL,))
+    reader = keys.add("reader", "read", "mine")
+    client = await serve(auth_tokens=(FULL,), auth_tokens_file=keys.path)
     written = client.server.audit
     for _ in range(audit.CLIENT_LINES_MAX + 5):
         assert (await client.get("/queues/mine/count")).status == 401
@@ -774,9 +775,13 @@ async def test_a_flood_does_not_fill_the_audit(
     for number in range(audit.LINES_MAX):
         await client.get("/queues/mine/count", headers={"X-Forwarded-For": f"10.9.0.{number}"})
     assert len(lines(caplog)) == audit.LINES_MAX + 1
+    # What a known token may not do is told all the same, as often as that.
+    for _ in range(audit.CLIENT_LINES_MAX + 1):
+        assert (await client.get("/queues/theirs/count", headers=reader)).status == 403
+    assert [one["token"] for one in lines(caplog)[audit.LINES_MAX + 1 :]] == ["reader"] * audit.CLIENT_LINES_MAX
     written.settle()
     assert caplog.records[-1].getMessage() == "refused, without a line each"
-    assert caplog.records[-1].__dict__["requests"] == 5 + 1 + audit.CLIENT_LINES_MAX
+    assert caplog.records[-1].__dict__["requests"] == 5 + 1 + audit.CLIENT_LINES_MAX + 1
     assert written.refusals[401] == audit.CLIENT_LINES_MAX + 6 + audit.LINES_MAX
     # The next window begins anew.
     await client.get("/queues/mine/count")
