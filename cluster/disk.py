@@ -34,6 +34,7 @@ class Disk:
         directory.mkdir(parents=True, exist_ok=True)
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -99,7 +100,12 @@ class Disk:
     # -- work off the loop -----------------------------------------------------------------------------------------
 
     def run(self, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]) -> None:
-        """Do `work` in the disk's thread, after all earlier work; then call `done` on the loop with its result or error."""
+        """Do `work` in the disk's thread, after all earlier work; then call `done` on the loop with its result or error.
+
+        Nothing is done after `close`: the directory may be another process's by then.
+        """
+        if self._closed:
+            return
         loop = asyncio.get_running_loop()
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="disk", daemon=True)
@@ -125,6 +131,7 @@ class Disk:
 
     def close(self) -> None:
         """Finish the work handed over so far and end the thread."""
+        self._closed = True
         if self._thread is not None:
             self._work.put(None)
             self._thread.join(timeout=10)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
+from pathlib import Path
 
 import pytest
 
+from cluster.disk import Disk
 from cluster.errors import LogDamaged
 from cluster.log import Log, describe
 from tests.consensus.disks import MemoryDisk
@@ -316,3 +319,13 @@ def test_describe_changes_nothing() -> None:
     assert describe(disk)["last_index"] == 9
     assert describe(disk)["unfinished_bytes"] == 4
     assert disk.read(name) == held
+
+
+async def test_a_closed_disk_does_no_more_work(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    done: list[str] = []
+    disk.run(lambda: done.append("before"), lambda result, error: None)
+    await asyncio.to_thread(disk.close)
+    # What the end of earlier work asks for comes after the close, when the directory may be another process's.
+    disk.run(lambda: done.append("after"), lambda result, error: None)
+    assert disk._thread is None and done == ["before"]
