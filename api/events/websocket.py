@@ -19,9 +19,10 @@ from msgspec import Raw
 from api.auth import BEARER, EVERYTHING, Grant, Unauthorized
 from api.dialects.bunqueue.commands import Held
 from api.dialects.bunqueue.events import Subscription, unknown_patterns
-from api.dialects.bunqueue.values import NOT_AN_OBJECT, as_text, check_queue, check_text, members, value_of
+from api.dialects.bunqueue.values import check_queue
 from api.http import Call, Invalid, Reply, Streamed, trouble
 from api.scopes import needs
+from api.values import NOT_AN_OBJECT, as_text, check_text, members, value_of
 from api.version import VERSION
 from cluster.errors import ClusterError
 from node.operations.jobs import GetJob

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from api.dialects.bunqueue.values import COUNT_MAX, says
 from api.http import CONSISTENCY, TEXT, Call, Invalid, Parameter, Reply, Route, Text, View, grouped, plain, success
+from api.values import COUNT_MAX, says
 from node.operation import Operation
 from node.operations.jobs import ChangeDelay, ChangePriority, ClearLogs, PromoteJob, RemoveJob, RetryJob, UpdateJobData
 from node.operations.queues import (

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from api.dialects.bunqueue.values import (
+from api.http import Call, Invalid
+from api.limits import DATA_BYTES_MAX
+from api.values import (
     BAD_JSON,
     BATCH_MAX,
     COUNT_MAX,
@@ -23,8 +25,6 @@ from api.dialects.bunqueue.values import (
     value_of,
     whole,
 )
-from api.http import Call, Invalid
-from api.limits import DATA_BYTES_MAX
 from node.operations.adding import AddJobs
 from node.operations.repeatables import AddRepeating
 from node.state import Backoff, Dedup, JobSpec, Keep, Options

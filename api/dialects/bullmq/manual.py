@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from api.dialects.bunqueue.values import KEY_CHARS_MAX, says
 from api.http import CONSISTENCY, TEXT, Call, Handler, Invalid, Reply, Route, Text, grouped, plain, success
+from api.values import KEY_CHARS_MAX, says
 from node.operation import Operation
 from node.operations.jobs import (
     AckJob,

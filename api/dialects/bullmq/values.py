@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct, UnsetType
 
-from api.dialects.bunqueue.values import (
+from api.http import Call, Invalid
+from api.limits import DATA_BYTES_MAX
+from api.values import (
     BAD_JSON,
     COUNT_MAX,
     KEY_CHARS_MAX,
@@ -24,8 +26,6 @@ from api.dialects.bunqueue.values import (
     value_of,
     whole,
 )
-from api.http import Call, Invalid
-from api.limits import DATA_BYTES_MAX
 
 QUEUE_CHARS_MIN = 3
 QUEUE_CHARS_MAX = 100

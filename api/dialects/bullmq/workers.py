@@ -13,9 +13,9 @@ from msgspec import Raw, Struct
 from yarl import URL
 
 from api.auth import Grant
-from api.dialects.bunqueue.values import COUNT_MAX, DAY_MS, says, value_of
 from api.http import CONSISTENCY, TEXT, Call, Invalid, Reply, Text, Wording, grouped, plain, success
 from api.scopes import needs
+from api.values import COUNT_MAX, DAY_MS, says, value_of
 from node.addresses import CallPolicy
 from node.operations.pushers import GetPusher, ListPushers, PusherSet, PusherShown, PutPusher, RemovePusher
 from node.outgoing import Headers, Target

@@ -16,6 +16,22 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from api.http import Call, Invalid
 from api.ids import new_id, new_ids, new_token_seed
+from api.values import (
+    BAD_JSON,
+    BATCH_MAX,
+    COUNT_MAX,
+    DAY_MS,
+    KEY_CHARS_MAX,
+    NOT_AN_OBJECT,
+    YEAR_MS,
+    Number,
+    as_text,
+    check_text,
+    decoded,
+    members,
+    says,
+    whole,
+)
 from node import crontime
 from node.operations.jobs import (
     AckJob,
@@ -38,36 +54,22 @@ from node.operations.jobs import (
 from node.state import DEFAULT, Backoff, JobSpec, Options, Repeat
 
 from .values import (
-    BAD_JSON,
-    BATCH_MAX,
-    COUNT_MAX,
-    DAY_MS,
-    KEY_CHARS_MAX,
     NAME_CHARS_MAX,
-    NOT_AN_OBJECT,
     TAGS_MAX,
-    YEAR_MS,
-    Number,
     as_key,
     as_note,
-    as_text,
     as_texts,
     check_length,
     check_number,
     check_queue,
-    check_text,
     checked_data,
     checked_ids,
     checked_list,
     checked_result,
-    decoded,
     duration,
     loosened,
-    members,
     query_number,
     read,
-    says,
-    whole,
 )
 
 PULL_WAIT_MS_MAX = 60_000

@@ -16,12 +16,13 @@ from msgspec import Raw
 from api.auth import Grant
 from api.http import Call, Handler, Invalid, Reply, Route, success, trouble
 from api.scopes import named_again, permit
+from api.values import as_text, value_of
 from node.node import Once
 from node.operations.jobs import Pulled, PullJobs, ReleaseJobs
 from node.refusals import Refusal
 
 from . import bodies, render
-from .values import as_text, check_queue, read, value_of
+from .values import check_queue, read
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -14,23 +14,13 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from api.http import Call, Invalid, ask, grouped, submit
 from api.ids import new_id
 from api.scopes import its_cron, own_cron, own_crons
+from api.values import COUNT_MAX, KEY_CHARS_MAX, as_text, says
 from node import crontime
 from node.operations.schedules import AddCron, CronSet, DeleteCron, GetCron, ListCrons
 from node.state.schedule import Cron
 
 from . import bodies, render, replies
-from .values import (
-    COUNT_MAX,
-    KEY_CHARS_MAX,
-    as_key,
-    as_text,
-    check_number,
-    check_queue,
-    checked_data,
-    loosened,
-    read,
-    says,
-)
+from .values import as_key, check_number, check_queue, checked_data, loosened, read
 
 NEITHER = "Cron job must have either schedule or repeatEvery"
 BAD_EVERY = "Cron repeatEvery must be a positive safe integer number of milliseconds"

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from api.http import Call, Invalid, ask, grouped, submit
+from api.values import KEY_CHARS_MAX, Number, says
 from node.operations.groups import (
     CountGrouped,
     GetGroup,
@@ -19,7 +20,7 @@ from node.operations.groups import (
 
 from . import render, replies
 from .queue_bodies import LIMIT_MAX, queue_of
-from .values import KEY_CHARS_MAX, Number, as_key, check_number, read, says
+from .values import as_key, check_number, read
 
 
 class GroupConcurrencyBody(Struct, gc=False):

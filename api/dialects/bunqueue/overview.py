@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from api.http import CONSISTENCY, Call, Parameter, Reply, ask, grouped, plain, submit
+from api.values import COUNT_MAX
 from node.operations.jobs import Counted
 from node.operations.keys import FreeKey, FreeKeyOfJob, GetKeyHolder
 from node.operations.overview import GetLimits, GetPortrait, Limits, ListBriefs, Page, Portrait
@@ -20,7 +21,7 @@ from .bodies import of_job
 from .queue_bodies import queue_of
 from .render import counted as counted_reply
 from .render import full_text
-from .values import COUNT_MAX, page, query_number
+from .values import page, query_number
 
 ENCODE = msgspec.json.Encoder().encode
 # Queues, workers and crons on one page; further ones are to be asked for.

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from api.http import Call, Invalid
+from api.values import BATCH_MAX, COUNT_MAX, DAY_MS, YEAR_MS, Number, as_text, says, whole
 from node.operations.queues import (
     CleanQueue,
     ListDlq,
@@ -22,21 +23,7 @@ from node.operations.queues import (
     SetStallConfig,
 )
 
-from .values import (
-    BATCH_MAX,
-    COUNT_MAX,
-    DAY_MS,
-    YEAR_MS,
-    Number,
-    as_text,
-    check_number,
-    check_queue,
-    page,
-    query_number,
-    read,
-    says,
-    whole,
-)
+from .values import check_number, check_queue, page, query_number, read
 
 DLQ_COUNT = 100
 CLEAN_LIMIT = 1_000

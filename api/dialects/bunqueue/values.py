@@ -1,80 +1,45 @@
-"""How values that clients send are read and checked, whatever they mean: bodies, numbers, texts, ids, queue names.
+"""What this dialect lets pass: numbers, texts, ids, queue names, lists of them.
 
-A body is decoded once, into a typed struct in which job data stays raw bytes. Only a body that does not fit the types
-is looked at a second time, field by field, to find either the documented message or a value that the documented
-server tolerates. Each rule's text is the documented one; statuses are 400 throughout.
+A body that does not fit its types is looked at field by field, to find either the documented message or a value that the
+documented server tolerates. Each rule's text is the documented one; statuses are 400 throughout.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import msgspec
-from msgspec import Meta, Raw, Struct, UnsetType
+from msgspec import Raw, Struct, UnsetType
 
-from api import surrogates
 from api.http import Call, Invalid
 from api.limits import DATA_BYTES_MAX
+from api.values import (
+    BAD_JSON,
+    BATCH_MAX,
+    COUNT_MAX,
+    DAY_MS,
+    KEY_CHARS_MAX,
+    NOTE_CHARS_MAX,
+    as_text,
+    check_text,
+    decoded,
+    members,
+    value_of,
+)
 
-YEAR_MS = 31_536_000_000
-DAY_MS = 86_400_000
-# Not documented; one request must not keep every node busy for a noticeable time.
-BATCH_MAX = 10_000
-KEY_CHARS_MAX = 1_024
+# Not documented.
 NAME_CHARS_MAX = 256
 TAGS_MAX = 1_000
-NOTE_CHARS_MAX = 65_536
-COUNT_MAX = 2**53
 
 QUEUE_NAME = re.compile(r"[a-zA-Z0-9_.:-]+")
 QUEUE_NAME_CHARS_MAX = 256
-BAD_JSON = "Invalid JSON body"
-NOT_AN_OBJECT = "Request body must be a JSON object"
-Number = int | float
 S = TypeVar("S", bound=Struct)
-T = TypeVar("T")
-
-MEMBERS = msgspec.json.Decoder(dict[str, Raw])
-ANYTHING = msgspec.json.Decoder()
-
-
-def says(
-    text: str = "",
-    *,
-    required: bool = False,
-    default: Any = None,
-    low: int | None = None,
-    high: int | None = None,
-    max_chars: int | None = None,
-    max_items: int | None = None,
-) -> Meta:
-    """Describe a field for the OpenAPI document; decoding takes no notice, the checks below do the work."""
-    words = {
-        "x-default": default,
-        "minimum": low,
-        "maximum": high,
-        "maxLength": max_chars,
-        "maxItems": max_items,
-        "x-required": required or None,
-    }
-    known = {word: value for word, value in words.items() if value is not None}
-    return Meta(description=text or None, extra_json_schema=known or None)
 
 
 # -- Reading bodies ----------------------------------------------------------------------------------------------------
-
-
-def check_text(body: bytes) -> None:
-    """Raises Invalid when the body is not UTF-8; the decoder looks only at the strings it makes."""
-    if not body.isascii():
-        try:
-            body.decode("utf-8")
-        except UnicodeDecodeError:
-            raise Invalid(BAD_JSON) from None
 
 
 def read(decoder: msgspec.json.Decoder[S], body: bytes, *, required: bool = False) -> S:
@@ -88,35 +53,6 @@ def read(decoder: msgspec.json.Decoder[S], body: bytes, *, required: bool = Fals
         return decoder.type()
     check_text(body)
     return decoded(body, decoder.decode, lambda text: cast(S, loosened(decoder.type, members(text))))
-
-
-def decoded(body: bytes, strictly: Callable[[bytes], T], loosely: Callable[[bytes], T]) -> T:
-    """Decode a body that is UTF-8. loosely: what to do with one that does not fit the types.  Raises Invalid."""
-    try:
-        return strictly(body)
-    except msgspec.ValidationError:
-        return loosely(body)
-    except RecursionError:
-        raise Invalid(BAD_JSON) from None
-    except msgspec.DecodeError:
-        covered = surrogates.cover(body)
-        if covered is None:
-            raise Invalid(BAD_JSON) from None
-    text, count = covered
-    found = decoded(text, strictly, loosely)
-    if surrogates.uncover(found) != count:
-        raise Invalid(BAD_JSON)
-    return found
-
-
-def members(body: bytes | Raw) -> dict[str, Raw]:
-    """Decode an object, leaving its values as they are. Raises Invalid."""
-    try:
-        return MEMBERS.decode(body)
-    except msgspec.ValidationError:
-        raise Invalid(NOT_AN_OBJECT) from None
-    except (msgspec.DecodeError, RecursionError):
-        raise Invalid(BAD_JSON) from None
 
 
 def loosened(kind: Any, found: dict[str, Raw]) -> Any:
@@ -133,17 +69,6 @@ def loosened(kind: Any, found: dict[str, Raw]) -> Any:
         else:
             values[field.name] = value_of(raw)
     return kind(**values)
-
-
-def value_of(raw: Raw) -> Any:
-    """Decode a value generically. Raises Invalid."""
-    try:
-        return ANYTHING.decode(raw)
-    except msgspec.ValidationError:
-        # A number that is too large for a float; the checks call it not finite.
-        return math.inf
-    except (msgspec.DecodeError, RecursionError):
-        raise Invalid(BAD_JSON) from None
 
 
 def raw_items(raw: Raw) -> Any:
@@ -210,13 +135,6 @@ def checked_result(result: Raw | UnsetType) -> bytes | None:
     return text
 
 
-def as_text(value: Any) -> str | None:
-    """Turn what should have been a string into one, as it would be written in JSON; null is none."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 def as_note(value: Any) -> str | None:
     """Read what is kept for people to read, cut to its bound."""
     text = as_text(value)
@@ -236,11 +154,6 @@ def as_key(name: str, value: Any) -> str | None:
     if len(text) > KEY_CHARS_MAX:
         raise Invalid(f"{name} too long (max {KEY_CHARS_MAX} characters)")
     return text
-
-
-def whole(value: Number) -> Number:
-    """Write 5.0 as 5."""
-    return int(value) if value == math.floor(value) else value
 
 
 def checked_ids(value: Any) -> list[str]:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from api.http import Call, Invalid, ask, grouped, submit
 from api.ids import new_id
 from api.scopes import its_webhook, own_webhooks
+from api.values import KEY_CHARS_MAX, as_text, says
 from node.addresses import URL_CHARS_MAX, check_url
 from node.operations.webhooks import (
     AddWebhook,
@@ -25,7 +26,7 @@ from node.operations.webhooks import (
 from node.state.webhook import EVENTS, SPELLINGS
 
 from . import render, replies
-from .values import KEY_CHARS_MAX, as_key, as_text, check_queue, checked_list, read, says
+from .values import as_key, check_queue, checked_list, read
 
 VALID = ", ".join(EVENTS)
 ENCODE = msgspec.json.Encoder().encode

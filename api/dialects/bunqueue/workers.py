@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from api.http import Call, Invalid, ask, grouped, submit
 from api.ids import new_id
 from api.scopes import its_worker, own_workers
+from api.values import BAD_JSON, COUNT_MAX, KEY_CHARS_MAX, as_text, says
 from node.operations.workers import (
     HeartbeatWorker,
     ListWorkers,
@@ -23,18 +24,7 @@ from node.state.worker import Worker
 
 from . import replies
 from .queue_bodies import queue_of
-from .values import (
-    BAD_JSON,
-    COUNT_MAX,
-    KEY_CHARS_MAX,
-    NAME_CHARS_MAX,
-    as_key,
-    as_text,
-    check_number,
-    check_queue,
-    read,
-    says,
-)
+from .values import NAME_CHARS_MAX, as_key, check_number, check_queue, read
 
 SLOTS_MAX = 1_000_000
 QUEUES_MAX = 1_000

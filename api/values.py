@@ -1,0 +1,118 @@
+"""How what clients send is read, in whatever dialect: JSON that is decoded once, and bounds on single values.
+
+A body is decoded into a typed struct in which job data stays raw bytes. Only a body that does not fit the types is looked at
+a second time, field by field, and then it is the dialect that knows what to say of it, or what to put up with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Raw
+
+from api import surrogates
+from api.http import Invalid
+
+YEAR_MS = 31_536_000_000
+DAY_MS = 86_400_000
+# Not documented; one request must not keep every node busy for a noticeable time.
+BATCH_MAX = 10_000
+KEY_CHARS_MAX = 1_024
+NOTE_CHARS_MAX = 65_536
+COUNT_MAX = 2**53
+
+BAD_JSON = "Invalid JSON body"
+NOT_AN_OBJECT = "Request body must be a JSON object"
+Number = int | float
+T = TypeVar("T")
+
+MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+ANYTHING = msgspec.json.Decoder()
+
+
+def says(
+    text: str = "",
+    *,
+    required: bool = False,
+    default: Any = None,
+    low: int | None = None,
+    high: int | None = None,
+    max_chars: int | None = None,
+    max_items: int | None = None,
+) -> Meta:
+    """Describe a field for the OpenAPI document; decoding takes no notice, the dialects' checks do the work."""
+    words = {
+        "x-default": default,
+        "minimum": low,
+        "maximum": high,
+        "maxLength": max_chars,
+        "maxItems": max_items,
+        "x-required": required or None,
+    }
+    known = {word: value for word, value in words.items() if value is not None}
+    return Meta(description=text or None, extra_json_schema=known or None)
+
+
+def check_text(body: bytes) -> None:
+    """Raises Invalid when the body is not UTF-8; the decoder looks only at the strings it makes."""
+    if not body.isascii():
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError:
+            raise Invalid(BAD_JSON) from None
+
+
+def decoded(body: bytes, strictly: Callable[[bytes], T], loosely: Callable[[bytes], T]) -> T:
+    """Decode a body that is UTF-8. loosely: what to do with one that does not fit the types.  Raises Invalid."""
+    try:
+        return strictly(body)
+    except msgspec.ValidationError:
+        return loosely(body)
+    except RecursionError:
+        raise Invalid(BAD_JSON) from None
+    except msgspec.DecodeError:
+        covered = surrogates.cover(body)
+        if covered is None:
+            raise Invalid(BAD_JSON) from None
+    text, count = covered
+    found = decoded(text, strictly, loosely)
+    if surrogates.uncover(found) != count:
+        raise Invalid(BAD_JSON)
+    return found
+
+
+def members(body: bytes | Raw) -> dict[str, Raw]:
+    """Decode an object, leaving its values as they are. Raises Invalid."""
+    try:
+        return MEMBERS.decode(body)
+    except msgspec.ValidationError:
+        raise Invalid(NOT_AN_OBJECT) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise Invalid(BAD_JSON) from None
+
+
+def value_of(raw: Raw) -> Any:
+    """Decode a value generically. Raises Invalid."""
+    try:
+        return ANYTHING.decode(raw)
+    except msgspec.ValidationError:
+        # A number that is too large for a float; the checks call it not finite.
+        return math.inf
+    except (msgspec.DecodeError, RecursionError):
+        raise Invalid(BAD_JSON) from None
+
+
+def as_text(value: Any) -> str | None:
+    """Turn what should have been a string into one, as it would be written in JSON; null is none."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def whole(value: Number) -> Number:
+    """Write 5.0 as 5."""
+    return int(value) if value == math.floor(value) else value
