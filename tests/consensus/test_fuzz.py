@@ -30,6 +30,8 @@ from tests.consensus.mutate import Mutator, Recorded, record
 from tests.consensus.test_engine import Cluster, fresh, running, until
 
 SECRET = "known"
+# On a busy machine a process may not run for a second: that shall not look like a leader that is gone.
+PATIENCE = {"election_min_ms": 4000, "election_max_ms": 5000, "quorum_loss_ms": 4000}
 # What a member may say without being believed more than itself. A sound message of another kind can rewrite history when it
 # is a lie, which Raft does not defend against.
 HARMLESS = {
@@ -185,7 +187,7 @@ async def fuzz_by_strangers(directory: Path, recorded: Recorded, seed: int, conn
 
 
 async def test_strangers_change_nothing_whatever_they_send(tmp_path: Path, recorded: Recorded, seed: int) -> None:
-    await fuzz_by_strangers(tmp_path, recorded, seed, 800)
+    await fuzz_by_strangers(tmp_path, recorded, seed, 800, **PATIENCE)
 
 
 def may_be_sent(body: bytes) -> bool:
@@ -517,8 +519,6 @@ async def test_what_is_logged_of_a_broken_frame_does_not_quote_it(
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 async def test_a_million_broken_messages(tmp_path: Path, recorded: Recorded, seed: int) -> None:
-    # On a busy machine this process may not run for a second: that shall not look like a leader that is gone.
-    patience = {"election_min_ms": 4000, "election_max_ms": 5000, "quorum_loss_ms": 4000}
-    await fuzz_by_strangers(tmp_path / "strangers", recorded, seed, 20_000, **patience)
-    await fuzz_by_a_member(tmp_path / "member", recorded, seed, 100_000, **patience)
+    await fuzz_by_strangers(tmp_path / "strangers", recorded, seed, 20_000, **PATIENCE)
+    await fuzz_by_a_member(tmp_path / "member", recorded, seed, 100_000, **PATIENCE)
     await drive(tmp_path / "driven", recorded, seed, 850_000)
