@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -64,7 +65,8 @@ async def take(engine: Engine, timeout_s: float = 60.0) -> Backup:
 def restore(source: Path, data_dir: Path, node_id: str, cluster_name: str) -> Head:
     """Make the data directory of one node of a new cluster from a backup; every node of it needs one, from the same backup.
 
-    Raises RestoreRefused when the directory holds something, LogDamaged when the backup is not sound; then nothing is left behind.
+    Raises RestoreRefused when the directory holds something, LogDamaged when the backup is not sound, OSError when it cannot be
+    written; then nothing is left behind, and it can be tried again.
     """
     if data_dir.exists() and any(data_dir.iterdir()):
         raise RestoreRefused(f"{data_dir} is not empty: a restored node begins with a directory of its own")
@@ -72,15 +74,14 @@ def restore(source: Path, data_dir: Path, node_id: str, cluster_name: str) -> He
         raise RestoreRefused(f"{source} is not a file")
     reader = snapshots.Reader(Disk(source.parent), source.name)
     head = _of_a_new_cluster(reader.head, _cluster_id(source, cluster_name))
-    disk = Disk(data_dir / "snapshots")
     try:
-        snapshots.write(disk, "writing.part", head, reader.pieces(), lambda: None)
-    except LogDamaged:
-        disk.remove("writing.part")
-        disk.directory.rmdir()
+        snapshots.write(Disk(data_dir / "snapshots"), "writing.part", head, reader.pieces(), lambda: None)
+        # Last, because a directory without it belongs to a node that has promised nothing and must not vote.
+        Identity(1, node_id, cluster_name, "", True).store(Disk(data_dir))
+    except BaseException:
+        for left in data_dir.iterdir() if data_dir.is_dir() else ():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         raise
-    # Last, because a directory without it belongs to a node that has promised nothing and must not vote.
-    Identity(1, node_id, cluster_name, "", True).store(Disk(data_dir))
     return head
 
 

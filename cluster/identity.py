@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from cluster.disk import Disk
 from cluster.errors import LogDamaged
+
+log = logging.getLogger("quorumq.cluster")
 
 _FILE = "identity.json"
 
@@ -53,6 +59,53 @@ def load(disk: Disk, node_id: str, cluster_name: str) -> Identity:
             f"the data directory belongs to cluster {held.cluster_name!r}, this node's is {cluster_name!r}"
         )
     return held
+
+
+class IdentityFile:
+    """The identity in force, and the file it was read from. Changes are written one after the other, none over another."""
+
+    def __init__(self, disk: Disk, held: Identity) -> None:
+        self._disk = disk
+        self._changes: deque[tuple[dict[str, Any], Callable[[Exception | None], None]]] = deque()
+        self.held = held
+
+    def write(self, done: Callable[[Exception | None], None], **changes: Any) -> None:
+        """Write a changed identity, and put it in force when it is durable; not at all when it cannot be written."""
+        self._changes.append((changes, done))
+        if len(self._changes) == 1:
+            self._write()
+
+    def _write(self) -> None:
+        changes, done = self._changes[0]
+        changed = msgspec.structs.replace(self.held, **changes)
+
+        def written(result: None, error: Exception | None) -> None:
+            self._changes.popleft()
+            if error is not None:
+                log.error("%s could not be written: %s", _FILE, error)
+            else:
+                self.held = msgspec.structs.replace(self.held, **changes)
+            if self._changes:
+                self._write()
+            done(error)
+
+        self._disk.run(lambda: changed.store(self._disk), written)
+
+    async def keep(self, **changes: Any) -> None:
+        """The same, and wait until it is written or has failed."""
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: Exception | None) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        self.write(done, **changes)
+        await ended
+
+    def remember_cluster(self, cluster_id: str) -> None:
+        """The log names the cluster: known at once, and written for the next start. The log holds it if that fails."""
+        self.held = msgspec.structs.replace(self.held, cluster_id=cluster_id)
+        self.write(lambda error: None)
 
 
 class Probation:

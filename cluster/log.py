@@ -16,6 +16,7 @@ import logging
 import struct
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, overload
 
@@ -145,6 +146,7 @@ class Log:
         self._group: tuple[bytes, bytes | None, int, int] | None = None
         self._commit_written = 0
         self._segments: list[_Segment] = []
+        self._removable: deque[str] = deque()
         self._file: AppendFile | None = None
         self._groups = 0
         self._read()
@@ -348,6 +350,17 @@ class Log:
                 break
         return result
 
+    def before_tail(self, index: int, entries: int, bytes_max: int) -> int:
+        """Where the last `entries` entries up to `index` begin, or fewer of them that pass `bytes_max`: the index before these."""
+        base = self._entries[0][1]
+        keep = max(index - entries, base)
+        size = 0
+        for position in range(index - base, keep - base, -1):
+            size += len(self._entries[position][0])
+            if size > bytes_max:
+                return base + position
+        return keep
+
     def first_index_of_term(self, index: int) -> int:
         """The lowest index held whose entries up to `index` all have the term of entry `index`."""
         base = self._entries[0][1]
@@ -377,17 +390,19 @@ class Log:
         self.bytes -= sum(len(entry[0]) for entry in self._entries[:position]) + len(kept[0])
         self._entries[: position + 1] = [(_NO_OP, kept[1], kept[2])]
         self.memberships = [entry for entry in self.memberships if entry[1] > index]
-        removable: list[str] = []
+        before = len(self._removable)
         # A segment that is not on disk yet cannot take an older one's place: its first write may still fail.
         while len(self._segments) > 1 and self._segments[1].size and self._segments[1].prev_index <= index:
-            removable.append(self._segments.pop(0).name)
-        if removable:
+            self._removable.append(self._segments.pop(0).name)
+        if len(self._removable) > before:
+            self._disk.run(self._remove, self._removed)
 
-            def remove() -> None:
-                for name in removable:
-                    self._disk.remove(name)
-
-            self._disk.run(remove, self._removed)
+    def _remove(self) -> None:
+        # The oldest first, and none before it is gone: a gap in the row of segments would look like a lost one. What
+        # cannot be removed now is tried again when further ones can go.
+        while self._removable:
+            self._disk.remove(self._removable[0])
+            self._removable.popleft()
 
     def _removed(self, result: None, error: Exception | None) -> None:
         if error is not None:
@@ -457,8 +472,9 @@ class Log:
 
     def _written(self, seconds: float | None, error: Exception | None) -> None:
         self._writing = False
-        self.on_synced(seconds or 0.0)
         assert self._group is not None
+        if seconds is not None:
+            self.on_synced(seconds)
         if error is not None:
             first = self.failure is None
             self.failure = error

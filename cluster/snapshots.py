@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NoReturn, Protocol
 
 import msgspec
@@ -151,10 +151,11 @@ def verify(disk: SnapshotDisk, name: str) -> Head:
     return reader.head
 
 
-def prune(disk: SnapshotDisk) -> None:
-    """Remove all but the newest two."""
+def prune(disk: SnapshotDisk, needed: Collection[str]) -> None:
+    """Remove all but the newest two and those `needed`."""
     for name in newest(disk)[_KEPT:]:
-        disk.remove(name)
+        if name not in needed:
+            disk.remove(name)
 
 
 class Forked:
@@ -303,6 +304,8 @@ class Receiver:
         self._disk = disk
         self._send = send
         self._install = install
+        # What is under way, and from whom: images of two nodes may differ though they are of the same state.
+        self._peer = ""
         self._name = ""
         self._size = 0
         self._held = 0
@@ -318,10 +321,14 @@ class Receiver:
             raise ValueError("not a snapshot's name")
         if self._busy:
             return
-        if name != self._name:
-            self._drop()
-            self._disk.remove(_RECEIVING)
-            self._name, self._size, self._held = name, size, 0
+        if (peer, name, size) != (self._peer, self._name, self._size):
+            self._give_up()
+            try:
+                self._disk.remove(_RECEIVING)
+            except OSError as error:
+                log.error("cannot begin to take in a snapshot: %s", error)
+                return
+            self._peer, self._name, self._size, self._held = peer, name, size, 0
         if self._held >= self._size > 0:
             self._finish(peer)
             return
@@ -329,11 +336,16 @@ class Receiver:
 
     def piece(self, peer: str, message: dict[str, Any]) -> None:
         """A piece: kept when it is the next one."""
-        if message["name"] != self._name or message["offset"] != self._held or self._busy:
+        if (peer, message["name"], message["offset"]) != (self._peer, self._name, self._held) or self._busy:
             return
         data = message["data"]
         if self._file is None:
-            self._file = self._disk.append(_RECEIVING)
+            try:
+                self._file = self._disk.append(_RECEIVING)
+            except OSError as error:
+                log.error("cannot keep a piece of a snapshot: %s", error)
+                self._give_up()
+                return
         file = self._file
         self._held += len(data)
         held, name, whole = self._held, self._name, self._held >= self._size
@@ -342,10 +354,11 @@ class Receiver:
             file.write(data)
 
         def done(result: None, error: Exception | None) -> None:
+            if self._file is not file:
+                return  # it was given up, or is being finished
             if error is not None:
                 log.error("cannot keep a piece of a snapshot: %s", error)
-                self._drop()
-                self._name = ""
+                self._give_up()
             elif whole:
                 self._finish(peer)
             else:
@@ -390,10 +403,12 @@ class Receiver:
             self._said_at = now
             self._send(*self._finishing)
 
-    def _drop(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _give_up(self) -> None:
+        self._name = ""
+        file, self._file = self._file, None
+        if file is not None:
+            # After the pieces that are still to be written to it: its handle may be another file's once it is closed.
+            self._disk.run(file.close, lambda result, error: None)
 
 
 class Policy:
@@ -415,7 +430,11 @@ class Policy:
         grown = (
             bytes_appended - self._bytes_at_last >= self._log_bytes or applied_index - self.index >= self._log_entries
         )
-        return grown and applied_index > self.index and now >= self._not_before
+        return grown and applied_index > self.index and self.may(now)
+
+    def may(self, now: float) -> bool:
+        """Whether the last attempt is long enough ago for another one."""
+        return now >= self._not_before
 
     def taken(self, index: int, bytes_appended: int) -> None:
         """A snapshot at `index` is in place."""

@@ -40,7 +40,7 @@ class Certificates:
         try:
             found = [path.stat() for path in (self._cert, self._key, self._authority)]
         except OSError as error:
-            raise BadCertificates(f"{error.filename} cannot be read: {error.strerror}") from None
+            raise BadCertificates(f"{error.filename} (PEER_TLS_…) cannot be read: {error.strerror}") from None
         return tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in found)
 
     def _load(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -53,11 +53,12 @@ class Certificates:
             try:
                 context.load_cert_chain(self._cert, self._key, password=_no_password)
             except (OSError, ValueError) as error:
-                raise BadCertificates(f"{self._cert} and {self._key} cannot be used: {reason(error)}") from None
+                files = f"PEER_TLS_CERT {self._cert} and PEER_TLS_KEY {self._key}"
+                raise BadCertificates(f"{files} cannot be used: {reason(error)}") from None
             try:
                 context.load_verify_locations(self._authority)
             except (OSError, ValueError) as error:
-                raise BadCertificates(f"{self._authority} cannot be used: {reason(error)}") from None
+                raise BadCertificates(f"PEER_TLS_CA {self._authority} cannot be used: {reason(error)}") from None
         return server, client
 
     def refresh(self) -> bool:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from cluster.engine import Status
     from cluster.errors import ClusterError
     from cluster.membership import Membership
+    from cluster.status import Status
 
 
 class Engine(Protocol):

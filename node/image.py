@@ -16,7 +16,7 @@ import msgspec
 from node.state.job import ACTIVE, COMPLETED, DEFAULT, DELAYED, FAILED, WAITING, WAITING_CHILDREN, Job, LogLine
 from node.state.outcomes import Outcome, weight_of
 from node.state.pusher import Pusher
-from node.state.queue import GroupSettings, Queue, QueueCounters, QueueSettings
+from node.state.queue import GroupSettings, Queue, QueueCounters, QueueSettings, Sums
 from node.state.schedule import Cron, Following
 from node.state.state import Remembered, State, weight
 from node.state.webhook import Delivery, Webhook
@@ -31,12 +31,15 @@ _LENGTH_BYTES = 4
 _JOBS_PER_STEP = 1000
 
 
-class ImageDamaged(Exception):
+class ImageDamaged(ValueError):
     """The bytes are not an image, or not all of it, or of a version that this program cannot read."""
 
 
 class Header(msgspec.Struct, tag="header", gc=False):
-    """What is not in any queue. remembered: ids of completed jobs whose records are gone, oldest first."""
+    """What is not in any queue. remembered: ids of completed jobs whose records are gone, oldest first.
+
+    gone: what went through queues that are no more.
+    """
 
     version: int
     index: int
@@ -49,6 +52,7 @@ class Header(msgspec.Struct, tag="header", gc=False):
     jobs: int
     remembered: list[str] = []
     grace_until: int = 0
+    gone: Sums = msgspec.field(default_factory=Sums)
 
 
 class QueuePiece(msgspec.Struct, tag="queue", gc=False):
@@ -156,6 +160,7 @@ def write(state: State, index: int, digest: bytes) -> Iterator[bytes]:
             jobs=len(state.jobs),
             remembered=state.remembered.ids(),
             grace_until=state.grace_until,
+            gone=state.gone,
         )
     )
     for queue in state.queues.values():
@@ -280,6 +285,7 @@ def reading(pieces: Iterable[bytes]) -> Generator[None, None, tuple[State, int, 
     state.now_ms, state.seq, state.fence = header.now_ms, header.seq, header.fence
     state.endings, state.mark = header.endings, header.mark
     state.grace_until = header.grace_until
+    state.gone = header.gone
     state.remembered = Remembered(header.remembered)
     queue: Queue | None = None
     for piece in frames:

@@ -32,7 +32,7 @@ from node.state.job import COMPLETED, Job
 from node.waiters import Waiters
 
 if TYPE_CHECKING:
-    from cluster.engine import Status
+    from cluster.status import Status
     from node.config import NodeConfig
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Node:
         self.scheduler = Scheduler(engine, machine, self.batcher, clock)
         allow_private = config is not None and config.webhook_allow_private == "true"
         self.deliveries = Deliveries(engine, machine, self.batcher, allow_private=allow_private)
-        self.spreader = Spreader(engine, machine, self.batcher)
+        self.spreader = Spreader(engine, machine, self.batcher, clock)
         self.pushing = None if render is None else self._pushing(config, clock, render)
         self.shutdown_s = 0.0 if config is None else config.shutdown_timeout_ms / 1000
         self._clock = clock

@@ -59,8 +59,8 @@ async def record(directory: Path) -> Recorded:
                 node = f"n{number % 3 + 1}"
                 await cluster.write(node, b"%d" % number * (1 + number * 20))
                 await fresh(cluster.engines[node])
-            recorded.cluster_id = cluster.leader.cluster_id()
-            await cluster.leader.transfer_leadership()
+            recorded.cluster_id = (await cluster.led()).cluster_id()
+            await (await cluster.led()).transfer_leadership()
             await cluster.write("n1", b"after")
             follower = cluster.follower().node_id
             await cluster.stop(follower)
@@ -74,7 +74,7 @@ async def record(directory: Path) -> Recorded:
             await fresh(cluster.engines[follower])
             # Wiped, it does not vote at once, and without its vote there would be no leader after this one.
             await until(lambda: cluster.engines[follower]._raft.may_vote)
-            await cluster.stop(cluster.leader.node_id)
+            await cluster.stop((await cluster.led()).node_id)
             await until(lambda: any(engine.is_leader for engine in cluster.engines.values()))
     return recorded
 

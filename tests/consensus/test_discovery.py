@@ -202,12 +202,13 @@ async def test_a_node_that_joins_becomes_a_member_as_one_with_a_list_does(tmp_pa
         cluster.engines["n4"] = engine
         await until(lambda: "`quorumq members add n4 127.0.0.1:" in engine.status().ready_reason)
         await until(lambda: bool(cluster.leader.status().cluster_id) and cluster.leader._raft.membership_settled)
-        await cluster.leader.change_members("add", "n4", cluster.peers["n4"])
+        await (await cluster.led()).change_members("add", "n4", cluster.peers["n4"])
         await fresh(engine)
-        await until(lambda: not engine._probation)
-        await until(lambda: "n4" in cluster.leader._whole)
-        await cluster.leader.change_members("promote", "n4")
-        assert cluster.leader.status().members[3].voter
+        await until(lambda: not engine._presence.probation)
+        await until(lambda: "n4" in cluster.leader._presence.whole)
+        leader = await cluster.led()
+        await leader.change_members("promote", "n4")
+        assert leader.status().members[3].voter
         await cluster.write("n4", b"b")
 
 
@@ -217,8 +218,8 @@ async def test_members_that_moved_are_found_again(tmp_path: Path) -> None:
         await cluster.write("n1", b"a")
         await until(lambda: all(engine.status().ready for engine in cluster.engines.values()))
     old = dict(cluster.peers)
-    cluster.peers = Cluster(tmp_path).peers
-    assert set(old.values()).isdisjoint(cluster.peers.values())
+    spare = Cluster(tmp_path, 2 * len(old)).peers.values()
+    cluster.peers = dict(zip(old, (address for address in spare if address not in old.values()), strict=False))
     async with running(cluster):
         await cluster.write("n2", b"b")
         for node in cluster.peers:
@@ -249,7 +250,7 @@ async def test_a_stranger_without_the_secret_is_not_found(tmp_path: Path, caplog
 async def test_a_start_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     cluster = Found(tmp_path)
     async with running(cluster):
-        await until(lambda: any(engine._identity.founders for engine in cluster.engines.values()))
+        await until(lambda: any(engine._identity.held.founders for engine in cluster.engines.values()))
         for node in list(cluster.engines):
             await cluster.stop(node)
         await asyncio.gather(*(cluster.start(node) for node in cluster.peers))

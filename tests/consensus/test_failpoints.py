@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
+import os
 import random
 import re
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from cluster.engine import Engine, Surroundings
+from cluster.engine import Engine
+from cluster.surroundings import Surroundings
 from tests.consensus.counting import Recorder
 from tests.consensus.disks import MemoryDisk, MemoryFile, _Handle
 from tests.consensus.test_engine import Cluster, fresh, until, write
@@ -247,6 +250,49 @@ async def test_a_lone_node_that_crashed_has_all_that_was_acknowledged(
                 assert cluster.applied("n1")[-1] == b"afterwards"
             finally:
                 await cluster.close()
+
+
+class Failing(Machine):
+    """A computer whose disk refuses one step, once or a few times, when it has done that step before."""
+
+    def __init__(self, point: str, times: int) -> None:
+        super().__init__()
+        self.point = point
+        self.armed = False
+        self.failures = [errno.ENOSPC] * times
+        self.seen = 0
+
+    def _step(self, step: str) -> None:
+        if self.armed and step == self.point:
+            self.seen += 1
+            if self.seen > 1 and self.failures:
+                code = self.failures.pop()
+                raise OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("point", [point for point in [*SNAPSHOT, *COMPACTION] if point.startswith("before")])
+async def test_a_step_on_the_disk_that_fails_loses_nothing_and_stops_nobody(
+    tmp_path: Path, point: str, times: int
+) -> None:
+    cluster = OnMachines(tmp_path, 1)
+    machine = cluster.machines["n1"] = Failing(point, times)
+    try:
+        await cluster.start()
+        await fresh(cluster.engines["n1"])
+        machine.armed = True
+        count = 0
+        while count < 60 or machine.failures:
+            await cluster.write("n1", payload(count))
+            count += 1
+        assert not cluster.engines["n1"].failed.done()
+        machine.armed = False
+        await cluster.stop("n1", transfer=True)
+        await cluster.start()
+        await fresh(cluster.engines["n1"])
+        assert cluster.applied("n1") == [payload(number) for number in range(count)]
+    finally:
+        await cluster.close()
 
 
 class Followed:

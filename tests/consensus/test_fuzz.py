@@ -19,19 +19,18 @@ from typing import Any
 import pytest
 
 from cluster import codec, messages
-from cluster.engine import Engine, Surroundings
+from cluster.engine import Engine
 from cluster.log import Log
 from cluster.raft import Raft
 from cluster.replica import Batch, Replica, encode_batches
-from cluster.transport import PROTOCOL, _proof, frame
+from cluster.surroundings import Surroundings
+from cluster.transport import PROTOCOL, Listener, _proof, frame
 from tests.consensus.counting import Recorder
 from tests.consensus.disks import MemoryDisk
 from tests.consensus.mutate import Mutator, Recorded, record
-from tests.consensus.test_engine import Cluster, fresh, running, until
+from tests.consensus.test_engine import PATIENCE, Cluster, fresh, running, until
 
 SECRET = "known"
-# On a busy machine a process may not run for a second: that shall not look like a leader that is gone.
-PATIENCE = {"election_min_ms": 4000, "election_max_ms": 5000, "quorum_loss_ms": 4000}
 # What a member may say without being believed more than itself. A sound message of another kind can rewrite history when it
 # is a lie, which Raft does not defend against.
 HARMLESS = {
@@ -248,7 +247,7 @@ class Alone(Surroundings):
     def lock(self, directory: Path) -> None:
         return None
 
-    def links(self, config: Any, listener: Engine) -> Any:
+    def links(self, config: Any, listener: Listener) -> Any:
         return self
 
     def random_bits(self, bits: int) -> int:
@@ -292,7 +291,7 @@ class Driven:
         await self.engine.start()
         for peer in ("n2", "n3"):
             self.engine.message_received(peer, {"type": "present", "term": 0, "history": False, "whole": True})
-        self.engine._drive()
+        self.engine._driver.drive()
         await until(lambda: self.raft.may_vote)
         for peer in ("n2", "n3"):
             self.engine.peer_up(peer)
@@ -323,7 +322,7 @@ class Driven:
 
     def acknowledge(self) -> None:
         """Both others hold all that is here."""
-        self.engine._drive()
+        self.engine._driver.drive()
         for peer in ("n2", "n3"):
             self.receive(
                 peer,
@@ -335,7 +334,7 @@ class Driven:
                     "success": True,
                 },
             )
-        self.engine._drive()
+        self.engine._driver.drive()
 
     def whole(self) -> None:
         """Neither stopped, nor of two minds: the log in memory is the one on the disk, without gaps."""
@@ -370,7 +369,7 @@ async def drive(directory: Path, recorded: Recorded, seed: int, count: int) -> N
                 except ValueError:
                     continue
                 driven.receive(peer, message)
-                driven.engine._drive()
+                driven.engine._driver.drive()
                 if driven.raft.is_leader and mutator.rng.random() < 0.1:
                     driven.raft.propose(b"\x93\x00\x01\x90")
                     driven.acknowledge()
@@ -470,8 +469,11 @@ def test_an_entry_that_cannot_be_read_is_skipped_whatever_it_holds(entry: Any) -
     assert replica.machine.applied == [b"sound"]  # type: ignore[attr-defined]
 
 
-def test_every_message_that_is_acted_upon_is_checked_first() -> None:
-    handled = set(Engine._HANDLERS) | {name[4:] for name in vars(Raft) if name.startswith("_on_")}
+async def test_every_message_that_is_acted_upon_is_checked_first(tmp_path: Path) -> None:
+    driven = Driven(tmp_path, "f" * 32)
+    await driven.start()
+    handled = set(driven.engine._handlers) | {name[4:] for name in vars(Raft) if name.startswith("_on_")}
+    await driven.engine.stop(transfer=False)
     assert handled == set(messages.FIELDS)
 
 

@@ -135,6 +135,27 @@ def test_compaction_drops_memory_and_whole_segments() -> None:
     assert again[41 - again.base_index :] == log[1:]
 
 
+def test_a_segment_that_cannot_be_removed_leaves_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, disk = a_log()
+    fill(log, 60)
+    remove, failures = disk.remove, [1]
+
+    def sometimes(name: str) -> None:
+        if failures:
+            raise OSError(failures.pop(), name)
+        remove(name)
+
+    monkeypatch.setattr(disk, "remove", sometimes)
+    log.compact(30)
+    assert not failures
+    fill(log, 120)
+    log.compact(90)
+    again, _ = a_log(disk)
+    assert entries(again)[-30:] == entries(log)
+    # And what stayed behind is gone by now.
+    assert again.segments == log.segments
+
+
 def test_compaction_over_an_overwritten_tail_still_reads_back() -> None:
     """A segment that begins above the point to which its own first entries go back."""
     log, disk = a_log()
@@ -236,11 +257,15 @@ def test_a_failed_write_promises_nothing_and_is_made_good(code: int) -> None:
     failures: list[Exception] = []
     log.on_failure = failures.append
     fill(log, 5)
+    synced: list[float] = []
+    log.on_synced = synced.append
     disk.fail_writes = code
     fill(log, 8)
     assert log.durable_index == 5 and len(failures) == 1 and log.failure is not None
     log.retry()
     assert log.durable_index == 5 and len(failures) == 1
+    # What failed is no sync, and no figure of how fast the disk is.
+    assert synced == []
     disk.fail_writes = None
     log.retry()
     assert log.failure is None

@@ -20,7 +20,10 @@ from tests.simulation.world import World
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/simulate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="scripts/simulate",
+        description="Simulate a cluster under faults from each seed; print a line for each that fails, with the command that replays it.",
+    )
     parser.add_argument("--seeds", default="0:20", metavar="A:B", help="seeds A up to, and without, B")
     parser.add_argument("--nodes", type=int, default=3, choices=(1, 3, 5))
     parser.add_argument("--profile", default="rough", choices=sorted(PROFILES))

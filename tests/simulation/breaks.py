@@ -8,6 +8,8 @@ from typing import Any
 from unittest import mock
 
 from cluster import log as log_module
+from cluster import recovery
+from cluster.config import ClusterConfig
 from cluster.engine import Engine
 from cluster.log import Log
 from cluster.raft import Raft, _Outbox
@@ -81,15 +83,15 @@ def log_checksum() -> Any:
 
 def snapshot_log_reconcile() -> Any:
     """As shipped: the log is cleared when it does not begin where the snapshot ends (finding 3)."""
-    original = Engine._open_log
+    original = recovery.recover
 
-    def clear(self: Engine) -> None:
-        original(self)
-        if self._snapshot_name and self._log.base_index != self._policy.index:
-            term = self._log.term_at(self._policy.index)
-            self._log.reset(self._policy.index, term or 0)
+    def clear(config: ClusterConfig, log_disk: Any, snapshot_disk: Any, replica: Replica) -> tuple[Log, str, int]:
+        journal, name, index = original(config, log_disk, snapshot_disk, replica)
+        if name and journal.base_index != index:
+            journal.reset(index, journal.term_at(index) or 0)
+        return journal, name, index
 
-    return mock.patch.object(Engine, "_open_log", clear)
+    return mock.patch.object(recovery, "recover", clear)
 
 
 def exactly_once() -> Any:
@@ -117,7 +119,7 @@ def wiped_vote() -> Any:
     """A node with an empty disk votes at once."""
 
     def whole_at_once(self: Engine) -> bool:
-        self._identity.whole = True
+        self._identity.held.whole = True
         return False
 
     return mock.patch.object(Engine, "_probation_needed", whole_at_once)

@@ -193,7 +193,7 @@ def test_a_removal_is_refused_when_one_of_those_left_has_lost_its_disk_unheard()
         await world.all_start()
         leader = await world.leader()
         gone, lost = (name for name in world.founders if name != leader.node_id)
-        await world.until("all are whole", lambda: {gone, lost} <= leader._whole)
+        await world.until("all are whole", lambda: {gone, lost} <= leader._presence.whole)
         world.cut_off(lost)
         world.crash(lost, wipe=True)
         world.hosts[lost].whole = False

@@ -12,8 +12,10 @@ from typing import Any
 import cluster.raft
 from cluster import snapshots
 from cluster.config import ClusterConfig
-from cluster.engine import Engine, Surroundings
+from cluster.engine import Engine
 from cluster.errors import ClusterError, LogDamaged, Removed
+from cluster.surroundings import Surroundings
+from cluster.transport import Listener
 from node.machine import Machine
 from node.node import Node, Once
 from node.operations.adding import AddJobs
@@ -91,7 +93,7 @@ class _SimSurroundings(Surroundings):
     def lock(self, directory: Path) -> None:
         return None
 
-    def links(self, config: ClusterConfig, listener: Engine) -> Any:
+    def links(self, config: ClusterConfig, listener: Listener) -> Any:
         return SimLinks(self._world.network, self._host.process, config, listener)
 
     def snapshot_writer(self) -> snapshots.Writer:
@@ -245,7 +247,7 @@ class World:
             violation = Violation("no node stops by itself", f"{name}: {type(error).__name__}: {error}")
             self.checks.first_violation = self.checks.first_violation or violation
         host.process.dead = True
-        host.engine._stopped = True
+        host.engine._driver.stopped = True
         host.node = host.engine = None
         self.network.leave(name)
         for key in sorted(host.disks):
@@ -482,7 +484,7 @@ class World:
         self.loop.call_later(after_s, lambda: self.loop.create_task(self._start_checked(name)))
 
     async def _start_checked(self, name: str) -> None:
-        if not self.hosts[name].disks["log"].files and name not in self.members():
+        if not self.hosts[name].disks["log"].files and name not in (self.members() or self.founders):
             return  # it was retired meanwhile
         try:
             await self.start(name)
@@ -514,7 +516,7 @@ class World:
 
     @staticmethod
     def _whole(host: Host) -> bool:
-        if host.engine is not None and host.up and host.engine._identity.whole:
+        if host.engine is not None and host.up and host.engine._identity.held.whole:
             host.whole = True
         return host.whole
 

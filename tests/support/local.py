@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cluster.engine import Member, Status
 from cluster.errors import ClusterError, NotApplied, Unavailable
 from cluster.membership import ChangeRefused, Membership, Seat
 from cluster.metrics import Metrics
+from cluster.status import Member, Status
 
 
 class LocalEngine:

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from api.http import Call, Invalid, Reply, grouped, plain
-from cluster.engine import Member
 from cluster.membership import ChangeRefused
+from cluster.status import Member
 from node.config import NODE_ID, split_address
 
 from .reading import read

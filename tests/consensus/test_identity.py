@@ -1,0 +1,50 @@
+"""What a data directory says of its owner: changes that come together, and writes that fail."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from cluster import identity
+from cluster.identity import IdentityFile
+from tests.consensus.disks import MemoryDisk
+
+
+def made(disk: Any) -> IdentityFile:
+    return IdentityFile(disk, identity.load(disk, "n1", "test"))
+
+
+def test_changes_that_come_together_are_all_on_the_disk() -> None:
+    disk = MemoryDisk(immediate=False)
+    file = made(disk)
+    ended: list[Exception | None] = []
+    # The probation of a first start ends, and the log names the cluster before that is written.
+    file.write(ended.append, whole=True)
+    file.remember_cluster("c" * 32)
+    file.write(ended.append, founders=["n1", "n2"])
+    assert file.held.cluster_id == "c" * 32 and not file.held.whole
+    while disk.step():
+        pass
+    assert ended == [None, None]
+    held: Any = disk
+    stored = identity.load(held, "n1", "test")
+    assert stored == file.held
+    assert (stored.whole, stored.cluster_id, stored.founders) == (True, "c" * 32, ["n1", "n2"])
+
+
+def test_a_change_that_cannot_be_written_is_not_in_force_and_does_not_keep_others_back() -> None:
+    disk = MemoryDisk(immediate=False)
+    file = made(disk)
+    ended: list[Exception | None] = []
+    disk.fail_writes = errno.ENOSPC
+    file.write(ended.append, whole=True)
+    file.write(ended.append, founders=["n1"])
+    disk.step()
+    disk.fail_writes = None
+    while disk.step():
+        pass
+    assert isinstance(ended[0], OSError) and ended[1] is None
+    held: Any = disk
+    stored = identity.load(held, "n1", "test")
+    assert stored == file.held
+    assert (stored.whole, stored.founders) == (False, ["n1"])
