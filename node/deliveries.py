@@ -24,6 +24,7 @@ from cluster.errors import ClusterError
 from node.addresses import literal, refused_address
 from node.batching import Batcher
 from node.engine import Engine
+from node.leading import LeaderDuty
 from node.machine import Entry, Machine
 from node.operation import Operation
 from node.operations.webhooks import NoteDelivered, NoteUndeliverable
@@ -91,7 +92,7 @@ class CheckedResolver(AbstractResolver):
         """Nothing is held."""
 
 
-class Deliveries:
+class Deliveries(LeaderDuty):
     """Delivers while this node leads.
 
     retry_after_s: waits before the retries; when all have failed, the delivery is given up.
@@ -107,22 +108,12 @@ class Deliveries:
         timeout_s: float = CALL_TIMEOUT_S,
         retry_after_s: tuple[float, ...] = RETRY_AFTER_S,
     ) -> None:
-        self._engine = engine
-        self._machine = machine
-        self._batcher = batcher
+        super().__init__(engine, machine, batcher)
         self._resolver = CheckedResolver(allow_private=allow_private)
         self._timeout_s = timeout_s
         self._retry_after_s = retry_after_s
-        self._leads = False
-        self._stopped = False
         self._session: aiohttp.ClientSession | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    def start(self) -> None:
-        """Follow the node's role from now on."""
-        self._machine.listen(self._on_entry)
-        self._engine.on_role_change(self._on_role_change)
-        self._on_role_change(self._engine.is_leader)
 
     async def stop(self) -> None:
         """Deliver no more; what is under way is cut off and will be delivered by the next leader."""
@@ -133,17 +124,15 @@ class Deliveries:
             await self._session.close()
 
     def _on_role_change(self, leads: bool) -> None:
-        self._leads = leads
-        if leads:
-            self._look()
-        else:
+        super()._on_role_change(leads)
+        if not leads:
             self._halt()
 
     def _on_entry(self, entry: Entry) -> None:
         if self._leads and self._machine.state.webhooks.waiting:
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Start a task for each webhook that has something to get and has none."""
         if self._stopped or not self._leads or not self._engine.is_leader:
             return
@@ -165,10 +154,10 @@ class Deliveries:
             loop = asyncio.get_running_loop()
             if not task.cancelled() and task.exception() is not None:
                 log.error("deliveries of webhook %s ended", webhook_id, exc_info=task.exception())
-                loop.call_later(AFTER_BUG_S, self._look)
+                loop.call_later(AFTER_BUG_S, self.look)
             else:
                 # Something may have come while the task was ending, or this node leads again.
-                loop.call_soon(self._look)
+                loop.call_soon(self.look)
 
         return ended
 

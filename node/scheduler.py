@@ -6,19 +6,17 @@ leader any more, does no harm. Every node has one, only the leader's runs.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cluster.errors import ClusterError
 from node.batching import Batcher
 from node.crontime import InvalidSchedule, next_due_ms
 from node.engine import Engine
+from node.leading import TimedDuty
 from node.machine import Entry, Machine
 from node.operation import Operation
 from node.operations.schedules import CronFire, FireCrons, FollowJobs
-from node.refusals import Refusal
 from node.state.schedule import SKIP, Cron, Schedule
 
 log = logging.getLogger("quorumq.scheduler")
@@ -30,79 +28,40 @@ FIRES_MAX = 500
 # What did not get through, or what the log's clock has not reached yet, is tried again after this long.
 AGAIN_S = 0.05
 BEHIND_S = 0.005
-TIMEOUT_S = 5.0
 # A cron whose expression this node cannot work out is left alone for this long; another leader may know better.
 ASIDE_MS = 60_000
 
 
-class Scheduler:
+class Scheduler(TimedDuty):
     """Fires crons and times repeating jobs while this node leads."""
 
+    again_s = AGAIN_S
+
     def __init__(self, engine: Engine, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
-        self._engine = engine
-        self._machine = machine
-        self._batcher = batcher
-        self._clock = clock
-        self._leads = False
-        self._stopped = False
-        self._under_way: asyncio.Future[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ms = 0
+        super().__init__(engine, machine, batcher, clock)
         self._aside: dict[str, int] = {}
 
-    def start(self) -> None:
-        """Follow the node's role from now on."""
-        self._machine.listen(self._on_entry)
-        self._engine.on_role_change(self._on_role_change)
-        self._on_role_change(self._engine.is_leader)
-
-    def stop(self) -> None:
-        """Fire no more."""
-        self._stopped = True
-        self._sleep_until(0)
-
     def _on_role_change(self, leads: bool) -> None:
-        self._leads = leads
         self._aside.clear()
-        if leads:
-            self._look()
-        else:
-            self._sleep_until(0)
+        super()._on_role_change(leads)
 
     def _on_entry(self, entry: Entry) -> None:
-        # Runs after every entry, so it asks for no more than whether something is new.
         if self._leads and self._under_way is None:
             schedule = self._machine.state.schedule
             if schedule.following or schedule.first_due != self._timer_ms:
-                self._look()
+                self.look()
 
-    # -- What is due
-
-    def _look(self) -> None:
-        """Submit what is due, else sleep until something is."""
-        if not self._leads or self._stopped or self._under_way is not None:
-            return
+    def _due(self) -> Operation | None:
         schedule = self._machine.state.schedule
-        now_ms = self._now_ms()
-        operation: Operation | None = None
         if schedule.following:
-            operation = self._follow(schedule)
-        elif schedule.first_due and schedule.first_due <= now_ms:
+            return self._follow(schedule)
+        now_ms = self._now_ms()
+        if schedule.first_due and schedule.first_due <= now_ms:
             fires = self._fires(schedule, now_ms)
-            operation = FireCrons(fires) if fires else None
-        if operation is None:
-            self._sleep_until(self._next_look(schedule))
-            return
-        self._sleep_until(0)
-        try:
-            self._under_way = self._batcher.submit(operation, _count, TIMEOUT_S)
-        except ClusterError:
-            self._again(AGAIN_S)
-            return
-        self._under_way.add_done_callback(self._done)
-
-    def _now_ms(self) -> int:
-        return max(self._clock(), self._machine.state.now_ms)
+            if fires:
+                return FireCrons(fires)
+        self._sleep_until(self._next_look(schedule))
+        return None
 
     def _next_look(self, schedule: Schedule) -> int:
         """Return when the first cron is due that is not left alone; 0 for never."""
@@ -143,59 +102,32 @@ class Scheduler:
             jobs.append((following.id, due_ms))
         return FollowJobs(jobs)
 
-    # -- Coming back
-
-    def _done(self, future: asyncio.Future[int]) -> None:
-        self._under_way = None
-        error = None if future.cancelled() else future.exception()
-        if isinstance(error, ClusterError | Refusal):
-            log.debug("crons did not get through: %s", error)
-            self._again(AGAIN_S)
-        elif error is not None or (not future.cancelled() and future.result() == 0):
+    def _applied(self, reply: Any) -> None:
+        if reply.count == 0:
             # Nothing happened: the log's clock is behind this one, or others did it; asking at once would fill the log.
-            self._again(BEHIND_S if error is None else AGAIN_S)
+            self._sleep_for(BEHIND_S)
         else:
-            self._look()
-
-    def _sleep_until(self, due_ms: int) -> None:
-        if self._timer is not None:
-            if due_ms and due_ms == self._timer_ms:
-                return
-            self._timer.cancel()
-            self._timer = None
-        self._timer_ms = due_ms
-        if due_ms and not self._stopped:
-            wait_ms = max(due_ms - self._clock(), 1)
-            self._timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._wake)
-
-    def _again(self, after_s: float) -> None:
-        if not self._stopped:
-            self._sleep_until(0)
-            self._timer = asyncio.get_running_loop().call_later(after_s, self._wake)
-
-    def _wake(self) -> None:
-        self._timer = None
-        self._look()
+            self.look()
 
 
 def fires_of(cron: Cron, now_ms: int, limit: int) -> Iterator[CronFire]:
     """Yield the due times of a cron up to now, each with the one after it. Raises InvalidSchedule.
 
-    A time before the cron was set (its edge's clock was behind) only leads to the first one after.  Times that are too late
-    are taken together.
+    A time before the cron was set (its edge's clock was behind) only leads to the first one after; but of a repetition whoever
+    added it was told the id of the job of that time.  Times that are too late are taken together.
     """
     due_ms = cron.next_due
     while due_ms and due_ms <= now_ms and limit > 0:
         limit -= 1
-        if due_ms <= cron.set_at:
-            fire = CronFire(cron.name, due_ms, following_due(cron, due_ms, cron.set_at), push=False)
+        if due_ms <= cron.set_at and cron.key is None:
+            fire = CronFire(cron.name, due_ms, following_due(cron, due_ms, cron.set_at), push=False, set_by=cron.set_by)
         elif due_ms + LATE_MS <= now_ms:
             skips = cron.on_missed == SKIP
             next_ms = following_due(cron, due_ms, now_ms)
             missed = count_between(cron, due_ms, now_ms) + (1 if skips else 0)
-            fire = CronFire(cron.name, due_ms, next_ms, missed, not skips)
+            fire = CronFire(cron.name, due_ms, next_ms, missed, not skips, cron.set_by)
         else:
-            fire = CronFire(cron.name, due_ms, following_due(cron, due_ms, due_ms))
+            fire = CronFire(cron.name, due_ms, following_due(cron, due_ms, due_ms), set_by=cron.set_by)
         yield fire
         due_ms = fire.next_due_ms
 
@@ -228,9 +160,4 @@ def count_between(cron: Cron, due_ms: int, now_ms: int) -> int:
         if due_ms > now_ms:
             break
         count += 1
-    return count
-
-
-def _count(reply: Any) -> int:
-    count: int = reply.count
     return count

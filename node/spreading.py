@@ -7,19 +7,15 @@ depend on it: what may be taken is decided where a pull is applied.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from cluster.errors import ClusterError
 from node.batching import Batcher
 from node.engine import Engine
+from node.leading import TimedDuty
 from node.machine import Entry, Machine
 from node.operation import Operation
 from node.operations.pushers import AssignPushers, LeavePushing
-from node.refusals import Refusal
 from node.state.pusher import Pushers
-
-log = logging.getLogger("quorumq.spreading")
 
 # How often the leader looks who is there.
 LOOK_S = 0.2
@@ -35,7 +31,6 @@ STEADY_S = 120.0
 # Registrations that change hands in one operation.
 MOVES_MAX = 5_000
 AGAIN_S = 0.2
-TIMEOUT_S = 5.0
 
 
 class Presence:
@@ -73,76 +68,44 @@ class Presence:
         return self.up
 
 
-class Spreader:
+class Spreader(TimedDuty):
     """Spreads the registrations while this node leads."""
 
-    def __init__(self, engine: Engine, machine: Machine, batcher: Batcher) -> None:
-        self._engine = engine
-        self._machine = machine
-        self._batcher = batcher
-        self._leads = False
-        self._stopped = False
+    again_s = AGAIN_S
+
+    def __init__(self, engine: Engine, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
+        super().__init__(engine, machine, batcher, clock)
         self._presences: dict[str, Presence] = {}
         self._seen: tuple[Pushers | None, int] = (None, -1)
-        self._timer: asyncio.TimerHandle | None = None
-        self._under_way = False
         # For which registrations and which nodes there was nothing to do.
         self._settled: tuple[int, list[str]] = (-1, [])
 
-    def start(self) -> None:
-        """Follow the node's role from now on."""
-        self._machine.listen(self._on_entry)
-        self._engine.on_role_change(self._on_role_change)
-        self._on_role_change(self._engine.is_leader)
-
-    def stop(self) -> None:
-        """Spread no more."""
-        self._stopped = True
-        self._sleep(None)
-
     def _on_role_change(self, leads: bool) -> None:
-        self._leads = leads
         self._presences = {}
         self._settled = (-1, [])
-        if leads:
-            self._look()
-        else:
-            self._sleep(None)
+        super()._on_role_change(leads)
 
     def _on_entry(self, entry: Entry) -> None:
         pushers = self._machine.state.pushers
         if self._leads and (self._seen[1] != pushers.version or self._seen[0] is not pushers):
-            self._look()
+            self.look()
 
-    def _sleep(self, after_s: float | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if after_s is not None and self._leads and not self._stopped:
-            self._timer = asyncio.get_running_loop().call_later(after_s, self._look)
-
-    def _look(self) -> None:
-        """Have the registrations spread if they are not; look again in a while as long as there are any."""
+    def _due(self) -> Operation | None:
         pushers = self._machine.state.pushers
-        if self._stopped or not self._leads or not pushers.by_queue:
-            self._seen = pushers, pushers.version
-            self._sleep(None)
-            return
-        self._sleep(LOOK_S)
-        if self._under_way:
-            return
         self._seen = pushers, pushers.version
+        if not pushers.by_queue:
+            self._sleep_until(0)
+            return None
+        self._sleep_for(LOOK_S)
         up, gone = self._present(pushers)
         if gone:
-            self._submit(LeavePushing(gone[0]))
-            return
-        if self._settled == (pushers.version, up):
-            return
-        moved = moves(pushers, up)
-        if moved:
-            self._submit(AssignPushers(moved))
-        else:
+            return LeavePushing(gone[0])
+        if self._settled != (pushers.version, up):
+            moved = moves(pushers, up)
+            if moved:
+                return AssignPushers(moved)
             self._settled = pushers.version, up
+        return None
 
     def _present(self, pushers: Pushers) -> tuple[list[str], list[str]]:
         """Return the nodes that call endpoints: those that are up, and those that are no members any more."""
@@ -161,25 +124,6 @@ class Spreader:
             if presence.look(member.connected and not is_stuck, now):
                 up.append(node)
         return up, [node for node in pushers.nodes if node not in members]
-
-    def _submit(self, operation: Operation) -> None:
-        try:
-            future = self._batcher.submit(operation, _nothing, TIMEOUT_S)
-        except ClusterError:
-            self._sleep(AGAIN_S)
-            return
-        self._under_way = True
-        future.add_done_callback(self._done)
-
-    def _done(self, future: asyncio.Future[None]) -> None:
-        self._under_way = False
-        error = None if future.cancelled() else future.exception()
-        if error is None:
-            self._look()
-            return
-        if not isinstance(error, ClusterError | Refusal):
-            log.error("registrations could not be spread", exc_info=error)
-        self._sleep(AGAIN_S)
 
 
 def moves(pushers: Pushers, up: Iterable[str], limit: int = MOVES_MAX) -> dict[str, list[str]]:
@@ -219,7 +163,3 @@ def moves(pushers: Pushers, up: Iterable[str], limit: int = MOVES_MAX) -> dict[s
 def least(loads: Mapping[str, int]) -> str:
     """Return the node that serves the fewest."""
     return min(loads, key=lambda node: (loads[node], node))
-
-
-def _nothing(reply: object) -> None:
-    return None

@@ -37,6 +37,7 @@ class CronFire(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One due time of a cron and the one after it, 0 for none.
 
     missed: due times between the two that passed while nobody led.  push: whether there is a job for this one.
+    set_by: of the cron that this was worked out for; 0 for whichever there is.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CronFire(msgspec.Struct, frozen=True, gc=False, array_like=True):
     next_due_ms: int
     missed: int = 0
     push: bool = True
+    set_by: int = 0
 
 
 @operation(
@@ -102,6 +104,7 @@ class AddCron(Operation, frozen=True, tag="cron.add"):
             prevent_overlap=self.prevent_overlap,
             on_missed=self.on_missed,
             needs_worker=self.needs_worker,
+            set_by=entry.index,
         )
         schedule.put(cron)
         state.mark += due_ms + len(schedule.crons)
@@ -149,6 +152,9 @@ class FireCrons(Operation, frozen=True, tag="cron.fire"):
         for fire in self.fires:
             cron = state.schedule.crons.get(fire.name)
             if cron is None or not fire.due_ms or fire.due_ms != cron.next_due or fire.due_ms > state.now_ms:
+                continue
+            if fire.set_by and fire.set_by != cron.set_by:
+                # Its times may be others now; the leader will work them out.
                 continue
             count += 1
             state.schedule.move(cron, fire.next_due_ms)

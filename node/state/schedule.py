@@ -26,6 +26,7 @@ class Cron(msgspec.Struct, gc=False, array_like=True):
     it fires next, 0 for never.  set_at: when it was created or changed last.  executions: times fired since.
     missed: due times that passed without a job because nobody led.  key: of a repetition of the BullMQ dialect, by which its
     queue knows it.  until: no due times after.  last_id: of the last job, for those of which one may wait at a time.
+    set_by: index of the entry that created or changed it last; 0 where nobody noted it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Cron(msgspec.Struct, gc=False, array_like=True):
     key: str | None = None
     until: int | None = None
     last_id: str = ""
+    set_by: int = 0
 
     @property
     def unique_key(self) -> str | None:

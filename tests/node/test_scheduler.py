@@ -15,6 +15,7 @@ from node.scheduler import fires_of
 from node.state import Repeat, job_spec
 from node.state.schedule import Cron
 from tests.node.conftest import Local
+from tests.support.waiting import after_entries
 from tests.support.world import START_MS
 
 SECOND = 1000
@@ -26,20 +27,6 @@ async def add(local: Local, name: str = "c", **more: Any) -> Cron:
     return made.cron
 
 
-async def until(local: Local, wanted: Any) -> None:
-    """Return when something is so, as entries bring it about."""
-    loop = asyncio.get_running_loop()
-    reached = loop.create_future()
-
-    def look(entry: object) -> None:
-        if wanted() and not reached.done():
-            reached.set_result(None)
-
-    local.machine.listen(look)
-    look(None)
-    await asyncio.wait_for(reached, 5)
-
-
 def jobs(local: Local) -> int:
     queue = local.machine.state.queues.get("q")
     return 0 if queue is None else len(queue.jobs)
@@ -47,13 +34,13 @@ def jobs(local: Local) -> int:
 
 def wake(local: Local) -> None:
     """Have the clockwork look at the clock, as its timer would."""
-    local.node.scheduler._look()
+    local.node.scheduler.look()
 
 
 async def test_a_cron_fires_by_itself(local: Local) -> None:
     await add(local, every_ms=30)
     local.now_ms += 30
-    await until(local, lambda: jobs(local) == 1)
+    await after_entries(local.machine, lambda: jobs(local) == 1)
     assert local.machine.state.schedule.first_due == START_MS + 60
 
 
@@ -129,7 +116,9 @@ async def test_a_clock_that_jumps_back_fires_nothing_twice(local: Local) -> None
     assert jobs(local) == 2
 
 
-async def test_a_log_whose_clock_is_behind_is_not_flooded(local: Local) -> None:
+async def test_a_log_whose_clock_is_behind_is_not_flooded(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Long enough that it is not over while this test looks.
+    monkeypatch.setattr(scheduler, "BEHIND_S", 0.5)
     cron = await add(local, every_ms=10 * SECOND)
     behind = local.now_ms
     local.engine.clock = lambda: behind
@@ -139,7 +128,7 @@ async def test_a_log_whose_clock_is_behind_is_not_flooded(local: Local) -> None:
     await local.settle()
     assert (jobs(local), len(local.engine.entries) - entries) == (0, 1)
     local.engine.clock = lambda: local.now_ms
-    await until(local, lambda: cron.executions == 1)
+    await after_entries(local.machine, lambda: cron.executions == 1)
 
 
 async def test_without_a_quorum_it_is_tried_again(local: Local) -> None:
@@ -149,7 +138,7 @@ async def test_without_a_quorum_it_is_tried_again(local: Local) -> None:
     wake(local)
     await local.settle()
     local.engine.available = True
-    await until(local, lambda: jobs(local) == 1)
+    await after_entries(local.machine, lambda: jobs(local) == 1)
 
 
 async def test_a_cron_that_cannot_be_worked_out_holds_up_no_other(
@@ -175,7 +164,7 @@ async def test_a_job_that_repeats_by_a_pattern_is_followed(local: Local) -> None
     first = await local.push(repeat=Repeat(pattern="0 2 * * *", tz="America/New_York"))
     await local.pull()
     await local.node.submit(AckJob(first))
-    await until(local, lambda: not local.machine.state.schedule.following)
+    await after_entries(local.machine, lambda: not local.machine.state.schedule.following)
     delayed = local.machine.state.queues["q"].delayed.first()
     assert delayed is not None
     assert delayed.run_at == next_due_ms("0 2 * * *", "America/New_York", START_MS)
@@ -185,7 +174,7 @@ async def test_a_pattern_that_cannot_be_worked_out_ends_it(local: Local) -> None
     first = await local.push(repeat=Repeat(pattern="nonsense"))
     await local.pull()
     await local.node.submit(AckJob(first))
-    await until(local, lambda: not local.machine.state.schedule.following)
+    await after_entries(local.machine, lambda: not local.machine.state.schedule.following)
     assert jobs(local) == 1
 
 
@@ -195,7 +184,7 @@ async def test_many_due_times_take_several_entries(local: Local, monkeypatch: py
     local.now_ms += 25 * SECOND
     entries = len(local.engine.entries)
     wake(local)
-    await until(local, lambda: jobs(local) == 25)
+    await after_entries(local.machine, lambda: jobs(local) == 25)
     assert (cron.executions, len(local.engine.entries) - entries) == (25, 3)
 
 
@@ -211,3 +200,11 @@ def test_due_times_of_a_cron_are_worked_out_in_order() -> None:
     cron.schedule = "* * * * *"
     cron.next_due = 60_000
     assert list(fires_of(cron, 400_000, 9)) == [CronFire("c", 60_000, 420_000, 5)]
+
+
+def test_a_time_that_passed_while_a_repetition_was_added_fires() -> None:
+    """Its job's id was in the answer."""
+    cron = Cron("c", "q", job_spec("", b"1"), None, 1000, None, 5000, 5003)
+    assert list(fires_of(cron, 5100, 9)) == [CronFire("c", 5000, 6000, push=False)]
+    cron.key = "k"
+    assert list(fires_of(cron, 5100, 9)) == [CronFire("c", 5000, 6000)]

@@ -19,6 +19,7 @@ from node.operations.pushers import JoinPushing, LeavePushing, PutPusher, Remove
 from node.spreading import BACK_MAX_S, BACK_S, LOST_S, STEADY_S, STUCK_S, Presence, Spreader, moves
 from node.state.pusher import Pusher, Pushers
 from tests.support.local import LocalEngine
+from tests.support.waiting import after_entries
 
 
 def some(nodes: list[str | None]) -> Pushers:
@@ -158,7 +159,7 @@ class Leader:
         self.machine = Machine()
         self.engine = Members(self.machine)
         self.batcher = Batcher(self.engine)
-        self.spreader = Spreader(self.engine, self.machine, self.batcher)
+        self.spreader = Spreader(self.engine, self.machine, self.batcher, self.engine.clock)
 
     async def do(self, *operations: Operation) -> None:
         await asyncio.gather(*(self.batcher.submit(one, lambda reply: reply, 5) for one in operations))
@@ -167,15 +168,7 @@ class Leader:
         return Counter(pusher.node for pusher in self.machine.state.pushers.by_queue.values())
 
     async def until(self, wanted: dict[str | None, int]) -> None:
-        reached = asyncio.get_running_loop().create_future()
-
-        def look(entry: object) -> None:
-            if not reached.done() and self.served() == wanted:
-                reached.set_result(None)
-
-        self.machine.listen(look)
-        look(None)
-        await asyncio.wait_for(reached, 10)
+        await after_entries(self.machine, lambda: self.served() == wanted)
 
 
 async def test_the_leader_spreads_loses_and_takes_back(monkeypatch: pytest.MonkeyPatch) -> None:
