@@ -10,12 +10,25 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from yarl import URL
 
 URL_CHARS_MAX = 2048
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 # Networks that carry an IPv4 address in their last bits.
-EMBEDDING = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+EMBEDDING = (
+    ipaddress.IPv6Network("64:ff9b::/96"),
+    ipaddress.IPv6Network("::/96"),
+    ipaddress.IPv6Network("::ffff:0:0:0/96"),
+)
+# All of the open internet that has IPv6 addresses; what Python knows of the rest differs from version to version.
+GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
+# Addresses of protocols, and of one cloud's metadata service, which older Pythons take for any other.
+PROTOCOLS = ipaddress.IPv4Network("192.0.0.0/24")
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+# What hosts files call this machine, beside localhost and names below it.
+LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 HOST_NAME = re.compile(r"\.?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
@@ -24,16 +37,17 @@ def check_url(url: str, *, allow_private: bool = False) -> str | None:
     if not url:
         return "Webhook URL is required"
     parts = split(url)
-    if parts is None:
-        return "Invalid URL format"
-    if parts.scheme not in ("http", "https"):
+    scheme = SCHEME.match(url)
+    if scheme is not None and scheme[1].lower() not in ("http", "https"):
         return "Webhook URL must use http or https protocol"
+    host = None if parts is None else host_of(parts)
+    if not host:
+        return "Invalid URL format"
     if allow_private:
         return None
-    host = (parts.hostname or "").rstrip(".").lower()
-    if host == "localhost" or host.endswith(".localhost"):
+    if host in LOCAL_NAMES or host.endswith(".localhost"):
         return "Webhook URL cannot point to localhost"
-    if host == "metadata" or host.endswith(".internal"):
+    if host in METADATA_NAMES or host.endswith(".internal"):
         return "Webhook URL cannot point to cloud metadata endpoints"
     address = literal(host)
     if address is None:
@@ -55,6 +69,20 @@ def split(url: str) -> SplitResult | None:
     except ValueError:
         return None
     return parts if fine else None
+
+
+def host_of(parts: SplitResult) -> str | None:
+    """Return a URL's host as a connection takes it: in ASCII, lower case, without a dot at its end; None for none that is one.
+
+    Digits and dots of other scripts become the usual ones, so that `①②⑦.⓪.⓪.①` is seen for what it is.
+    """
+    host = parts.hostname or ""
+    if ":" not in host:
+        try:
+            host = URL.build(scheme="http", host=unquote(host)).raw_host or ""
+        except ValueError:
+            return None
+    return host.rstrip(".").lower()
 
 
 def literal(host: str) -> IPAddress | None:
@@ -91,9 +119,12 @@ def refused_address(address: IPAddress | str) -> str | None:
         return "link-local"
     if address.is_multicast:
         return "multicast"
+    if is_metadata(address):
+        return "cloud metadata"
     if address.is_private or (isinstance(address, ipaddress.IPv6Address) and address.is_site_local):
         return "private"
-    return None if address.is_global else "reserved"
+    is_known = address in GLOBAL_IPV6 if isinstance(address, ipaddress.IPv6Address) else address not in PROTOCOLS
+    return None if is_known and address.is_global else "reserved"
 
 
 def embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

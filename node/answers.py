@@ -60,7 +60,7 @@ class AnswerReader:
     `feed` gives an answer when it is whole. keep: whether the connection can carry another request after it.
     """
 
-    __slots__ = ("_body", "_chunk", "_data", "_head", "_left", "_size", "keep", "limit")
+    __slots__ = ("_body", "_chunk", "_data", "_head", "_interim", "_left", "_size", "keep", "limit")
 
     def __init__(self, limit: int = BODY_BYTES_MAX) -> None:
         self.limit = limit
@@ -73,14 +73,26 @@ class AnswerReader:
         # Bytes of the body to come; None: chunks, or until the end of the connection.
         self._left: int | None = 0
         self._chunk = -1
-        self._body: list[bytes] = []
+        # One buffer: kept apart, the pieces of a body that comes in many small ones would take many times its size.
+        self._body = bytearray()
         self._size = 0
+        self._interim = False
         self.keep = False
 
     @property
     def begun(self) -> bool:
-        """Whether anything of an answer has come."""
-        return self._head is not None or bool(self._data)
+        """Whether anything of an answer has come, be it an interim one."""
+        return self._head is not None or self._interim or bool(self._data)
+
+    @property
+    def length(self) -> int | None:
+        """How long the body will be, when its head says so."""
+        return None if self._head is None or self._chunk >= 0 else self._left
+
+    @property
+    def received(self) -> int:
+        """Bytes that are kept of the answer so far."""
+        return self._size + len(self._data)
 
     def feed(self, data: bytes) -> Answer | None:
         """Take in bytes; return the answer when they complete it. Raises BadAnswer."""
@@ -117,6 +129,7 @@ class AnswerReader:
         known = _heads.get(head)
         if known is not None:
             self._head, self._left, self._chunk, self.keep = known
+            self._interim = self._interim or self._head is None
             if self._left is not None and self._left > self.limit:
                 raise self._too_large()
             return
@@ -147,6 +160,7 @@ class AnswerReader:
             # Interim answers say nothing that matters here, but for one that ends HTTP.
             if status == 101:
                 raise BadAnswer("The answer is not HTTP/1.1")
+            self._interim = True
             return
         self._frame(status, minor, found)
         location = found.get(b"location")
@@ -179,6 +193,9 @@ class AnswerReader:
         elif status not in (204, 304):
             self._left, self.keep = None, False
         if status in (204, 304):
+            if self._left or self._chunk >= 0:
+                # A body where none can be: if it comes, no further request may get it for its answer.
+                self.keep = False
             self._left, self._chunk = 0, -1
 
     def _read_chunks(self) -> Answer | None:
@@ -222,7 +239,7 @@ class AnswerReader:
         if self._size > self.limit:
             raise self._too_large()
         if count:
-            self._body.append(bytes(self._data[:count]))
+            self._body += self._data[:count]
             del self._data[:count]
 
     def _too_large(self) -> BadAnswer:
@@ -233,7 +250,7 @@ class AnswerReader:
         assert head is not None
         if self._size:
             status, reason, kind, _, location, encoding = head
-            head = Answer(status, reason, kind, b"".join(self._body), location, encoding)
+            head = Answer(status, reason, kind, bytes(self._body), location, encoding)
         # Bytes behind an answer that nobody asked for: no further request may get them for its own.
         self.reset()
         self.keep = keep and not self._data

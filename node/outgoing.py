@@ -12,10 +12,11 @@ import contextlib
 import errno
 import ipaddress
 import re
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urljoin
 
 from yarl import URL
@@ -23,10 +24,13 @@ from yarl import URL
 from node.addresses import CallPolicy, IPAddress, literal
 from node.addresses import split as split_url
 from node.answers import BODY_BYTES_MAX, Answer, AnswerReader, BadAnswer, CallError, ConnectionLost, decoded
+from node.room import SMALL_BYTES, Room
 
 REDIRECTS_MAX = 20
 # Servers end idle connections, most of them after five seconds or more: ours are ended before.
 IDLE_S = 4.0
+# What one read takes, at most.
+READ_BYTES = 256 * 1024
 # A kept connection that ends this soon after a request, without a byte of an answer, had been ended by the server before
 # the request arrived; then it is sent once more on a new one. Later than that the server may have been at work.
 STALE_S = 0.5
@@ -45,6 +49,9 @@ SECRET_HEADERS = frozenset({"authorization", "cookie", "host", "proxy-authorizat
 BODY_HEADERS = frozenset({"content-encoding", "content-language", "content-location", "content-type"})
 
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# What a name of a host cannot have, and what it ends with only when it is an address.
+FORBIDDEN = re.compile(r"[\x00-\x20#%/<>?@\[\\\]^|\x7f]")
+NUMERIC_END = re.compile(r"(?:^|\.)(?:\d+|0[xX][0-9A-Fa-f]*)\.?$", re.ASCII)
 HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 Headers = tuple[tuple[str, str], ...]
 
@@ -85,7 +92,7 @@ class Target:
     def __init__(self, method: str, url: str, headers: Headers = ()) -> None:
         parts = URL(url) if split_url(url) is not None else URL()
         host = parts.raw_host
-        if parts.scheme not in ("http", "https") or not host or parts.port is None:
+        if parts.scheme not in ("http", "https") or not host or parts.port is None or not is_host(host):
             raise ValueError("Invalid URL")
         self.method = method
         names = {name.lower() for name, _ in headers}
@@ -138,6 +145,13 @@ class Target:
         return Target(method, url, headers), keeps
 
 
+def is_host(host: str) -> bool:
+    """Whether a host can be one, as fetch sees it: no character that has another meaning, and what ends like an address is one."""
+    if ":" not in host and FORBIDDEN.search(host):
+        return False
+    return literal(host) is not None or not NUMERIC_END.search(host)
+
+
 Done = Callable[["Answer | CallError"], None]
 
 
@@ -145,6 +159,7 @@ class Call:
     """One call on its way: `done` is called once, with the answer or with what went wrong, unless it is given up before."""
 
     __slots__ = (
+        "_left_s",
         "_task",
         "body",
         "client",
@@ -152,7 +167,6 @@ class Call:
         "connection",
         "done",
         "hops",
-        "payload",
         "started",
         "target",
         "timer",
@@ -162,13 +176,13 @@ class Call:
         self.client = client
         self.target = target
         self.body = body
-        self.payload = target.request(body)
         self.done: Done | None = done
         self.connection: Connection | None = None
         self.connected = False
         self.hops = 0
         self.started = client.loop.time()
         self.timer = client.loop.call_later(timeout_s, self._late)
+        self._left_s = timeout_s
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -225,16 +239,25 @@ class Call:
             raise BadAnswer("The answer redirects to a URL that cannot be called") from None
         if not keeps_body:
             self.body = None
-        self.payload = self.target.request(self.body)
         self.begin()
 
     def lost(self, error: CallError, *, stale: bool) -> None:
         """Hear that the connection ended before the answer did. stale: it had been ended before the request arrived."""
         self.connection = None
-        if stale:
+        if stale and not self.ended:
             self._task = self.client.loop.create_task(self._connect())
         else:
             self.finish(error)
+
+    def stop_clock(self) -> None:
+        """Let the time for the call stand still: it is this node that keeps the endpoint waiting."""
+        self._left_s = max(self.timer.when() - self.client.loop.time(), 0)
+        self.timer.cancel()
+
+    def start_clock(self) -> None:
+        """Let it run on."""
+        if not self.ended:
+            self.timer = self.client.loop.call_later(self._left_s, self._late)
 
     def _late(self) -> None:
         self.finish(TimedOut(connected=self.connected))
@@ -258,10 +281,10 @@ class Call:
         return done
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One connection: it carries one request after the other."""
 
-    __slots__ = ("_idle_since", "_reader", "_sent_at", "_transport", "call", "client", "origin", "uses")
+    __slots__ = ("_idle_since", "_reader", "_room", "_sent_at", "_transport", "call", "client", "origin", "uses")
 
     def __init__(self, client: Client, origin: Origin) -> None:
         self.client = client
@@ -271,6 +294,8 @@ class Connection(asyncio.Protocol):
         self._reader = AnswerReader(client.body_bytes_max)
         self._transport: asyncio.Transport | None = None
         self._idle_since = self._sent_at = 0.0
+        # Bytes of the answer that there is room for, beyond what every answer may have.
+        self._room = 0
 
     @property
     def open(self) -> bool:
@@ -288,9 +313,14 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             self._end()
             return
-        self._transport.write(call.payload)
+        self._transport.write(call.target.request(call.body))
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the one buffer that all connections read into: what is read is taken out of it at once."""
+        return self.client.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self.client.buffer[:nbytes])
         call = self.call
         if call is None:
             # Nobody asked for anything.
@@ -306,9 +336,37 @@ class Connection(asyncio.Protocol):
             return
         if answer is not None:
             self._answered(call, answer)
+        else:
+            self._see_room()
+
+    def _see_room(self) -> None:
+        """Take room for an answer that is large: all of it where its head says how much, else twice what has come."""
+        reader, length = self._reader, self._reader.length
+        needed = reader.received if length is None else length
+        if needed > max(self._room, SMALL_BYTES):
+            self._room = needed if length is not None else min(2 * needed, reader.limit)
+            self.client.room.want(self, self._room)
+
+    def _leave_room(self) -> None:
+        if self._room:
+            self._room = 0
+            self.client.room.leave(self)
+
+    def stop_reading(self) -> None:
+        """Leave the rest of the answer where it is; its call is not blamed for the time."""
+        if self.call is not None and self._transport is not None:
+            self.call.stop_clock()
+            self._transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Read on."""
+        if self.call is not None and self._transport is not None:
+            self.call.start_clock()
+            self._transport.resume_reading()
 
     def _answered(self, call: Call, answer: Answer) -> None:
         self.call = None
+        self._leave_room()
         transport = self._transport
         # A server that answers before it has read all of a request may take the rest for the next one.
         if self._reader.keep and self.open and transport is not None and not transport.get_write_buffer_size():
@@ -321,6 +379,7 @@ class Connection(asyncio.Protocol):
         """Let the transport close; what the end means is told in connection_lost."""
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._leave_room()
         self.client.forget(self)
         self._end(broken=exc is not None)
 
@@ -370,6 +429,11 @@ class Client:
         self._connections: dict[Connection, None] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
+        # Look-ups of names that are under way.
+        self._asking: dict[str, asyncio.Task[Any]] = {}
+        self.room = Room()
+        # asyncio would set aside as much for each read and give it back, which can take longer than all else in a call.
+        self.buffer = memoryview(bytearray(READ_BYTES))
         self._closed = False
 
     @property
@@ -483,7 +547,7 @@ class Client:
         if address is not None:
             return [address]
         try:
-            infos = await self.loop.getaddrinfo(host, origin.port, type=1)
+            infos = await self._look_up(host)
         except (OSError, UnicodeError):
             raise CannotConnect("ENOTFOUND") from None
         allowed: dict[IPAddress, None] = {}
@@ -495,6 +559,18 @@ class Client:
         if not allowed:
             raise refused(reason or "not allowed")
         return allowed
+
+    async def _look_up(self, host: str) -> Any:
+        """Ask for the addresses of a name, once for all who want to know at this time.
+
+        Each question takes a thread of the process until it is answered: a name that nobody answers for must not take all of them.
+        """
+        asking = self._asking.get(host)
+        if asking is None:
+            question = self.loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            asking = self._asking[host] = self.loop.create_task(question)
+            asking.add_done_callback(lambda _: self._asking.pop(host, None))
+        return await asyncio.shield(asking)
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:

@@ -29,6 +29,7 @@ from node.operations.jobs import AckedBatch, AckJobs, ExtendLocks, FailJob, Move
 from node.operations.pushers import CircuitNote, JoinPushing, LeavePushing, NoteCircuits, PullForPusher, push_active
 from node.outgoing import Call, CannotConnect, Client, Target, TimedOut
 from node.refusals import Refusal
+from node.room import SMALL_BYTES
 from node.state.job import Job
 from node.state.pusher import CLOSED, Circuit, Pusher, Pushers
 from node.state.queue import Queue
@@ -41,6 +42,8 @@ CALLS_MAX = 5_000
 # Jobs taken by one pull, and about how many bytes of them.
 PULL_MAX = 500
 PULL_BYTES = 32 << 20
+# Bytes of the jobs being sent by this node, over which it takes no more.
+BYTES_MAX = 256 << 20
 # Acknowledgements in one operation.
 ACKS_MAX = 1_000
 ACK_BYTES = 1 << 20
@@ -94,6 +97,7 @@ class Delivery:
         "job_id",
         "probe",
         "renew_at",
+        "room",
         "serving",
         "size",
         "token",
@@ -110,6 +114,8 @@ class Delivery:
         self.call: Call | None = None
         self.generation = serving.generation
         self.probe = self.told = False
+        # Bytes of a large result that the log has not heard of yet.
+        self.room = 0
         self.renew_at = 0.0
         self.began = 0.0
 
@@ -222,7 +228,9 @@ class Pushing:
         # Jobs of which the log has not been told what became of them: dictionaries for their order.
         self._held: dict[Delivery, None] = {}
         self._asked = 0
+        # Bytes of the jobs that are being sent, and, by a guess, of those that pulls under way will bring.
         self._bytes = 0
+        self._coming = 0
         self._looking: dict[Serving, None] = {}
         self._starved: dict[Serving, None] = {}
         self._acks: list[tuple[Delivery, bytes | None]] = []
@@ -408,15 +416,15 @@ class Pushing:
             serving.sleep(SHORT_S, self._look)
             return
         free = min(free, PULL_MAX, self._calls_max - len(self._held) - self._asked)
-        if free <= 0 or self._bytes >= PULL_BYTES * 8:
+        if free <= 0 or self._bytes + self._coming >= BYTES_MAX:
             self._starved[serving] = None
             return
         first = queue.ready.first()
-        if first is not None:
-            free = max(1, min(free, PULL_BYTES // (len(first.data) + 1)))
-        self._ask(serving, free)
+        each = 1 if first is None else len(first.data) + 1
+        free = max(1, min(free, PULL_BYTES // each))
+        self._ask(serving, free, free * each)
 
-    def _ask(self, serving: Serving, count: int) -> None:
+    def _ask(self, serving: Serving, count: int, size: int) -> None:
         token = serving.next_token()
         taken: list[Delivery] = []
 
@@ -433,7 +441,8 @@ class Pushing:
             return
         serving.asked = count
         self._asked += count
-        future.add_done_callback(partial(self._pulled, serving, count))
+        self._coming += size
+        future.add_done_callback(partial(self._pulled, serving, count, size))
 
     def _prepare(self, serving: Serving, job: Job, token: str) -> Delivery:
         body: bytes | None = None
@@ -444,9 +453,10 @@ class Pushing:
             log.error("the call for a job of queue %r cannot be written: %s", job.queue, type(error).__name__)
         return Delivery(serving, job, token, body)
 
-    def _pulled(self, serving: Serving, count: int, future: asyncio.Future[list[Delivery]]) -> None:
+    def _pulled(self, serving: Serving, count: int, size: int, future: asyncio.Future[list[Delivery]]) -> None:
         serving.asked = 0
         self._asked -= count
+        self._coming -= size
         error = None if future.cancelled() else future.exception()
         if error is not None or future.cancelled():
             if not isinstance(error, ClusterError | Refusal):
@@ -515,6 +525,7 @@ class Pushing:
             result, error = result_of(outcome)
             if error is None:
                 self.figures.completed += 1
+                self._hold(delivery, len(result or b""))
                 self._acks.append((delivery, result))
             else:
                 self.figures.failed += 1
@@ -523,6 +534,17 @@ class Pushing:
                 )
                 self._others.append((delivery, failed))
         self._soon()
+
+    def _hold(self, delivery: Delivery, size: int) -> None:
+        """Count a large result until the log has it, so that no more of them are fetched than can be kept."""
+        if size > SMALL_BYTES and self._client is not None:
+            delivery.room = size
+            self._client.room.hold(size)
+
+    def _release(self, delivery: Delivery) -> None:
+        if delivery.room and self._client is not None:
+            self._client.room.release(delivery.room)
+            delivery.room = 0
 
     # -- Telling the log
 
@@ -587,6 +609,7 @@ class Pushing:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, EntryTooLarge):
             for delivery in deliveries:
+                self._release(delivery)
                 self._others.append((delivery, FailJob(delivery.job_id, delivery.token, "The result is too large")))
             self._soon()
             return
@@ -602,6 +625,7 @@ class Pushing:
         else:
             log.error("results could not be noted", exc_info=error)
         for delivery in deliveries:
+            self._release(delivery)
             self._held.pop(delivery, None)
             if delivery.serving.short:
                 self._look(delivery.serving)

@@ -46,6 +46,21 @@ from node.addresses import CallPolicy, check_url, literal, refused_address
         ("http://224.0.0.1/", "Webhook URL cannot point to multicast IP"),
         ("http://100.64.0.1/", "Webhook URL cannot point to reserved IP"),
         ("http://metadata.google.internal/", "Webhook URL cannot point to cloud metadata endpoints"),
+        ("http://metadata.goog/", "Webhook URL cannot point to cloud metadata endpoints"),
+        ("http://instance-data/", "Webhook URL cannot point to cloud metadata endpoints"),
+        ("http://168.63.129.16/", "Webhook URL cannot point to cloud metadata IP"),
+        ("http://192.0.0.192/", "Webhook URL cannot point to cloud metadata IP"),
+        ("http://ip6-localhost/", "Webhook URL cannot point to localhost"),
+        ("http://localhost.localdomain/", "Webhook URL cannot point to localhost"),
+        ("http://%6c%6f%63alhost/", "Webhook URL cannot point to localhost"),
+        ("http://%31%32%37.0.0.1/", "Webhook URL cannot point to localhost"),
+        # Digits in circles, dots of another script.
+        ("http://\u2460\u2461\u2466.\u24ea.\u24ea.\u2460/", "Webhook URL cannot point to localhost"),
+        ("http://127\u30020\u30020\u30021/", "Webhook URL cannot point to localhost"),
+        ("http://loc\u00adalhost/", "Invalid URL format"),
+        ("file:///etc/passwd", "Webhook URL must use http or https protocol"),
+        ("javascript:alert(1)", "Webhook URL must use http or https protocol"),
+        ("//example.com/x", "Invalid URL format"),
     ],
 )
 def test_what_is_refused(url: str, text: str) -> None:
@@ -53,7 +68,16 @@ def test_what_is_refused(url: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://example.com/", "http://example.com:8080/a?b=c#d", "https://8.8.8.8/", "https://[2606:4700::1111]/"]
+    "url",
+    [
+        "https://example.com/",
+        "http://example.com:8080/a?b=c#d",
+        "https://8.8.8.8/",
+        "https://[2606:4700::1111]/",
+        "HTTPS://EXAMPLE.COM./x",
+        "https://b\u00fccher.example/",
+        "https://under_score.example/",
+    ],
 )
 def test_what_is_taken(url: str) -> None:
     assert check_url(url) is None
@@ -75,6 +99,14 @@ def test_private_addresses_can_be_allowed_but_not_other_protocols() -> None:
         ("nonsense", "unknown"),
         ("8.8.8.8", None),
         ("64:ff9b::808:808", None),
+        ("::ffff:0:127.0.0.1", "loopback"),
+        ("64:ff9b:1::7f00:1", "reserved"),
+        ("5f00::1", "reserved"),
+        ("2606:4700:4700::1111", None),
+        ("192.0.0.9", "reserved"),
+        ("192.0.0.192", "cloud metadata"),
+        ("168.63.129.16", "cloud metadata"),
+        ("::ffff:168.63.129.16", "cloud metadata"),
     ],
 )
 def test_addresses_behind_addresses(address: str, kind: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 import zlib
 
 import pytest
@@ -135,6 +136,44 @@ def test_what_is_too_large_is_refused_as_soon_as_it_shows(sent: bytes) -> None:
     AnswerReader(limit=20).feed(sent)
     with pytest.raises(BadAnswer):
         AnswerReader(limit=10).feed(sent)
+
+
+@pytest.mark.parametrize("more", [b"Content-Length: 5\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
+@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
+def test_a_body_where_none_can_be_is_no_answer_to_the_next_request(status: bytes, more: bytes) -> None:
+    reader = AnswerReader()
+    for _ in range(2):
+        # The body itself comes later, if at all: then nobody may be waiting on this connection.
+        answer = reader.feed(b"HTTP/1.1 " + status + b"\r\n" + more)
+        assert answer is not None and answer.body == b""
+        assert not reader.keep
+
+
+def test_an_interim_answer_says_that_the_request_has_arrived() -> None:
+    reader = AnswerReader()
+    assert not reader.begun
+    for _ in range(2):
+        assert reader.feed(b"HTTP/1.1 102 Processing\r\n\r\n") is None
+        assert reader.begun
+        with pytest.raises(ConnectionLost):
+            reader.end()
+        assert reader.feed(PLAIN) is not None
+        assert not reader.begun
+
+
+def test_many_small_chunks_take_no_more_memory_than_their_bytes() -> None:
+    reader, size = AnswerReader(), 1 << 20
+    tracemalloc.start()
+    try:
+        reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(size // 4096):
+            assert reader.feed(b"2\r\nab\r\n" * 2048) is None
+        assert tracemalloc.get_traced_memory()[1] < 3 * size
+        assert reader.received == size and reader.length is None
+        answer = reader.feed(b"0\r\n\r\n")
+    finally:
+        tracemalloc.stop()
+    assert answer is not None and answer.body == b"ab" * (size // 2)
 
 
 @given(st.binary(max_size=300))

@@ -15,6 +15,7 @@ from node import outgoing
 from node.addresses import CallPolicy
 from node.answers import Answer, BadAnswer, CallError, ConnectionLost
 from node.outgoing import CannotConnect, Client, Target, TimedOut
+from node.room import Room
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Script = Callable[["Peer", asyncio.Transport, bytes], None]
@@ -177,7 +178,7 @@ async def test_idle_connections_are_ended() -> None:
     async with Peer(fine) as peer:
         await call(client, peer.url)
         assert client.connections == 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while client.connections:
                 await asyncio.sleep(0.005)
         await call(client, peer.url)
@@ -204,11 +205,14 @@ async def test_a_closed_client_ends_what_is_under_way() -> None:
 
 
 async def test_the_time_runs_for_the_whole_call(client: Client) -> None:
-    async with Peer(lambda peer, transport, request: None) as peer:
+    async with Peer(fine) as peer:
+        # The next call finds a connection, so that it cannot be late before it has one.
+        await call(client, peer.url)
+        peer.script = lambda peer, transport, request: None
         with pytest.raises(TimedOut) as caught:
             await call(client, peer.url, timeout_s=0.02)
         assert caught.value.connected
-        assert client.connections == 1 or client.connections == 0
+        assert peer.connections == 1 and client.connections in (0, 1)
 
 
 async def test_a_call_that_is_given_up_tells_nobody(client: Client) -> None:
@@ -222,6 +226,25 @@ async def test_a_call_that_is_given_up_tells_nobody(client: Client) -> None:
         assert told == []
         peer.script = fine
         assert (await call(client, peer.url)).body == b"ok" and peer.connections == 2
+
+
+async def test_a_call_that_is_given_up_is_not_sent_again(client: Client) -> None:
+    def once(peer: Peer, transport: asyncio.Transport, request: bytes) -> None:
+        if len(peer.requests) == 1:
+            transport.write(OK)
+        else:
+            arrived.set()
+
+    arrived = asyncio.Event()
+    async with Peer(once) as peer:
+        await call(client, peer.url)
+        # On the kept connection, which ends without an answer because the call does.
+        going = client.call(Target("POST", peer.url), b"{}", 5, lambda _: None)
+        await arrived.wait()
+        going.give_up()
+        peer.script = fine
+        await call(client, peer.url)
+        assert (len(peer.requests), peer.connections) == (3, 2)
 
 
 async def test_nobody_there(client: Client) -> None:
@@ -241,6 +264,93 @@ async def test_a_name_with_several_addresses_is_tried_one_after_the_other(
     async with Peer(fine) as peer:
         assert (await call(client, f"http://several.test:{peer.port}/")).body == b"ok"
         assert b"Host: several.test:%d\r\n" % peer.port in peer.requests[0]
+
+
+async def test_a_name_is_looked_up_once_for_all_who_ask_at_the_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answered = asyncio.Event()
+
+    async def slow(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        await answered.wait()
+        return [(0, 0, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", slow, raising=False)
+    async with Peer(fine) as peer:
+        url = f"http://slow.test:{peer.port}/"
+        # One that stops waiting takes nothing from the others.
+        with pytest.raises(TimedOut):
+            await call(client, url, timeout_s=0.01)
+        calls = [asyncio.create_task(call(client, url)) for _ in range(5)]
+        await asyncio.sleep(0)
+        answered.set()
+        assert [answer.body for answer in await asyncio.gather(*calls)] == [b"ok"] * 5
+        assert asked == ["slow.test"]
+        # The next one asks again.
+        client.close()
+    again = Client(CallPolicy())
+    async with Peer(fine) as peer:
+        await call(again, f"http://slow.test:{peer.port}/")
+        again.close()
+    assert asked == ["slow.test"] * 2
+
+
+# -- Large answers
+
+
+SIZE = 300_000
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_large_answers_wait_for_room_and_are_not_blamed_for_it(client: Client, chunked: bool) -> None:
+    client.room = Room(SIZE)
+    body = b"x" * SIZE
+
+    def large(peer: Peer, transport: asyncio.Transport, request: bytes) -> None:
+        if chunked:
+            transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % SIZE)
+        else:
+            transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(transport.write, body[: SIZE // 2])
+        # The first one takes its time, so that the others have to wait; longer than their own time is.
+        rest = body[SIZE // 2 :] + (b"\r\n0\r\n\r\n" if chunked else b"")
+        loop.call_later(0.3 if len(peer.requests) == 1 else 0, transport.write, rest)
+
+    async with Peer(large) as peer:
+        first = asyncio.create_task(call(client, peer.url))
+        while client.room.taken < SIZE // 2:
+            await asyncio.sleep(0)
+        # As if something else held what is left.
+        client.room.hold(SIZE)
+        others = [asyncio.create_task(call(client, peer.url, timeout_s=0.2)) for _ in range(4)]
+        while client.room.waiting < 4:
+            await asyncio.sleep(0.001)
+        assert (await first).body == body
+        assert client.room.waiting == 4 and not any(other.done() for other in others)
+        client.room.release(SIZE)
+        assert [answer.body for answer in await asyncio.gather(*others)] == [body] * 4
+        assert (client.room.taken, client.room.waiting) == (0, 0)
+
+
+async def test_who_waits_for_room_may_be_given_up(client: Client) -> None:
+    client.room = Room(SIZE)
+    client.room.hold(SIZE)
+
+    def large(peer: Peer, transport: asyncio.Transport, request: bytes) -> None:
+        transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
+
+    async with Peer(large) as peer:
+        going = client.call(Target("POST", peer.url), b"{}", 5, lambda _: None)
+        while not client.room.waiting:
+            await asyncio.sleep(0.001)
+        going.give_up()
+        while client.connections:
+            await asyncio.sleep(0.001)
+        assert client.room.waiting == 0
+        client.room.release(SIZE)
 
 
 # -- What is sent
@@ -282,7 +392,10 @@ def test_headers_that_would_break_a_request_are_refused(name: str, value: str) -
 
 @pytest.mark.parametrize(
     "url",
-    ["", "nope", "ftp://h/", "http://", "http:///x", "http://h:99999/", "http://h /", "http://h/\r\nX: 1", "//h/"],
+    [
+        *("", "nope", "ftp://h/", "http://", "http:///x", "http://h:99999/", "http://h /", "http://h/\r\nX: 1", "//h/"),
+        *("http://a%0d%0ab/", "http://a%20b/", "http://<h>/", "http://a|b/", "http://a^b/", "http://256.1.1.1/"),
+    ],
 )
 def test_urls_that_cannot_be_called_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="Invalid URL"):
@@ -390,6 +503,6 @@ async def test_https_checks_the_certificate(client: Client, certificate: Path, m
             assert (await call(trusting, peer.url)).body == b"ok"
         assert len(peer.requests) == 2
         trusting.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while trusting.connections:
                 await asyncio.sleep(0.005)

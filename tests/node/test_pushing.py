@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,11 +21,14 @@ from node.operations.adding import AddJobs, resolve
 from node.operations.pushers import PutPusher, RemovePusher
 from node.pulse import Pulse
 from node.pushing import Pushing
+from node.room import Room
 from node.spreading import Spreader
 from node.state import Backoff, Job, JobSpec, Keep, Options, own_id
 from node.state.queue import Window
+from scripts.tools.local_cluster import free_ports
 from tests.support.endpoint import Endpoint, Said
 from tests.support.local import LocalEngine
+from tests.support.waiting import TIMEOUT_S, after_entries
 
 Q = "emails"
 
@@ -46,7 +51,7 @@ class One:
         self.engine.keep_entries = True
         self.batcher = Batcher(self.engine)
         self.pulse = Pulse(self.engine, self.machine, self.batcher, now_ms)
-        self.spreader = Spreader(self.engine, self.machine, self.batcher)
+        self.spreader = Spreader(self.engine, self.machine, self.batcher, now_ms)
         given = {"pause_s": 0.05} | options
         self.pushing = Pushing(self.engine, self.machine, self.batcher, now_ms, render, **given)
 
@@ -78,18 +83,9 @@ class One:
     def job(self, own: str, queue: str = Q) -> Job:
         return resolve(self.machine.state, queue, own)
 
-    async def until(self, check: Callable[[], Any], timeout_s: float = 20) -> Any:
+    async def until(self, check: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
         """Wait until something is so, looking after every entry."""
-        loop = asyncio.get_running_loop()
-        reached = loop.create_future()
-
-        def look(entry: object) -> None:
-            if not reached.done() and (found := check()):
-                reached.set_result(found)
-
-        self.machine.listen(look)
-        look(None)
-        return await asyncio.wait_for(reached, timeout_s)
+        return await after_entries(self.machine, check, timeout_s)
 
     async def ended(self, own: str, queue: str = Q) -> Job:
         await self.until(lambda: self.job(own, queue).finished)
@@ -121,8 +117,12 @@ async def endpoint() -> AsyncIterator[Endpoint]:
         yield endpoint
 
 
-def answers(**options: Any) -> Callable[[Said], Any]:
+def answers(gate: asyncio.Event | None = None, **options: Any) -> Callable[[Said], Any]:
+    """Answer every call alike, with a gate once that is open."""
+
     async def answer(said: Said) -> web.StreamResponse:
+        if gate is not None:
+            await gate.wait()
         return web.Response(**options)
 
     return answer
@@ -231,12 +231,7 @@ async def test_an_endpoint_that_is_not_there_fails_the_job_as_recorded(one: One)
 
 async def test_a_slow_endpoint_is_given_up_after_the_time_out(one: One, endpoint: Endpoint) -> None:
     hang = asyncio.Event()
-
-    async def answer(said: Said) -> web.StreamResponse:
-        await hang.wait()
-        return web.Response()
-
-    endpoint.answer = answer
+    endpoint.answer = answers(hang)
     await one.register(endpoint, timeout_ms=60)
     job = await one.ended((await one.add("a"))[0])
     hang.set()
@@ -283,12 +278,7 @@ async def test_a_job_that_cannot_be_rendered_fails_alone(
 
 async def test_concurrency_is_what_was_registered(one: One, endpoint: Endpoint) -> None:
     go = asyncio.Event()
-
-    async def answer(said: Said) -> web.StreamResponse:
-        await go.wait()
-        return web.Response()
-
-    endpoint.answer = answer
+    endpoint.answer = answers(go)
     owns = await one.add(*"abcdefg")
     await one.register(endpoint, concurrency=3)
     await endpoint.until(3)
@@ -326,6 +316,27 @@ async def test_registrations_beyond_the_bound_of_calls_take_turns(ones: Any, end
     assert len(endpoint.said) == 12 and endpoint.most_at_once <= 2
 
 
+async def test_large_jobs_of_many_queues_take_turns_too(
+    one: One, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.pushing.PULL_BYTES", 100_000)
+    monkeypatch.setattr("node.pushing.BYTES_MAX", 250_000)
+    queues = [f"queue-{n}" for n in range(8)]
+    large = JobSpec("", json.dumps("x" * 90_000).encode(), Options(name="large", max_attempts=1))
+    for name in queues:
+        await one.do(AddJobs(name, [large, large]))
+    gate = asyncio.Event()
+    endpoint.answer = answers(gate)
+    # At once, so that none of them sees what the others take.
+    await asyncio.gather(*(one.register(endpoint, name, concurrency=2) for name in queues))
+    # Each pull brings one; the third is the last to begin while the first two are sent.
+    await endpoint.until(3)
+    assert one.pushing.under_way == 3
+    gate.set()
+    await one.until(lambda: all(job.finished for job in one.machine.state.jobs.values()))
+    assert len(endpoint.said) == 16
+
+
 # -- Registering again, removing
 
 
@@ -333,12 +344,7 @@ async def test_a_removed_registration_takes_no_more_jobs_and_its_active_one_fini
     one: One, endpoint: Endpoint
 ) -> None:
     go = asyncio.Event()
-
-    async def answer(said: Said) -> web.StreamResponse:
-        await go.wait()
-        return web.Response(text="done")
-
-    endpoint.answer = answer
+    endpoint.answer = answers(go, text="done")
     first, second = await one.add("a", "b")
     await one.register(endpoint)
     await endpoint.until(1)
@@ -353,12 +359,7 @@ async def test_a_removed_registration_takes_no_more_jobs_and_its_active_one_fini
 
 async def test_a_replaced_endpoint_never_works_beside_the_new_one_beyond_the_concurrency(one: One) -> None:
     go = asyncio.Event()
-
-    async def slow(said: Said) -> web.StreamResponse:
-        await go.wait()
-        return web.Response(text="old")
-
-    async with Endpoint(slow) as old, Endpoint() as new:
+    async with Endpoint(answers(go, text="old")) as old, Endpoint() as new:
         first, second = await one.add("a", "b")
         await one.register(old)
         await old.until(1)
@@ -377,8 +378,7 @@ async def test_a_replaced_endpoint_never_works_beside_the_new_one_beyond_the_con
 
 
 async def test_an_endpoint_that_is_down_burns_five_attempts_and_no_more(one: One) -> None:
-    async with Endpoint() as endpoint:
-        port = endpoint.port
+    (port,) = free_ports(1)
     await one.register(f"http://127.0.0.1:{port}/work")
     owns = await one.add(*"abcdefgh")
     state = one.machine.state
@@ -399,27 +399,35 @@ async def test_an_endpoint_that_is_down_burns_five_attempts_and_no_more(one: One
 
 
 async def test_calls_under_way_when_the_endpoint_goes_down_are_put_back_too(one: One) -> None:
-    async with Endpoint() as endpoint:
-        port = endpoint.port
+    (port,) = free_ports(1)
     owns = await one.add(*(f"job-{n}" for n in range(20)))
     await one.register(f"http://127.0.0.1:{port}/work", concurrency=20)
     await one.until(lambda: one.machine.state.pushers.by_queue[Q].circuit.next_try_at)
-    await one.until(lambda: not any(one.job(own).state == "active" for own in owns))
-    states = [one.job(own).state for own in owns]
-    assert (states.count("failed"), states.count("waiting")) == (5, 15)
+
+    def rested() -> Any:
+        """The jobs when none is active: only in this moment, single ones are tried again and again."""
+        jobs = [one.job(own) for own in owns]
+        if any(job.state == "active" for job in jobs):
+            return None
+        waiting = list(one.machine.state.queues[Q].ready)
+        in_place = [job for job in jobs if job.state == "waiting"] == waiting
+        return Counter(job.state for job in jobs), in_place, {(job.attempts, job.starts) for job in waiting}
+
     # As if they had not been taken: nothing was counted, and they are in their places.
-    waiting = list(one.machine.state.queues[Q].ready)
-    assert [(job.attempts, job.starts) for job in waiting] == [(0, 0)] * 15
-    assert [own_id(job) for job in waiting] == [own for own in owns if one.job(own).state == "waiting"]
+    assert await one.until(rested) == ({"failed": 5, "waiting": 15}, True, {(0, 0)})
 
 
-async def test_an_endpoint_that_says_unavailable_is_tried_with_single_jobs(one: One, endpoint: Endpoint) -> None:
+async def test_an_endpoint_that_says_unavailable_is_tried_with_single_jobs(ones: Any, endpoint: Endpoint) -> None:
+    # Long enough that this test looks before the next try.
+    one = await ones(pause_s=0.5)
     endpoint.answer = answers(status=503)
     owns = await one.add(*(f"job-{n}" for n in range(10)))
     await one.register(endpoint, concurrency=5)
     await one.until(lambda: one.machine.state.pushers.by_queue[Q].circuit.next_try_at)
-    await one.until(lambda: not any(one.job(own).state == "active" for own in owns))
-    assert [one.job(own).state for own in owns].count("failed") == 5
+    states = await one.until(
+        lambda: (found := [one.job(own).state for own in owns]) and "active" not in found and found
+    )
+    assert states.count("failed") == 5
     # It has answered: the attempt of the single job counts.
     endpoint.most_at_once = 0
     await endpoint.until(7)
@@ -491,14 +499,10 @@ async def test_a_name_is_checked_by_its_address(ones: Any, endpoint: Endpoint) -
 
 
 async def test_a_long_call_keeps_its_lock(ones: Any, endpoint: Endpoint) -> None:
-    one = await ones(lock_ms=400)
+    # It is renewed at half of its time: what is left over is more than a pause of this machine takes.
+    one = await ones(lock_ms=4_000)
     go = asyncio.Event()
-
-    async def answer(said: Said) -> web.StreamResponse:
-        await go.wait()
-        return web.Response(text="late")
-
-    endpoint.answer = answer
+    endpoint.answer = answers(go, text="late")
     await one.register(endpoint)
     [own] = await one.add("a")
     await endpoint.until(1)
@@ -536,15 +540,36 @@ async def test_results_are_told_until_the_log_hears_them(one: One, endpoint: End
     assert len(endpoint.said) == 4
 
 
+async def test_large_results_wait_at_their_endpoints_while_the_log_cannot_take_them(
+    ones: Any, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 200_000
+    monkeypatch.setattr("node.outgoing.Room", partial(Room, 2 * size))
+    one: One = await ones()
+    endpoint.answer = answers(text="x" * size)
+    await one.register(endpoint, concurrency=8, timeout_ms=300)
+    gate = asyncio.Event()
+    endpoint.answer = answers(gate, text="x" * size)
+    owns = await one.add(*"abcdefgh")
+    await endpoint.until(8)
+    one.engine.available = False
+    gate.set()
+    room = one.pushing._client.room  # type: ignore[union-attr]
+    async with asyncio.timeout(TIMEOUT_S):
+        while one.pushing.figures.completed < 2 or not room.waiting:
+            await asyncio.sleep(0.01)
+    assert one.pushing.figures.completed < 8 and room.taken <= 3 * size + 1_000
+    one.engine.available = True
+    # None of them is blamed for the wait.
+    assert [(await one.ended(own)).state for own in owns] == ["completed"] * 8
+    await one.until(lambda: not one.pushing.under_way)
+    assert (room.taken, room.waiting) == (0, 0) and len(endpoint.said) == 8
+
+
 async def test_a_result_that_comes_after_the_lock_was_lost_is_dropped(ones: Any, endpoint: Endpoint) -> None:
     one = await ones(lock_ms=60_000)
     go = asyncio.Event()
-
-    async def answer(said: Said) -> web.StreamResponse:
-        await go.wait()
-        return web.Response(text="late")
-
-    endpoint.answer = answer
+    endpoint.answer = answers(go, text="late")
     await one.register(endpoint)
     [own] = await one.add("a")
     await endpoint.until(1)
@@ -570,7 +595,7 @@ async def test_stopping_lets_calls_finish_and_gives_the_rest_back(ones: Any, end
     await endpoint.until(2)
     one.pushing.drain()
     assert one.engine.node_id in one.machine.state.pushers.nodes
-    stopping = asyncio.create_task(one.pushing.stop(0.3))
+    stopping = asyncio.create_task(one.pushing.stop(2.0))
     go.set()
     await one.ended(quick)
     await stopping

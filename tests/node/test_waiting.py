@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from node import waiters
 from node.machine import Machine
 from node.node import Once
 from node.operations.jobs import AckJob, FailJob, FinishAndPull, PullJobs, PushJobs
@@ -262,7 +263,11 @@ async def test_a_hold_wakes_those_who_wait_when_it_is_over_or_ended(local: Local
     assert await waiter == ids[1:]
 
 
-async def test_a_clock_that_is_ahead_of_the_logs_does_not_fill_the_log(local: Local) -> None:
+async def test_a_clock_that_is_ahead_of_the_logs_does_not_fill_the_log(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long enough that it is not over while this test looks.
+    monkeypatch.setattr(waiters, "LOOK_AGAIN_S", 0.5)
     job_id = await local.push()
     await local.node.submit(HoldQueue("q", 50))
     local.node._clock = local.node.waiters._clock = lambda: local.now_ms + 100
