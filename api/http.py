@@ -6,12 +6,13 @@ What the bodies mean and how refusals are worded is each dialect's; sockets and 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
@@ -33,6 +34,7 @@ from .scopes import Hidden, named_again, permit
 
 if TYPE_CHECKING:
     from node.node import Node, Once
+    from node.operations.jobs import Pulled, PullJobs
 
     from .server import Server
 
@@ -206,6 +208,7 @@ class Call:
     __slots__ = (
         "_query",
         "body",
+        "cut_off",
         "grant",
         "hidden_id",
         "node",
@@ -239,6 +242,8 @@ class Call:
         self.grant = grant
         # The id of the job that was asked for, where the sender must not know whether there is one.
         self.hidden_id: str | None = None
+        # Whether its token was revoked while it waited.
+        self.cut_off = False
         self._query: dict[str, str] | None = None
 
     @property
@@ -265,6 +270,26 @@ class Call:
         made = await self.node.submit(operation, view, once=self.once)
         self.server.writes.observe(time.perf_counter() - began)
         return made
+
+    async def pull(self, operation: PullJobs, view: Callable[[Pulled], T], wait_ms: float) -> T:
+        """Take jobs, or wait for one. Raises Refusal, Unavailable, Invalid."""
+        doing = self.node.pull(operation, view, wait_ms=wait_ms, once=self.once)
+        return await (self.waiting(doing) if wait_ms else doing)
+
+    async def waiting(self, doing: Coroutine[Any, Any, T]) -> T:
+        """Await what may take as long as the client likes: not longer than its token is one. Raises Invalid (401)."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.server.waiting[self] = task
+        try:
+            return await doing
+        except asyncio.CancelledError:
+            if not self.cut_off or task.uncancel():
+                # The client has left, too.
+                raise
+            raise Invalid("Unauthorized", 401, "unauthorized") from None
+        finally:
+            del self.server.waiting[self]
 
     @property
     def stale(self) -> bool:
@@ -482,7 +507,7 @@ class Dialect(Protocol):
 
     name: str
     routes: tuple[Route, ...]
-    # Parameters of paths that are taken as they came; the others are percent-decoded.
+    # Parameters of paths that are taken as they came (but see `meant`); the others are percent-decoded.
     undecoded: frozenset[str]
     # Of the bodies that `error` makes.
     content_type: bytes
@@ -605,6 +630,26 @@ def percent_decode(text: str) -> str:
         raise Invalid("Malformed percent-encoding in the path") from None
 
 
+async def meant(call: Call) -> Mapping[str, str]:
+    """Return the path's parameters, with the id percent-decoded where only a job of that name is there.
+
+    An id is taken as it stands in the path first, so that one with a percent sign in it is found. A job that the token is
+    not for is not there.  Raises Unavailable.
+    """
+    job_id = call.path["id"]
+    try:
+        decoded = percent_decode(job_id)
+    except Invalid:
+        return call.path
+    if not call.stale:
+        await call.node.refresh()
+    jobs = call.node.machine.state.jobs
+    job = jobs.get(decoded)
+    if job_id in jobs or job is None or not (call.grant.every_queue or call.grant.covers(job.queue)):
+        return call.path
+    return {**call.path, "id": decoded}
+
+
 async def answer(
     server: Server, request: web.BaseRequest, found: Mount, path: Mapping[str, str], query: str, grant: Grant
 ) -> Reply:
@@ -613,6 +658,8 @@ async def answer(
     call = Call(server, request, route, path, query, b"", grant)
     call.template = found.template
     try:
+        if dialect.undecoded and "%" in path.get("id", ""):
+            call.path = await meant(call)
         if not grant.unlimited:
             await permit(call)
         if route.body != "none":

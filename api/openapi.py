@@ -22,20 +22,21 @@ Json = dict[str, Any]
 REF = "#/components/schemas/"
 TITLE = "quorumq"
 ABOUT = """\
-A job queue that survives the loss of machines. Every node answers every request, with JSON. In bunqueue's dialect every reply
-has `ok`, and one that is not `ok` has `error`; BullMQ's, below `/bullmq` and on `BULLMQ_PORT` without that, has errors as text;
-Open Archiver's, below `/v1/jobs`, has `message`. Requests carry `Authorization: Bearer <token>` where tokens are configured."""
+A job queue that survives the loss of machines. Every node answers every request. Replies of bunqueue's dialect are JSON objects with
+`ok`, and with `error` when `ok` is false. BullMQ's dialect is under `/bullmq`, and on `BULLMQ_PORT` without that prefix; its errors are
+plain text. Open Archiver's dialect is under `/v1/jobs`; its errors are JSON objects with `message`. When tokens are configured, requests
+carry `Authorization: Bearer <token>`."""
 
 ERRORS = {
     400: "The request cannot be accepted; `error` says why.",
-    401: "No token, or none that is known.",
-    403: "The token does not have the right, or is not for this queue.",
+    401: "No token, or one that is unknown, revoked or expired.",
+    403: "The token lacks the right, or is not for this queue.",
     404: "There is no such thing.",
     409: "The request was done before under its `Idempotency-Key`; its reply was too large to be kept.",
-    413: "The body is longer than BODY_BYTES_MAX, or too long for one log entry.",
+    413: "The body is larger than BODY_BYTES_MAX, or too large for one log entry.",
     422: "The `Idempotency-Key` came with a different request before.",
     429: "Too many requests of this client; `Retry-After` says when to come back.",
-    500: "A defect of the server; nothing was half done.",
+    500: "A defect of the server; no change was made in part.",
     503: "No quorum, or the node is busy. `code` is `not_applied` when a repeat is safe, else `outcome_unknown`.",
 }
 # The same where errors are plain text.
@@ -249,7 +250,8 @@ def content(reply: Any, kinds: Mapping[Any, Json]) -> Json:
     if reply is Octets:
         return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     if reply is Stream:
-        return {"text/event-stream": {"schema": {"type": "string"}}}
+        # Without a schema: OpenAPI 3.1 does not say whether one would be of the stream or of an event, and tools differ.
+        return {"text/event-stream": {}}
     return {"application/json": {"schema": kinds[reply]}}
 
 

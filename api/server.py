@@ -12,9 +12,11 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, MutableMapping
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from node.config import NodeConfig, join_address
 from node.node import Node
@@ -28,7 +30,7 @@ from .dialects.bunqueue import Bunqueue, Probes
 from .dialects.openarchiver import OpenArchiver
 from .disk import DiskWatch
 from .events.streams import EventStreams, Streams
-from .http import HEADS, REPLAYING, Dialect, Invalid, Mount, Reply, Router, answer, failure
+from .http import HEADS, REPLAYING, Call, Dialect, Invalid, Mount, Reply, Router, answer, failure
 from .limits import Bodies, Proxies, RequestLimit
 from .metrics import Histogram
 from .once import HEADER
@@ -44,6 +46,8 @@ KEEP_ALIVE_S = 620
 REREAD_S = 1.0
 # Requests under way at once, long polls included; each takes a few kilobytes.
 REQUESTS_MAX = 20_000
+# The longest id of a job fits: 1,024 characters, each up to twelve bytes when percent-encoded.
+REQUEST_LINE_BYTES_MAX = 32_768
 PREFLIGHT = (
     b"Access-Control-Allow-Methods: GET, POST, PUT, DELETE, OPTIONS\r\n"
     b"Access-Control-Max-Age: 86400\r\n"
@@ -115,11 +119,11 @@ class Listener:
 
     async def start(self) -> None:
         """Bind and listen. Raises OSError with the address in its message."""
-        server = web.Server(
-            self.handle,
-            handler_cancellation=True,
+        server = HttpServer(
+            self,
             access_log=None,
             keepalive_timeout=KEEP_ALIVE_S,
+            max_line_size=REQUEST_LINE_BYTES_MAX,
             logger=MalformedRequests(logging.getLogger(f"{__name__}.http"), {}),
         )
         runner = web.ServerRunner(server, shutdown_timeout=CUT_OFF_S)
@@ -152,6 +156,14 @@ class Listener:
     def handle(self, request: web.BaseRequest) -> Awaitable[Reply]:
         """Answer one request."""
         return self.server.handle(self, request)
+
+    def unreadable(self, request: web.BaseRequest, status: int) -> Reply:
+        """Answer what cannot be parsed, or is longer than one request's head may be, in the words of the port's own dialect."""
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            reply = failure(self._own, status, "Malformed HTTP request", "invalid_request")
+        else:
+            reply = failure(self._own, status, "Internal server error", "internal_error")
+        return self.server.finished(request, reply.end_connection())
 
     def speaker(self, path: str) -> Dialect:
         """Return the dialect in whose words a path is answered that has no route."""
@@ -208,6 +220,8 @@ class Server:
         self.streams = Streams(self)
         # Connections that last, each with the token that it showed.
         self.sessions: dict[Session, None] = {}
+        # Requests that wait for something to happen, with what runs them.
+        self.waiting: dict[Call, asyncio.Task[Any]] = {}
         # Replies by the first digit of their status.
         self.replies = [0] * 6
         self.under_way = 0
@@ -292,7 +306,7 @@ class Server:
         await self._close()
 
     async def _keep_up(self) -> None:
-        """Follow the file of tokens, and end the connections of tokens that are none any more."""
+        """Follow the file of tokens, and end what tokens that are none any more still have: connections, requests that wait."""
         while True:
             await asyncio.sleep(REREAD_S)
             try:
@@ -300,6 +314,10 @@ class Server:
                 for session in list(self.sessions):
                     if session.grant is not None and not session.grant.alive:
                         session.close()
+                for call, task in list(self.waiting.items()):
+                    if not call.grant.alive and not call.cut_off:
+                        call.cut_off = True
+                        task.cancel()
             except Exception:
                 # Whatever is wrong with the file, it is looked at again.
                 log.exception("the file of tokens could not be looked at")
@@ -388,6 +406,38 @@ def preflight(request: web.BaseRequest) -> Reply:
     asked = request.headers.get("Access-Control-Request-Headers", "").lower()
     more = [name for name in ALSO_ALLOWED if name.lower() in asked]
     return Reply(204, b"", headers=b", ".join([PREFLIGHT, *(name.encode() for name in more)]) + b"\r\n")
+
+
+class Connection(RequestHandler):
+    """One client's connection, which is answered in the port's dialect even where aiohttp cannot parse what it sent."""
+
+    __slots__ = ("_listener",)
+
+    def __init__(self, listener: Listener, manager: HttpServer, **settings: Any) -> None:
+        super().__init__(manager, **settings)
+        self._listener = listener
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        # It logs the error, and raises where a reply has begun; its own reply would quote the request.
+        super().handle_error(request, status, exc, message)
+        return self._listener.unreadable(request, status)
+
+
+class HttpServer(web.Server):
+    """aiohttp's server, with our connections."""
+
+    def __init__(self, listener: Listener, **settings: Any) -> None:
+        super().__init__(listener.handle, handler_cancellation=True, **settings)
+        self._listener = listener
+
+    def __call__(self) -> RequestHandler:
+        return Connection(self._listener, self, loop=asyncio.get_running_loop(), **self._kwargs)
 
 
 class MalformedRequests(logging.LoggerAdapter[logging.Logger]):

@@ -1,7 +1,8 @@
 r"""Half surrogate pairs (`"\ud83d"`) in JSON: its grammar allows them, JavaScript writes them, the decoder refuses them.
 
 They are covered by characters of the private use area while a body is decoded and uncovered in the opaque values, which
-nobody parses. Anywhere else (ids, keys, names) they cannot be stored, and the body is refused.
+nobody parses. In texts that only people read something else takes their place; anywhere else (ids, keys, names) they cannot be
+stored, and the body is refused.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ def cover(body: bytes) -> tuple[bytes, int] | None:
 
     covered = ESCAPE.sub(replace, body)
     return (covered, count) if count else None
+
+
+def replaced(body: bytes) -> bytes:
+    """Return the body with the replacement character where half pairs are: a report of a failure must not fail for its text."""
+    if b"\\u" not in body:
+        return body
+    return ESCAPE.sub(lambda match: match[0] if match[1] is None else b"\\ufffd", body)
 
 
 def uncover(value: Any) -> int:

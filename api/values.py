@@ -71,7 +71,10 @@ def decoded(body: bytes, strictly: Callable[[bytes], T], loosely: Callable[[byte
     try:
         return strictly(body)
     except msgspec.ValidationError:
-        return loosely(body)
+        # A type that does not fit may come before half a surrogate pair, at which decoding would have stopped.
+        covered = surrogates.cover(body)
+        if covered is None:
+            return loosely_decoded(body, loosely)
     except RecursionError:
         raise Invalid(BAD_JSON) from None
     except msgspec.DecodeError:
@@ -79,10 +82,23 @@ def decoded(body: bytes, strictly: Callable[[bytes], T], loosely: Callable[[byte
         if covered is None:
             raise Invalid(BAD_JSON) from None
     text, count = covered
-    found = decoded(text, strictly, loosely)
+    try:
+        found = strictly(text)
+    except msgspec.ValidationError:
+        found = loosely_decoded(text, loosely)
+    except (msgspec.DecodeError, RecursionError):
+        raise Invalid(BAD_JSON) from None
     if surrogates.uncover(found) != count:
         raise Invalid(BAD_JSON)
     return found
+
+
+def loosely_decoded(body: bytes, loosely: Callable[[bytes], T]) -> T:
+    """Decode a body whose types are known not to fit. Raises Invalid."""
+    try:
+        return loosely(body)
+    except (msgspec.DecodeError, RecursionError):
+        raise Invalid(BAD_JSON) from None
 
 
 def members(body: bytes | Raw) -> dict[str, Raw]:

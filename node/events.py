@@ -130,10 +130,11 @@ class JobExpired(Event, frozen=True, tag="job:expired"):
 
 
 class JobRemoved(Event, frozen=True, tag="job:removed"):
-    """A job was cancelled or deleted."""
+    """A job was cancelled or deleted. prev: the state it was in."""
 
     queue: str
     job_id: str
+    prev: str
 
 
 class JobDiscarded(Event, frozen=True, tag="job:discarded"):

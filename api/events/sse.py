@@ -31,6 +31,8 @@ UNSENT_BYTES_MAX = 1 << 20
 HEARTBEAT_S = 30.0
 RETRY_MS = 3_000
 ENCODE = msgspec.json.Encoder().encode
+# Data and results are shown as they were sent. Between JSON's tokens a line may end, which would end the message's field, too.
+ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 
 async def events(call: Call) -> Reply:
@@ -130,12 +132,12 @@ class Client:
         if self.subscription is None:
             if message.legacy is None or (queue and message.queue != queue):
                 return None
-            return b"id: %b\ndata: %b\n\n" % (str(message.id).encode(), message.legacy)
+            return b"id: %b\ndata: %b\n\n" % (str(message.id).encode(), message.legacy.translate(ONE_LINE))
         if not self.subscription.wants(message.name) or (queue and message.of_job and message.queue != queue):
             return None
         number = b"" if message.id is None else b"id: %b\n" % str(message.id).encode()
         stamped = b'%b%b"timestamp":%d}' % (message.data[:-1], b"," if len(message.data) > 2 else b"", message.at_ms)
-        return b"%bevent: %b\ndata: %b\n\n" % (number, message.name.encode(), stamped)
+        return b"%bevent: %b\ndata: %b\n\n" % (number, message.name.encode(), stamped.translate(ONE_LINE))
 
     def place(self) -> bytes:
         """Return the id of somebody who has got everything so far."""

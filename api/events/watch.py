@@ -93,9 +93,8 @@ class Watch:
             self._seen = (now, sums)
             if seen is not None:
                 passed = now - seen_at
-                # A queue that was obliterated takes its counts with it.
                 self._rates = {
-                    name: round(max(0, after - before) / passed, 2)
+                    name: round((after - before) / passed, 2)
                     for name, before, after in zip(RATES, seen, sums, strict=True)
                 }
         return self._rates

@@ -55,14 +55,16 @@ async def websocket(call: Call) -> Reply:
     server, request = call.server, call.request
     queue = check_queue(call.path["queue"]) if "queue" in call.path else ""
     grant = None
-    if server.access.is_open or "Authorization" in request.headers:
+    shakes_hands = request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
+    # Who opens a connection may show its token later; for anything else this is a route like all the others.
+    if server.access.is_open or not shakes_hands or "Authorization" in request.headers:
         try:
             grant = server.bunqueue.authorize(server.access, request)
         except Unauthorized as error:
             raise Invalid(str(error), 401, "unauthorized") from None
         if queue:
             needs(grant, queue)
-    if request.method != "GET" or request.headers.get("Upgrade", "").lower() != "websocket":
+    if not shakes_hands:
         raise Invalid("Expected a WebSocket handshake", 426, "upgrade_required")
     is_ready, why = server.readiness()
     if not server.node_started or server.stopping:

@@ -567,15 +567,19 @@ class ChangeDelay(Operation, frozen=True, tag="job.change_delay"):
     refuses=(JobNotFound, JobInWrongState),
 )
 class DiscardJob(Operation, frozen=True, tag="job.discard"):
-    """Send a job that is not finished to the dead letter queue, whatever its attempts."""
+    """Send a job that is not finished to the dead letter queue, whatever its attempts.
+
+    always: also one with remove_on_fail, which speaks of its last failure.
+    """
 
     job_id: JobId
+    always: bool = False
 
     def apply(self, state: State, entry: Entry) -> Changed:
         job = state.job(self.job_id)
         if job.finished:
             raise JobInWrongState(job.id, job.shown_state, "not finished")
-        state.bury(job, UNKNOWN)
+        state.bury(job, UNKNOWN, always=self.always)
         state.emit(happened.JobDiscarded(job.queue, job.id))
         return Changed(job)
 

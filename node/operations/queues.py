@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
 from itertools import chain, islice, takewhile
+from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -129,6 +130,13 @@ class Cleaned(msgspec.Struct, frozen=True, gc=False):
     job_ids: list[str]
 
 
+# States whose jobs a cleaning looks for among those that are queued.
+CLEANED = (WAITING, DELAYED, "prioritized", "lowered", "unlowered")
+# Sorting jobs of one state costs so many times as much as passing over a job of another.
+SPARSE = 8
+by_birth = attrgetter("seq")
+
+
 @operation(emits=(happened.QueueCleaned,))
 class CleanQueue(Operation, frozen=True, tag="queue.clean"):
     """Remove the oldest jobs of a state that are at least grace_ms old, at most `limit`.
@@ -164,7 +172,9 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
                 for job in list(queue.active.values())
                 if job.lock_until <= now_ms and (job.started_at or 0) <= until
             )
-        old = takewhile(lambda job: job.created_at <= until, queue.jobs.values())
+        if self.state is not None and self.state not in CLEANED:
+            return iter(())
+        old = takewhile(lambda job: job.created_at <= until, self.in_order_of_birth(queue))
         if self.state in ("lowered", "unlowered"):
             lowered = self.state == "lowered"
             return (job for job in old if job.state == WAITING and (job.opts.priority < 0) == lowered)
@@ -172,7 +182,28 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
             return (job for job in old if job.state in (WAITING, DELAYED))
         if self.state in (WAITING, DELAYED):
             return (job for job in old if job.state == self.state)
-        return (job for job in old if self.state == "prioritized" and job.shown_state == self.state)
+        return (job for job in old if job.shown_state == self.state)
+
+    def in_order_of_birth(self, queue: Queue) -> Iterable[Job]:
+        """Return the jobs to choose from, oldest first: all of the queue, or those of the state where they are few among them.
+
+        The temporal index holds jobs of every state, so a few delayed ones are not looked for among a million that wait.
+        """
+        if self.state is None:
+            return queue.jobs.values()
+        few: Iterable[Job]
+        if self.state == DELAYED:
+            count, few = len(queue.delayed), queue.delayed
+        elif self.state == "prioritized":
+            # They stand before all others.
+            count, few = queue.prioritized, islice(queue.waiting(), queue.prioritized)
+        elif self.state == "lowered" and not queue.parked:
+            # And these behind.
+            count = queue.lowered
+            few = queue.ready.slice(queue.waiting_count - count, count)
+        else:
+            count, few = queue.waiting_count, queue.waiting()
+        return queue.jobs.values() if count * SPARSE > len(queue.jobs) else sorted(few, key=by_birth)
 
 
 @operation(emits=(happened.JobWaiting, happened.JobPromoted))
@@ -198,13 +229,21 @@ class PromoteJobs(Operation, frozen=True, tag="queue.promote_jobs"):
 
 @operation(emits=(happened.JobWaiting,))
 class RetryCompleted(Operation, frozen=True, tag="queue.retry_completed"):
-    """Let one completed job of a queue, or all of them, run again from the start."""
+    """Let one completed job of a queue, or all of them, run again from the start, oldest end first.
+
+    count: at most so many.  until_ms: only those that ended until then.
+    """
 
     queue: QueueName
     job_id: JobId | None = None
+    count: int | None = None
+    until_ms: int | None = None
 
     def apply(self, state: State, entry: Entry) -> Counted:
-        jobs = finished_jobs(state, self.queue, COMPLETED, self.job_id)
+        jobs = first(finished_jobs(state, self.queue, COMPLETED, self.job_id), self.count)
+        if self.until_ms is not None:
+            until_ms = self.until_ms
+            jobs = [job for job in jobs if (job.finished_at or 0) <= until_ms]
         for job in jobs:
             state.revive(job)
             state.emit(happened.JobWaiting(job.queue, job.id))
@@ -279,13 +318,17 @@ class CheckStalled(Operation, frozen=True, tag="queue.check_stalled"):
 
 @operation(emits=(happened.DlqRetried, happened.DlqRetriedAll))
 class RetryDlq(Operation, frozen=True, tag="dlq.retry"):
-    """Let one job of a dead letter queue, or all of them, run again with their attempts from zero."""
+    """Let one job of a dead letter queue, or all of them, run again with their attempts from zero; the oldest first.
+
+    count: at most so many.
+    """
 
     queue: QueueName
     job_id: JobId | None = None
+    count: int | None = None
 
     def apply(self, state: State, entry: Entry) -> Counted:
-        jobs = finished_jobs(state, self.queue, FAILED, self.job_id)
+        jobs = first(finished_jobs(state, self.queue, FAILED, self.job_id), self.count)
         for job in jobs:
             state.revive(job)
         if self.job_id is None:
@@ -332,6 +375,11 @@ def finished_jobs(state: State, name: str, kind: str, job_id: str | None) -> lis
         job = queue.jobs.get(job_id)
         return [job] if job is not None and job.state == kind else []
     return list(queue.completed if kind == COMPLETED else queue.failed)
+
+
+def first(jobs: list[Job], count: int | None) -> list[Job]:
+    """Return the first so many jobs; None for all."""
+    return jobs if count is None else jobs[: max(count, 0)]
 
 
 # -- Settings
@@ -539,7 +587,7 @@ class Counts(msgspec.Struct, gc=False):
 
 
 class Total(msgspec.Struct, gc=False):
-    """Sums over all queues: jobs by state, and how many went through since the beginning."""
+    """Sums over all queues: jobs by state, and how many went through since the beginning, also those that are no more."""
 
     queues: int
     counts: Counts
@@ -789,7 +837,8 @@ class Totals(Query, frozen=True):
     """Sums over all queues."""
 
     def answer(self, state: State) -> Total:
-        total = Total(len(state.queues), Counts())
+        gone = state.gone
+        total = Total(len(state.queues), Counts(), gone.pushed, gone.pulled, gone.completed, gone.failed)
         for queue in state.queues.values():
             total.counts.add(queue)
             counters: QueueCounters = queue.counters

@@ -87,10 +87,10 @@ class AddRepeating(Operation, frozen=True, tag="job.add_repeating"):
         if len(crons) + len(new) > CRONS_MAX:
             raise TooManyCrons(CRONS_MAX)
         added = self.add.apply(state, entry)
-        return AddedRepeating(added, [repeat(state, queue, one) for one in self.repetitions])
+        return AddedRepeating(added, [repeat(state, queue, one, entry.index) for one in self.repetitions])
 
 
-def repeat(state: State, queue: str, wanted: Repetition) -> int:
+def repeat(state: State, queue: str, wanted: Repetition, index: int) -> int:
     """Create or change a repetition. Returns the time of its job that waits, else of its next one, 0 for never."""
     schedule, now_ms = state.schedule, state.now_ms
     name = name_of(queue, wanted.key)
@@ -108,6 +108,7 @@ def repeat(state: State, queue: str, wanted: Repetition) -> int:
         prevent_overlap=False,
         key=wanted.key,
         until=wanted.until_ms,
+        set_by=index,
     )
     goes_on = present is not None and same_times(present, cron)
     waiting = None if present is None else state.waiting_of(present)

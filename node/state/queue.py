@@ -129,6 +129,22 @@ class QueueCounters(msgspec.Struct, gc=False):
         self.run_ms += ms * count
 
 
+class Sums(msgspec.Struct, gc=False, array_like=True):
+    """How many jobs went through queues that are no more, so that totals never go back. Only append."""
+
+    pushed: int = 0
+    pulled: int = 0
+    completed: int = 0
+    failed: int = 0
+
+    def add(self, counters: QueueCounters) -> None:
+        """Count what went through one more of them."""
+        self.pushed += counters.pushed
+        self.pulled += counters.pulled
+        self.completed += counters.completed
+        self.failed += counters.failed
+
+
 def bucket_of(ms: int) -> int:
     """Return where a histogram counts a duration."""
     bits = ms.bit_length()

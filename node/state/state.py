@@ -75,7 +75,7 @@ from node.state.job import (
 )
 from node.state.outcomes import Outcome, Outcomes
 from node.state.pusher import Pushers, settings_under
-from node.state.queue import Group, GroupSettings, Queue, QueueSettings, ready_since
+from node.state.queue import Group, GroupSettings, Queue, QueueSettings, Sums, ready_since
 from node.state.ranked import Ranked
 from node.state.schedule import Cron, Following, Schedule
 from node.state.timers import Timers
@@ -138,6 +138,8 @@ class State:
         self.fence = 0
         self.endings = 0
         self.queues: dict[str, Queue] = {}
+        # What went through queues that are no more.
+        self.gone = Sums()
         self.jobs: dict[str, Job] = {}
         self.timers = Timers()
         self.dependents: dict[str, list[Job]] = {}
@@ -976,9 +978,10 @@ class State:
         token = job.token
         self._leave(queue, job)
         job.stalls += 1
-        self._end_run(job, job.error, STALLED)
+        is_last = job.stalls >= stall.max_stalls or job.attempts + 1 >= job.opts.max_attempts
+        self._end_run(job, f"Job stalled {job.stalls} times" if is_last else job.error, STALLED)
         self.emit(JobStalled(queue.name, job.id))
-        if job.stalls >= stall.max_stalls or job.attempts >= job.opts.max_attempts:
+        if is_last:
             self._bury(queue, job, STALLED if job.stalls >= stall.max_stalls else MAX_ATTEMPTS)
         else:
             job.token = token
@@ -1052,8 +1055,8 @@ class State:
 
     # -- Endings
 
-    def bury(self, job: Job, reason: str) -> None:
-        """Send an unfinished job to the dead letter queue without another run."""
+    def bury(self, job: Job, reason: str, *, always: bool = False) -> None:
+        """Send an unfinished job to the dead letter queue without another run. always: whatever remove_on_fail says."""
         queue = self.queues[job.queue]
         if job.state == ACTIVE and job.started_at is not None:
             queue.counters.ran(self.now_ms - job.started_at)
@@ -1061,9 +1064,9 @@ class State:
         self._leave(queue, job)
         self._unlock(job)
         self._remember_step(job, Moment(FAILED, self.now_ms, None, job.attempts))
-        self._bury(queue, job, reason)
+        self._bury(queue, job, reason, always=always)
 
-    def _bury(self, queue: Queue, job: Job, reason: str) -> None:
+    def _bury(self, queue: Queue, job: Job, reason: str, *, always: bool = False) -> None:
         if job.unique_key is not None:
             self._let_go(queue, job)
         if job.failures is None:
@@ -1079,7 +1082,7 @@ class State:
             self.emit(FlowFailed(waiting.id, job.id, waiting.queue, job.error))
         self._post_failure(job)
         keep = queue.settings.default_keep_failed if job.opts.keep_failed is None else job.opts.keep_failed
-        if job.opts.remove_on_fail or (keep is not None and keep.count == 0):
+        if (job.opts.remove_on_fail and not always) or (keep is not None and keep.count == 0):
             self._forget(queue, job)
             return
         job.ending = self.endings
@@ -1187,8 +1190,9 @@ class State:
 
     def remove(self, job: Job) -> None:
         """Delete a job because somebody asked for it."""
+        prev = job.state
         self.delete(job)
-        self.emit(JobRemoved(job.queue, job.id))
+        self.emit(JobRemoved(job.queue, job.id, prev))
 
     def delete(self, job: Job) -> None:
         """Take a job out of every table, in any state."""
@@ -1394,7 +1398,7 @@ class State:
             self._ring(job)
 
     def obliterate(self, queue: Queue) -> int:
-        """Delete a queue with all its jobs, settings and counters. Returns how many jobs."""
+        """Delete a queue with all its jobs, settings and counters, which stay in the sums. Returns how many jobs."""
         count = len(queue.jobs)
         self.drain(queue)
         for job in list(queue.jobs.values()):
@@ -1404,6 +1408,7 @@ class State:
         schedule = self.schedule
         for job_id in [key for key, job in schedule.following.items() if job.queue == queue.name]:
             del schedule.following[job_id]
+        self.gone.add(queue.counters)
         del self.queues[queue.name]
         self.woken.pop(queue.name, None)
         return count

@@ -11,6 +11,8 @@ WORKERS_MAX = 10_000
 # Silence after which a worker counts as stale, and after which it is forgotten.
 STALE_MS = 30_000
 FORGET_MS = 90_000
+# Workers say themselves what they did: their totals must fit the image whatever they say.
+TOTAL_MAX = 2**63 - 1
 
 
 class Worker(msgspec.Struct, gc=False, array_like=True):
@@ -85,8 +87,8 @@ class Workers:
         """Forget a registration, but not what it did."""
         self._file_out(worker)
         del self.by_id[worker.id]
-        self.gone.processed += worker.processed
-        self.gone.failed += worker.failed
+        self.gone.processed = min(self.gone.processed + worker.processed, TOTAL_MAX)
+        self.gone.failed = min(self.gone.failed + worker.failed, TOTAL_MAX)
 
     def age(self, now_ms: int) -> list[Worker]:
         """Mark workers stale and forget the longest silent; return those that were forgotten."""

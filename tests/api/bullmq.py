@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from yarl import URL
 from api import surrogates
 from api.http import Text
 from tests.api.conftest import Answer, Client
+from tests.support.waiting import after_entries
 
 TOKEN = "tok1"
 STATUSES = {200, 400, 401, 403, 404, 409, 413, 422, 429, 503}
@@ -76,6 +78,10 @@ class Bull:
 
     async def delete(self, path: str, **more: Any) -> Answer:
         return await self.send("DELETE", path, **more)
+
+    async def until(self, check: Callable[[], Any]) -> None:
+        """Wait until something is so; looked at after each entry."""
+        await after_entries(self.server.node.machine, check)
 
     # -- What tests do most
 

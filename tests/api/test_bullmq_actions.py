@@ -251,6 +251,22 @@ async def test_half_a_surrogate_pair(bull: Bull) -> None:
     assert b'"returnvalue":["\\ud83d"],' in (await bull.get(f"{JOBS}/1")).body
 
 
+@pytest.mark.parametrize(
+    "error", [b'"cut off: \\ud83d"', b'{"message":"cut off: \\uD83D","stack":"a \\udc34 b \\\\ud83d \\ud83d\\udc34"}']
+)
+async def test_half_a_surrogate_pair_keeps_nobody_from_saying_what_went_wrong(bull: Bull, error: bytes) -> None:
+    await bull.add()
+    await bull.next()
+    line = b'"a \\ud83d line"'
+    assert (await bull.post(f"{JOBS}/1/logs", raw=line, token="t1")).status == 200
+    answer = await bull.post(f"{JOBS}/1/move-to-failed", raw=b'{"token":"t1","error":%b}' % error)
+    assert answer.json["state"] == "failed"
+    job = await bull.job("1")
+    assert job["failedReason"] == "cut off: \ufffd"
+    assert job["stacktrace"] == ["a \ufffd b \\ud83d 🐴" if b"stack" in error else job["failedReason"]]
+    assert (await bull.get(f"{JOBS}/1/logs")).json["logs"] == ["a \ufffd line"]
+
+
 async def test_a_key_makes_repeats_one(bull: Bull) -> None:
     await bull.add_many("a", "b", "c")
     headers = {"Idempotency-Key": "k"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -65,9 +65,9 @@ async def test_1_paused_is_a_list_and_never_a_state(bull: Bull) -> None:
 
 
 async def test_1_a_delayed_job_waits_when_its_time_has_come(bull: Bull) -> None:
-    plain, prioritized = await bull.add(delay=1000), await bull.add(delay=1000, priority=2)
-    assert (await bull.job(plain))["delay"] == 1000
-    later(bull, 1000)
+    plain, prioritized = await bull.add(delay=60_000), await bull.add(delay=60_000, priority=2)
+    assert (await bull.job(plain))["delay"] == 60_000
+    later(bull, 60_000)
     assert [await bull.state(plain), await bull.state(prioritized)] == ["waiting", "prioritized"]
     assert (await bull.job(plain))["delay"] == 0
 
@@ -352,6 +352,15 @@ async def test_3_more_stalls_than_allowed_fail_the_job(bull: Bull) -> None:
     assert await bull.state("1") == "failed"
 
 
+async def test_3_a_job_of_a_repetition_may_stall_for_ever(bull: Bull) -> None:
+    await bull.add(repeat={"every": 100 * LOCK_MS, "immediately": True})
+    for stalls in range(4):
+        job = await bull.next()
+        assert (job["stalledCounter"], job["attemptsMade"]) == (stalls, 0)
+        later(bull, LOCK_MS + 1)
+    assert await bull.state(job["id"]) == "waiting"
+
+
 # -- 4 Attempts and backoff
 
 
@@ -381,11 +390,12 @@ async def test_4_an_unrecoverable_error_fails_at_once(bull: Bull, body: Any) -> 
     assert (await bull.job(job["id"]))["failedReason"] == "no use"
 
 
+# Long enough that none is over before the test has looked.
 DELAYS = [
-    (300, [300, 300, 300]),
-    ({"type": "fixed", "delay": 400}, [400, 400, 400]),
-    ({"type": "exponential", "delay": 200}, [200, 400, 800]),
-    ({"type": "linear", "delay": 200}, [200, 400, 600]),
+    (30_000, [30_000, 30_000, 30_000]),
+    ({"type": "fixed", "delay": 40_000}, [40_000, 40_000, 40_000]),
+    ({"type": "exponential", "delay": 20_000}, [20_000, 40_000, 80_000]),
+    ({"type": "linear", "delay": 20_000}, [20_000, 40_000, 60_000]),
     ({"type": "exponential", "delay": 90_000_000}, [90_000_000, 180_000_000, 360_000_000]),
 ]
 
@@ -404,10 +414,10 @@ async def test_4_backoff(bull: Bull, backoff: Any, delays: list[int]) -> None:
 async def test_4_jitter_takes_off_no_more_than_its_share(bull: Bull) -> None:
     seen = []
     for number in range(1, 21):
-        await bull.add(attempts=2, backoff={"type": "fixed", "delay": 10_000, "jitter": 0.5})
+        await bull.add(attempts=2, backoff={"type": "fixed", "delay": 1_000_000, "jitter": 0.5})
         await bull.fail(await bull.next())
         seen.append((await bull.job(str(number)))["delay"])
-    assert all(5000 <= delay <= 10_000 for delay in seen)
+    assert all(500_000 <= delay <= 1_000_000 for delay in seen)
     assert len(set(seen)) > 10
 
 
@@ -467,11 +477,11 @@ async def test_5_a_changed_priority_may_put_a_job_first_among_its_new_equals(bul
 
 
 async def test_5_due_jobs_go_to_the_back(bull: Bull) -> None:
-    await bull.add("late", delay=1000)
-    await bull.add("late5", delay=1000, priority=5)
+    await bull.add("late", delay=60_000)
+    await bull.add("late5", delay=60_000, priority=5)
     await bull.add_many("a", "b")
     await bull.add("p5", priority=5)
-    later(bull, 1000)
+    later(bull, 60_000)
     assert await bull.run() == ["a", "b", "late", "p5", "late5"]
 
 
@@ -502,8 +512,8 @@ async def test_8_a_rate_limited_queue_gives_out_nothing_for_a_while(bull: Bull) 
 
 async def test_8_those_who_wait_get_a_job_when_the_limit_ends(bull: Bull) -> None:
     await bull.add()
-    await bull.post("/queues/que/rate-limit", {"duration": 150})
     began = asyncio.get_running_loop().time()
+    await bull.post("/queues/que/rate-limit", {"duration": 150})
     assert await bull.next(timeout=10_000) is not None
     assert asyncio.get_running_loop().time() - began > 0.1
 
@@ -570,16 +580,6 @@ async def endpoint() -> AsyncIterator[tuple[str, list[Any]]]:
         await runner.cleanup()
 
 
-async def until(bull: Bull, true: Callable[[], bool]) -> None:
-    """Wait until something is so; looked at after each entry."""
-    changed = asyncio.Event()
-    bull.server.node.machine.listen(lambda entry: changed.set())
-    async with asyncio.timeout(10):
-        while not true():
-            changed.clear()
-            await changed.wait()
-
-
 async def test_8_a_limiter_counts_starts_in_a_window_for_the_whole_queue(bull: Bull) -> None:
     """Whoever takes a job counts: what the worker took is missing for those who process by hand."""
     await bull.add_many("a", "b", "c", "d")
@@ -588,7 +588,7 @@ async def test_8_a_limiter_counts_starts_in_a_window_for_the_whole_queue(bull: B
         opts = {"limiter": {"max": 2, "duration": 60_000}, "concurrency": 4}
         body = {"queue": "que", "endpoint": {"url": url, "method": "POST"}, "opts": opts}
         assert (await bull.post("/workers", body)).body == b"OK"
-        await until(bull, lambda: len(state.queues["que"].completed) == 2)
+        await bull.until(lambda: len(state.queues["que"].completed) == 2)
         assert [call["job"]["name"] for call in calls] == ["a", "b"]
         assert await bull.next() is None
         assert 0 < (await bull.get("/queues/que/rate-limit")).json["ttl"] <= 60_000
@@ -596,6 +596,6 @@ async def test_8_a_limiter_counts_starts_in_a_window_for_the_whole_queue(bull: B
         later(bull, 60_000)
         # Those who wait look at the clock of the machine; what wakes them here is a new job.
         await bull.add("e")
-        await until(bull, lambda: len(state.queues["que"].completed) == 4)
+        await bull.until(lambda: len(state.queues["que"].completed) == 4)
         assert (await bull.counts())["waiting"] == 1
         assert (await bull.delete("/workers/que")).body == b"OK"

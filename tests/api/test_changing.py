@@ -159,3 +159,26 @@ async def test_a_long_line_is_cut(client: Client) -> None:
     await client.post(f"/jobs/{job}/logs", {"message": "x" * 70_000, "level": "y" * 300})
     (line,) = (await client.get(f"/jobs/{job}/logs")).json["data"]["logs"]
     assert (len(line["message"]), len(line["level"])) == (65_536, 256)
+
+
+@pytest.mark.parametrize("state", ["waiting", "delayed", "active", "waiting-children"])
+async def test_a_discarded_job_is_kept_whatever_becomes_of_failed_ones(client: Client, state: str) -> None:
+    more: dict[str, Any] = {"delay": 60_000} if state == "delayed" else {}
+    if state == "waiting-children":
+        more = {"dependsOn": [await client.push("other")]}
+    job = await client.push(removeOnFail=True, **more)
+    if state == "active":
+        await client.pull()
+    assert await client.state(job) == state
+    await client.post(f"/jobs/{job}/discard")
+    assert await client.state(job) == "failed"
+    dead = (await client.get("/queues/q/dlq")).json
+    assert [each["id"] for each in dead["jobs"]] == [job]
+    (attempt,) = dead["entries"][0]["attempts"]
+    assert (attempt["attempt"], attempt["reason"], attempt["error"]) == (0, "unknown", None)
+    assert attempt["duration"] == attempt["failedAt"] - attempt["startedAt"] >= 0
+    # Its last failure still removes it.
+    await client.post("/queues/q/dlq/retry", {"jobId": job})
+    assert (await client.pull())["id"] == job
+    await client.post(f"/jobs/{job}/fail", {"unrecoverable": True})
+    assert await client.state(job) == "unknown"

@@ -153,6 +153,32 @@ class TestConnections:
         assert "s3cret" not in caplog.text
         assert (await client.get("/ping")).status == 200
 
+    @pytest.mark.parametrize(
+        "head",
+        [
+            "get /queues HTTP/1.1",
+            "GET /jobs/\u00e9 HTTP/1.1",
+            "GET /jobs/" + "x" * 40_000 + " HTTP/1.1",
+            "\x16\x03\x01",
+        ],
+        ids=["method", "path", "too long", "TLS"],
+    )
+    async def test_what_is_no_http_is_answered_in_json(self, client: Client, head: str) -> None:
+        reader, writer = await talk(client, head.encode() + b"\r\nHost: h\r\n\r\n")
+        status, headers, body = await read_reply(reader)
+        assert (status, json.loads(body)) == (400, {"ok": False, "error": "Malformed HTTP request"})
+        assert (headers["content-type"], headers["access-control-allow-origin"]) == ("application/json", "*")
+        assert "server" not in headers
+        assert await reader.read() == b""
+        writer.close()
+
+    async def test_what_is_no_http_on_the_other_port(self, client: Client) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.server.listeners[1].port)
+        writer.write(b"get /queues HTTP/1.1\r\n\r\n")
+        status, headers, _ = await read_reply(reader)
+        assert (status, "server" in headers) == (400, False)
+        writer.close()
+
 
 class TestTokens:
     @pytest.mark.parametrize(
@@ -450,6 +476,8 @@ class TestProbes:
             "active": 1,
             "completed": 1,
         }
+        assert (stats["stats"]["waiting-children"], stats["stats"]["cronPending"]) == (0, 0)
+        assert stats["stats"]["pushPerSec"] >= 0
         assert stats["collections"]["jobIndex"] == 3
         storage = (await client.get("/storage")).json
         assert (storage["diskFull"], storage["data"]["diskFull"], storage["data"]["error"]) == (False, False, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -111,6 +112,7 @@ class TestPull:
             ({"count": 1, "timeout": "1"}, "timeout must be a number"),
             ({"count": 1, "owner": "w", "lockTtl": 0}, "lockTtl must be at least 1"),
             ({"count": 1, "owner": "w", "lockTtl": "x"}, "lockTtl must be a number"),
+            ({"count": 1, "lockTtl": "x"}, "lockTtl must be a number"),
         ],
         ids=str,
     )
@@ -282,6 +284,22 @@ class TestFail:
         assert (await client.post(f"/jobs/{job_id}/fail", {"error": {"code": 5}})).status == 200
         assert (await client.get(f"/jobs/{job_id}")).json["job"]["failedReason"] == '{"code":5}'
 
+    async def test_the_stacks_of_failed_runs(self, client: Client) -> None:
+        job_id = await client.push(maxAttempts=4, backoff=0)
+        assert (await client.get(f"/jobs/{job_id}")).json["job"]["stacktrace"] is None
+        for stack in (None, "Error: a\n  at b", ["Error: c", "  at d"], "x" * 70_000):
+            await client.pull()
+            assert (await client.post(f"/jobs/{job_id}/fail", {"error": "e", "stack": stack})).status == 200
+        shown = (await client.get(f"/jobs/{job_id}")).json["job"]["stacktrace"]
+        assert shown == ["Error: a\n  at b", "Error: c\n  at d", "x" * 65_536]
+        assert (await client.get("/queues/q/dlq")).json["entries"][0]["job"]["stacktrace"] == shown
+
+    @pytest.mark.parametrize("stack", [5, {}, [], [5], ""])
+    async def test_a_stack_that_is_none(self, client: Client, stack: Any) -> None:
+        job_id = await client.push()
+        await client.pull()
+        assert (await client.post(f"/jobs/{job_id}/fail", {"stack": stack})).status == 200
+
     async def test_unrecoverable(self, client: Client) -> None:
         job_id = await client.push()
         await client.pull()
@@ -324,9 +342,50 @@ class TestReads:
         assert (await client.get("/jobs/nope/result")).json == {"ok": True, "id": "nope"}
         assert (await client.get("/jobs/nope/progress")).status == 404
 
-    async def test_ids_are_not_decoded_in_paths(self, client: Client) -> None:
-        assert (await client.get("/jobs/a%20b/state")).json["id"] == "a%20b"
+    async def test_unknown_ids_are_not_decoded_in_paths(self, client: Client) -> None:
+        assert (await client.get("/jobs/a%20b/state")).json == {"ok": True, "id": "a%20b", "state": "unknown"}
         assert (await client.get("/jobs/%zz/state")).json["id"] == "%zz"
+        assert (await client.get("/jobs/%ff")).status == 404
+
+    @pytest.mark.parametrize(
+        "name", ["a b", "a/b?c#d", "\u00e9\U0001f600", "%41", "100%", "..", "bull:q:7", "\U0001f600" * 1024]
+    )
+    async def test_any_id_can_be_worked_on(self, client: Client, name: str) -> None:
+        await client.push(jobId=name)
+        path = "/jobs/" + quote(name, safe="").replace(".", "%2e")
+        assert (await client.get(path)).json["job"]["id"] == name
+        assert (await client.get(f"{path}/state")).json == {"ok": True, "id": name, "state": "waiting"}
+        assert (await client.pull())["id"] == name
+        assert (await client.post(f"{path}/progress", {"progress": 5})).status == 200
+        assert (await client.post(f"{path}/ack", {"result": 1})).status == 200
+        assert (await client.get(f"{path}/result?consistency=stale")).json["result"] == 1
+
+    async def test_a_repeat_about_a_decoded_id_is_one_request(self, client: Client) -> None:
+        await client.push(jobId="a b", removeOnComplete=True)
+        await client.pull()
+        for _ in range(2):
+            answer = await client.post("/jobs/a%20b/ack", {"result": 1}, headers={"Idempotency-Key": "once"})
+            assert (answer.status, answer.json) == (200, {"ok": True})
+        assert await client.state("a%20b") == "unknown"
+
+    async def test_ids_are_decoded_below_a_queue_too(self, client: Client) -> None:
+        await client.push(jobId="a b")
+        await client.post("/jobs/a%20b/discard")
+        assert (await client.delete("/queues/q/dlq/a%20b")).status == 200
+        assert await client.state("a%20b") == "unknown"
+
+    async def test_decoding_without_a_quorum(self, client: Client) -> None:
+        await client.push(jobId="a b")
+        client.engine.available = False
+        assert (await client.get("/jobs/a%20b/state")).status == 503
+        assert (await client.get("/jobs/a%20b/state?consistency=stale")).json["state"] == "waiting"
+
+    async def test_an_id_is_taken_as_it_stands_first(self, client: Client) -> None:
+        for name in ("a b", "a%20b"):
+            await client.push(jobId=name)
+        assert (await client.get("/jobs/a%20b")).json["job"]["id"] == "a%20b"
+        await client.delete("/jobs/a%20b")
+        assert (await client.get("/jobs/a%20b")).json["job"]["id"] == "a b"
 
     @pytest.mark.parametrize(
         "path", ["/jobs/{id}", "/jobs/{id}/state", "/jobs/{id}/result", "/queues", "/queues/q/counts"]
@@ -386,7 +445,7 @@ class TestLocks:
 
     async def test_heartbeats_of_a_locked_job(self, client: Client) -> None:
         job_id = await client.push()
-        job, token = await client.take(lockTtl=1000)
+        job, token = await client.take(lockTtl=10_000)
         for body in ({"token": token, "duration": 30_000}, {"token": token}, {}):
             assert (await client.post(f"/jobs/{job_id}/heartbeat", body)).status == 200
         assert (await client.post(f"/jobs/{job_id}/heartbeat", {"token": "bad"})).status == 400
@@ -409,7 +468,7 @@ class TestLocks:
 
     async def test_extending(self, client: Client) -> None:
         job_id = await client.push()
-        job, token = await client.take(lockTtl=1000)
+        job, token = await client.take(lockTtl=10_000)
         for body in ({"duration": 30_000, "token": token}, {"duration": 30_000}, {"token": token}):
             assert (await client.post(f"/jobs/{job_id}/extend-lock", body)).json == {"ok": True}
         assert (await client.get(f"/jobs/{job_id}")).json["job"]["lockExpiresAt"] > job["lockExpiresAt"]

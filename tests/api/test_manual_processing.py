@@ -18,26 +18,15 @@ async def test_the_loop_processes_what_there_is_and_what_comes(serve: Any) -> No
     example = runpy.run_path(str(EXAMPLE))
     await bull.add_many(*({"name": "n", "data": number} for number in range(3)))
     await bull.add(data={"fail": "no luck"}, attempts=2)
-    ended = asyncio.Event()
-    state = bull.server.node.machine.state
-
-    def look(entry: Any) -> None:
-        queue = state.queues["que"]
-        if len(queue.completed) + len(queue.failed) == expected:
-            ended.set()
-
-    expected = 4
-    bull.server.node.machine.listen(look)
+    queue = bull.server.node.machine.state.queues["que"]
     working = asyncio.create_task(example["main"](bull.base, "tok1", "que"))
     async with asyncio.timeout(20):
-        await ended.wait()
+        await bull.until(lambda: len(queue.completed) + len(queue.failed) == 4)
         # The loop waits for the next job now; a new one wakes it.
         while not bull.server.node.waiters.count:
             await asyncio.sleep(0)
-        expected = 5
-        ended.clear()
         await bull.add(data="late")
-        await ended.wait()
+        await bull.until(lambda: len(queue.completed) + len(queue.failed) == 5)
     working.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await working

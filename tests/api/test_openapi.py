@@ -71,6 +71,11 @@ def test_a_route_says_all_there_is_to_say(method: str, path: str, one: Any) -> N
     assert is_open or {"401", "500", "503"} <= set(one["responses"])
 
 
+def test_a_stream_has_no_schema_that_one_of_its_events_could_break() -> None:
+    for path in ("/events", "/events/queues/{queue}"):
+        assert DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"] == {"text/event-stream": {}}
+
+
 def test_bodies_say_what_is_required_and_what_is_left_out() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     assert schemas["PushBody"]["required"] == ["data"]

@@ -13,7 +13,7 @@ import pytest
 
 from api import tokens
 from api.dialects.openarchiver import render
-from api.dialects.openarchiver.routes import LIMIT_MAX, parse_int, window
+from api.dialects.openarchiver.routes import parse_int, window
 from api.openapi import document
 from api.server import DIALECTS
 from tests.api.conftest import Client, Serve
@@ -316,8 +316,11 @@ class TestPages:
             ("&limit=abc", 10, 1, 2, 10),
             ("&limit=-5", 0, 1, 0, -5),
             ("&limit=12", 12, 1, 1, 12),
-            ("&limit=5000", 12, 1, 1, LIMIT_MAX),
-            ("&limit=99999999999999999999", 12, 1, 1, LIMIT_MAX),
+            ("&limit=5000", 12, 1, 1, 5000),
+            ("&limit=20000", 12, 1, 1, 20_000),
+            ("&limit=99999999999999999999", 12, 1, 1, 999_999_999_999_999),
+            ("&limit=20000&page=2", 0, 2, 1, 20_000),
+            ("&limit=20000&page=-1", 0, -1, 1, 20_000),
             ("&page=-1&limit=5", 5, -1, 3, 5),
             ("&page=-9", 0, -9, 2, 10),
         ],
@@ -330,6 +333,16 @@ class TestPages:
         assert len(found["jobs"]) == names
         expected = {"currentPage": current, "totalPages": pages, "totalJobs": 12, "limit": limit}
         assert found["pagination"] == expected
+
+    async def test_a_page_has_a_bound_that_it_says(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        await add(client, *({"name": f"j{at}"} for at in range(12)))
+        monkeypatch.setattr("api.dialects.openarchiver.routes.LIMIT_MAX", 8)
+        for number, names in ((1, 8), (2, 4), (3, 0)):
+            found = await page(client, f"?status=waiting&limit=100&page={number}")
+            assert len(found["jobs"]) == names
+            assert found["pagination"] == {"currentPage": number, "totalPages": 2, "totalJobs": 12, "limit": 8}
+        # Fewer than the bound: nothing has to be bounded.
+        assert (await page(client, "?status=delayed&limit=100"))["pagination"]["limit"] == 100
 
     def test_pages_from_the_end(self) -> None:
         assert [window(12, number, 5) for number in (1, 2, 3, 4)] == [(0, 5), (5, 5), (10, 2), (0, 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -241,6 +242,17 @@ async def test_a_job_of_another_queue_is_like_none(serve: Serve, keys: Keys, pat
     assert before
 
 
+async def test_an_id_to_be_decoded_tells_nothing_of_anothers_job(serve: Serve, keys: Keys) -> None:
+    mine = keys.add("mine", "manage:all", "mine")
+    client = await serve(auth_tokens=(FULL,), auth_tokens_file=keys.path)
+    for queue in ("mine", "theirs"):
+        await ask(client, "POST", f"/queues/{queue}/jobs", bearer(FULL), {"data": 1, "jobId": f"a job of {queue}"})
+    theirs = await ask(client, "GET", "/jobs/a%20job%20of%20theirs/state", mine)
+    assert theirs.json == {"ok": True, "id": "a%20job%20of%20theirs", "state": "unknown"}
+    own = await ask(client, "GET", "/jobs/a%20job%20of%20mine/state", mine)
+    assert own.json == {"ok": True, "id": "a job of mine", "state": "waiting"}
+
+
 async def test_own_jobs_are_there(serve: Serve, keys: Keys) -> None:
     mine = keys.add("mine", "produce consume read", "mine")
     client = await serve(auth_tokens_file=keys.path)
@@ -457,6 +469,42 @@ class TestWebSocket:
             assert await stream.content.read() == b""
             assert (await talk(stays, cmd="Ping"))["ok"]
         assert (await client.get("/queues", headers=gone)).status == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "on_bullmq"),
+    [
+        ("POST", "/queues/mails/jobs/next", {"token": "t", "timeout": 60_000}, True),
+        ("GET", "/queues/mails/jobs?timeout=30000", None, False),
+        ("POST", "/queues/mails/jobs/pull-batch", {"count": 1, "timeout": 30_000}, False),
+        ("POST", "/jobs/unfinished/wait", {"timeout": 30_000}, False),
+    ],
+)
+async def test_a_revoked_token_ends_its_requests_that_wait(
+    serve: Serve,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: Any,
+    on_bullmq: bool,
+) -> None:
+    monkeypatch.setattr("api.server.REREAD_S", 0.01)
+    kept, gone = keys.add("kept", "produce consume read"), keys.add("gone", "consume read")
+    client = await serve(auth_tokens_file=keys.path)
+    await ask(client, "POST", "/queues/others/jobs", kept, {"data": 1, "jobId": "unfinished"})
+    asked = client.bullmq if on_bullmq else client
+    going = asyncio.create_task(ask(asked, method, path, gone, body))
+    async with asyncio.timeout(10):
+        while not client.server.waiting:
+            await asyncio.sleep(0.005)
+    del keys.tokens["gone"]
+    keys.write()
+    assert (await asyncio.wait_for(going, 10)).status == 401
+    assert not client.server.waiting
+    # Nobody is left in the line who would get a job now.
+    await ask(client, "POST", "/queues/mails/jobs", kept, {"data": 1})
+    assert (await ask(client, "GET", "/queues/mails/count", kept)).json["count"] == 1
 
 
 async def test_sse(serve: Serve, keys: Keys) -> None:

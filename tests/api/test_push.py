@@ -45,6 +45,11 @@ LIMITS = [
     ({"repeat": {}}, "repeat requires exactly one of every or pattern"),
     ({"repeat": {"every": 1000, "pattern": "* * * * *"}}, "repeat requires exactly one of every or pattern"),
     ({"repeat": {"every": -5}}, "repeat.every must be a positive finite number"),
+    ({"repeat": {"every": 10**20}}, "repeat.every must be at most 3153600000000"),
+    ({"repeat": {"every": 1e300}}, "repeat.every must be at most 3153600000000"),
+    ({"repeat": {"every": 1000}, "jobId": "x"}, "repeat cannot be combined with jobId or dependsOn"),
+    ({"repeat": {"every": 1000}, "customId": "x"}, "repeat cannot be combined with jobId or dependsOn"),
+    ({"repeat": {"every": 1000}, "dependsOn": ["x"]}, "repeat cannot be combined with jobId or dependsOn"),
     (
         {"repeat": {"pattern": "bad"}},
         "Invalid repeat pattern: Cron expression must have 5 fields, or 6 fields with leading seconds",
@@ -149,6 +154,32 @@ async def test_unicode_data_is_kept(client: Client) -> None:
     other = await client.post("/queues/q/jobs", raw=raw)
     assert (await client.get(f"/jobs/{job_id}")).json["job"]["data"] == "héllo ✓ 日本 \x00 \U0001f600"
     assert raw[8:-1] in (await client.get(f"/jobs/{other.json['id']}")).body
+
+
+@pytest.mark.parametrize(
+    ("job", "error"),
+    [
+        (rb'{"lifo":1,"data":"\ud83d"}', None),
+        (rb'{"data":"\ud83d","tags":"x","priority":3.0}', None),
+        (rb'{"priority":"5","data":"\ud83d"}', "priority must be a number"),
+        (rb'{"lifo":1,"data":1,"priority":"\ud83d"}', "Invalid JSON body"),
+        (rb'{"lifo":1,"data":1,"groupId":["\ud83d"]}', "Invalid JSON body"),
+        (rb'{"lifo":1,"data":"\ud83d}', "Invalid JSON body"),
+    ],
+    ids=["flag", "list", "priority", "number", "group", "broken"],
+)
+async def test_half_a_surrogate_pair_behind_a_type_that_does_not_fit(
+    client: Client, job: bytes, error: str | None
+) -> None:
+    one = await client.post("/queues/q/jobs", raw=job)
+    many = await client.post("/queues/q/jobs/bulk", raw=b'{"jobs":[{"data":1},%b]}' % job)
+    if error is None:
+        assert (one.status, many.status) == (200, 200)
+        for job_id in (one.json["id"], many.json["ids"][1]):
+            assert rb'"data":"\ud83d"' in (await client.get(f"/jobs/{job_id}")).body
+    else:
+        assert (one.status, one.error) == (400, error)
+        assert (many.status, many.error.removeprefix("jobs[1]: ")) == (400, error)
 
 
 async def test_half_a_surrogate_pair_is_kept(client: Client) -> None:

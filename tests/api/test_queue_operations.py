@@ -115,6 +115,9 @@ async def test_retry_completed(client: Client) -> None:
     assert (await client.get(f"/jobs/{first}/result")).json == {"ok": True, "id": first}
     assert [await client.state(job) for job in (first, second)] == ["waiting", "completed"]
     assert (await client.post("/queues/q/retry-completed", {"id": "nope"})).json["count"] == 0
+    assert (await client.post("/queues/q/retry-completed", {"count": 0})).json["count"] == 0
+    assert (await client.post("/queues/q/retry-completed", {"timestamp": 1})).json["count"] == 0
+    assert (await client.post("/queues/q/retry-completed", {"count": -1})).error == "count must be at least 0"
     assert (await client.post("/queues/q/retry-completed")).json["count"] == 1
     assert (await client.counts())["waiting"] == 2
 
@@ -131,7 +134,10 @@ async def test_dead_letters(client: Client) -> None:
     assert (job["state"], job["attempts"]) == ("waiting", 0)
     assert (await client.post("/queues/q/dlq/retry", {"jobId": "nope"})).json["count"] == 0
     assert (await client.post("/queues/other/dlq/retry", {"jobId": first})).json["count"] == 0
-    assert (await client.post("/queues/q/dlq/retry")).json["count"] == 2
+    assert (await client.post("/queues/q/dlq/retry", {"count": "x"})).error == "count must be a number"
+    assert (await client.post("/queues/q/dlq/retry", {"filter": {"reason": "stalled"}})).status == 400
+    assert (await client.post("/queues/q/dlq/retry", {"count": 1})).json["count"] == 1
+    assert (await client.post("/queues/q/dlq/retry")).json["count"] == 1
     assert await client.state(third) == "waiting"
     assert (await client.post("/queues/q/dlq/purge")).json == {"ok": True, "count": 0}
 

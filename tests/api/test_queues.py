@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from api.dialects.bunqueue import queue_bodies
 from tests.api.conftest import Client
 
 NOTHING = {
@@ -77,6 +78,23 @@ async def test_pages(client: Client) -> None:
     assert await page("?limit=0") == []
     for query in ("limit=abc", "offset=-1"):
         assert (await client.get(f"/queues/q/jobs/list?{query}")).status == 400
+
+
+async def test_an_answer_has_no_more_jobs_than_can_be_written_at_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_bodies, "LISTED_MAX", 4)
+    await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": n} for n in range(6)]})
+    for query, found in (
+        ("", [0, 1, 2, 3]),
+        ("?limit=9", [0, 1, 2, 3]),
+        ("?limit=3", [0, 1, 2]),
+        ("?offset=4", [4, 5]),
+    ):
+        jobs = (await client.get(f"/queues/q/jobs/list{query}")).json["jobs"]
+        assert [job["data"] for job in jobs] == found
+    page = (await client.get("/dashboard/queues/q?includeJobs=true")).json
+    assert [job["data"] for job in page["jobs"]] == [0, 1, 2, 3]
 
 
 async def test_queue_names_in_order_of_creation(client: Client) -> None:

@@ -90,6 +90,23 @@ async def test_the_documented_form(client: Client, follow: Follow) -> None:
     assert (await client.get("/health")).json["connections"]["sse"] == 1
 
 
+async def test_data_with_line_breaks_is_one_field(client: Client, follow: Follow) -> None:
+    stream = await follow(client)
+    await hello(stream)
+    job = (await client.post("/queues/q/jobs", raw=b'{"data":{\r\n"a":\n[1,\r2]},"backoff":0}')).json["id"]
+    await client.pull()
+    await client.post(f"/jobs/{job}/fail")
+    await client.pull()
+    await client.post(f"/jobs/{job}/ack", raw=b'{"result":{\n"r":\r\n1}}')
+    shown = {}
+    while "completed" not in shown:
+        found = await stream.block()
+        assert set(found) == {"id", "data"}
+        message = json.loads(found["data"])
+        shown[message["eventType"]] = message.get("data")
+    assert (shown["failed"], shown["completed"]) == ({"a": [1, 2]}, {"r": 1})
+
+
 async def test_events_under_their_names(client: Client, follow: Follow) -> None:
     stream = await follow(client, "/events?events=job:pushed,queue:*")
     await hello(stream)

@@ -176,6 +176,10 @@ def records() -> list[object]:
         pushers.PullForPusher("bull", "n1", 2, 1000, "t"),
         pushers.LeavePushing("n2"),
         pushers.RemovePusher("nope"),
+        jobs.DiscardJob("nope", True),
+        queues.RetryCompleted("r", None, 5, START_MS),
+        queues.RetryDlq("r", None, 5),
+        schedules.FireCrons([schedules.CronFire("often", START_MS + 500, START_MS + 1000, set_by=10**6)]),
     ]
 
 
@@ -202,6 +206,8 @@ def world_of_everything() -> World:
     world.do(jobs.AckJob(repeats))
     world.push("q")
     world.push("still-waiting")
+    world.push("gone")
+    world.do(queues.ObliterateQueue("gone"))
     return world
 
 
@@ -243,6 +249,9 @@ def test_old_images_are_read(path: Path) -> None:
         assert (first.stacks, first.starts, first.progress_json) == (["at x"], 1, b'{"pct":70}')
         assert first.opts.keep_completed == Keep(1000, 5) and first.opts.sent == b'{"attempts":3}'
         assert [cron.key for cron in machine.state.schedule.crons.values()][2:] == ["nightly", "often"]
+    if path.stem not in ("image-1", "image-2", "image-3"):
+        assert machine.state.gone.pushed == 1
+        assert all(cron.set_by for cron in machine.state.schedule.crons.values())
     machine.apply(machine.index + 1, START_MS + 10**10, [encode([jobs.PullJobs("q", 9)])])
     assert machine.errors == 0
 

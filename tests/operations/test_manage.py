@@ -16,6 +16,7 @@ from node.operations.jobs import (
     GetResult,
     MoveToDelayed,
     MoveToWait,
+    PushJobs,
     ReleaseJobs,
     UpdateJobData,
 )
@@ -43,9 +44,9 @@ from node.operations.queues import (
     SetStallConfig,
 )
 from node.refusals import JobInWrongState, JobNotActive, JobNotFound, LockLost, LockRequired
-from node.state import Repeat
+from node.state import Repeat, job_spec
 from node.state.state import LOG_LINES_MAX, LOGGED_JOBS_MAX
-from tests.support.world import World
+from tests.support.world import World, encode
 
 UNFINISHED = ["waiting", "delayed", "active", "locked", "waiting-children"]
 FINISHED = ["completed", "failed"]
@@ -242,6 +243,37 @@ def test_clean_removes_the_oldest_of_its_kind(world: World) -> None:
     assert world.event_names()[-1] == "queue:cleaned"
 
 
+@pytest.mark.parametrize("many", ["waiting", "delayed", "neither"])
+def test_cleaning_finds_the_oldest_of_a_state_however_few_they_are(world: World, many: str) -> None:
+    """Few of them are not looked for among all jobs of the queue; the answer is the same."""
+    waiting = [world.push(priority=priority) for priority in (-1, 3, 0, -2, 5)]
+    delayed = [world.push(delay_ms=delay) for delay in (9000, 7000, 8000)]
+    for _ in range(80 if many != "neither" else 0):
+        world.push("q", delay_ms=99_000 if many == "delayed" else 0)
+    world.wait(1000)
+    young = [world.push(delay_ms=6000), world.push(priority=9), world.push(priority=-9)]
+    found = {}
+    for state in ("prioritized", "lowered", "unlowered", "waiting", "delayed", "active", "nonsense"):
+        copy = world.restored()
+        reply = copy.apply(copy.index + 1, world.now_ms, [encode([CleanQueue("q", 1000, state, 3)])])[0][0]
+        found[state] = reply.job_ids
+        assert not set(young) & set(reply.job_ids)
+    assert found["prioritized"] == [waiting[1], waiting[4]]
+    assert found["lowered"] == [waiting[0], waiting[3]]
+    assert found["unlowered"][:2] == [waiting[1], waiting[2]]
+    assert found["waiting"] == waiting[:3]
+    assert found["delayed"] == delayed
+    assert found["active"] == found["nonsense"] == []
+
+
+def test_cleaning_does_not_walk_over_all_that_wait(world: World) -> None:
+    world.push(delay_ms=60_000)
+    world.do(PushJobs("q", [job_spec(f"j{i}", b"1") for i in range(200)]))
+    queue = world.machine.state.queues["q"]
+    for state in ("delayed", "prioritized", "lowered"):
+        assert len(list(CleanQueue("q", 0, state).in_order_of_birth(queue))) <= 1
+
+
 @pytest.mark.parametrize("state", FINISHED)
 def test_clean_counts_the_age_of_finished_jobs_from_their_end(world: World, state: str) -> None:
     jobs = []
@@ -287,7 +319,9 @@ def test_retrying_dead_letters(world: World) -> None:
     assert (job.failures.retries, job.failures.last_retry_at) == (1, world.now_ms)
     assert [step.state for step in job.timeline] == ["waiting", "active", "failed", "waiting"]
     assert world.event_names()[-1] == "dlq:retried"
-    assert world.do(RetryDlq("q")).count == 2
+    assert world.do(RetryDlq("q", count=1)).count == 1
+    assert jobs[0].state == "waiting"
+    assert world.do(RetryDlq("q")).count == 1
     assert world.event_names()[-1] == "dlq:retry-all"
     assert world.ask(ListDlq("q")).total == 0
 

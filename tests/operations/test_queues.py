@@ -8,6 +8,7 @@ from node.operations.queues import (
     ListDlq,
     ListJobs,
     ListQueues,
+    ObliterateQueue,
     PauseQueue,
     PriorityCounts,
     QueueCount,
@@ -117,3 +118,18 @@ def test_a_finished_queue_keeps_its_name(world: World) -> None:
     job = world.a_job("active", remove_on_complete=True)
     world.do(AckJob(job.id))
     assert world.ask(ListQueues()) == ["q"]
+
+
+def test_totals_never_go_back(world: World) -> None:
+    world.a_job("completed")
+    world.a_job("failed")
+    world.a_job("waiting")
+    before = world.ask(Totals())
+    world.do(ObliterateQueue("q"))
+    for state in (world.machine.state, world.restored().state):
+        found = Totals().answer(state)
+        assert (found.pushed, found.pulled, found.completed, found.failed) == (3, 2, 1, 1)
+        assert (found.pushed, found.pulled) == (before.pushed, before.pulled)
+        assert (found.queues, found.counts.completed) == (0, 0)
+    world.push()
+    assert world.ask(Totals()).pushed == 4

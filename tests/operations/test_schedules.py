@@ -66,6 +66,23 @@ def test_a_due_time_fires_once_however_often_it_is_sent(world: World) -> None:
     assert len(world.pull(count=10)) == 1
 
 
+def test_a_due_time_worked_out_for_the_cron_before_it_was_changed_is_passed_over(world: World) -> None:
+    """Both have the same next time, and differ in the one after it."""
+    due, later = START_MS + EVERY_MS, START_MS + 60 * EVERY_MS
+    before = add(world, every_ms=None, schedule="0 * * * *", next_due_ms=due).cron.set_by
+    after = add(world, every_ms=None, schedule="* * * * * *", next_due_ms=due).cron.set_by
+    assert fire(world, due, later, set_by=before) == 0
+    assert (cron(world).next_due, world.pull()) == (due, [])
+    assert fire(world, due, set_by=after) == 1
+    assert cron(world).next_due == due + EVERY_MS
+
+
+def test_a_due_time_of_a_leader_that_does_not_say_for_which_cron_is_taken(world: World) -> None:
+    """One that runs the program of before."""
+    due = add(world).cron.next_due
+    assert fire(world, due, set_by=0) == 1
+
+
 def test_a_due_time_that_the_log_has_not_reached_waits(world: World) -> None:
     add(world)
     assert world.do(FireCrons([CronFire("c", START_MS + EVERY_MS, START_MS + 2 * EVERY_MS)])).count == 0

@@ -148,6 +148,8 @@ def test_too_many_stalls_end_in_the_dead_letter_queue(world: World) -> None:
         world.wait(30_000)
     assert (job.state, job.stalls) == ("failed", 3)
     assert job.failures is not None and job.failures.reason == "stalled"
+    assert [run.error for run in job.failures.runs] == [None, None, "Job stalled 3 times"]
+    assert job.error == "Job stalled 3 times"
 
 
 def test_a_stall_uses_up_the_attempts(world: World) -> None:

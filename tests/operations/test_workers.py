@@ -48,6 +48,17 @@ def test_a_heartbeat_changes_what_it_says(world: World) -> None:
         world.do(HeartbeatWorker("nope"))
 
 
+def test_totals_stay_within_what_an_image_holds(world: World) -> None:
+    world.machine.state.workers.gone.processed = 2**63 - 5
+    world.do(RegisterWorker("w"))
+    world.do(HeartbeatWorker("w", 0, 2**53, 2**53))
+    world.do(UnregisterWorker("w"))
+    other = World()
+    other.machine.restore(world.machine.image())
+    gone = other.machine.state.workers.gone
+    assert (gone.processed, gone.failed) == (2**63 - 1, 2**53)
+
+
 def test_silence_makes_stale_and_then_forgotten_by_itself(world: World) -> None:
     world.do(RegisterWorker("quiet", "q"))
     world.do(RegisterWorker("alive"))

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from api import surrogates
 from api.http import CONSISTENCY, TEXT, Call, Handler, Invalid, Reply, Route, Text, grouped, plain, success
 from api.values import KEY_CHARS_MAX, says
 from node.operation import Operation
@@ -143,7 +144,7 @@ async def take_next(call: Call) -> Reply:
     wait_ms = 0 if body.timeout is None else integer("timeout", body.timeout, 0, WAIT_MS_MAX)
     operation = pulling(queue, token, body.lock_duration)
     view = partial(render.pulled, prefix_of(call))
-    return success(await call.node.pull(operation, view, wait_ms=wait_ms, once=call.once))
+    return success(await call.pull(operation, view, wait_ms))
 
 
 async def finish(call: Call, body: CompletedBody | FailedBody, what: AckJob | FailJob) -> Reply:
@@ -167,7 +168,7 @@ async def move_to_completed(call: Call) -> Reply:
 
 async def move_to_failed(call: Call) -> Reply:
     """Mark a run of an active job failed: it is tried again after its backoff while it has attempts left."""
-    body = read(FAILED, call.body)
+    body = read(FAILED, surrogates.replaced(call.body))
     token = token_of(body.token)
     error, stack, final = body.error, body.stack, body.unrecoverable
     if error is None:

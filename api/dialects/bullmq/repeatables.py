@@ -98,6 +98,11 @@ def checked_repeat(name: str, value: Any) -> Repeat:
     after = max(now, begins or 0)
     if every is not None:
         every = integer("repeat.every", every, 1, MILLIS_MAX)
+        try:
+            # An interval has no use for it, but one that is misspelt must not look like one that is not.
+            crontime.zone(zone)
+        except crontime.InvalidSchedule as error:
+            raise Invalid(f"Invalid repeat.tz: {error}") from None
         offset = integer("repeat.offset", value["offset"], 0, MILLIS_MAX) % every if "offset" in value else 0
         # As BullMQ: the next place on a grid that begins with the epoch, so that it does not matter when it was asked for.
         due = (after - offset) // every * every + every + offset

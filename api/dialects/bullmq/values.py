@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct, UnsetType
 
+from api import surrogates
 from api.http import Call, Invalid
 from api.limits import DATA_BYTES_MAX
 from api.values import (
@@ -222,7 +223,7 @@ def progress_of(raw: bytes) -> float | None:
 
 def line(body: bytes) -> str:
     """Return the line of log that a body is: a string; the `log` of an object; of anything else its JSON. Raises Invalid."""
-    raw = opaque(body)
+    raw = surrogates.replaced(opaque(body))
     value = value_of(Raw(raw))
     if isinstance(value, dict) and isinstance(value.get("log"), str):
         value = value["log"]

@@ -17,7 +17,7 @@ class Bunqueue:
 
     name = "bunqueue"
     routes: tuple[Route, ...] = ROUTES
-    # As the documented server does: a job's id is what stands in the path.
+    # As the documented server does: a job's id is what stands in the path, unless only a decoded one is there.
     undecoded: frozenset[str] = frozenset({"id"})
     content_type = JSON
     hides_paths = True

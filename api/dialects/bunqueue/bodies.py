@@ -39,6 +39,7 @@ from node.operations.jobs import (
     AddLog,
     ChangeDelay,
     ChangePriority,
+    DiscardJob,
     ExtendLock,
     ExtendLocks,
     FailJob,
@@ -79,6 +80,8 @@ LOCK_MS = 30_000
 PULL_COUNT_MAX = 1_000
 PRIORITY_MAX = 1_000_000
 ATTEMPTS_MAX = 1_000
+# Not documented: a hundred years, so that every due time can be stored.
+REPEAT_MS_MAX = 100 * YEAR_MS
 
 T = TypeVar("T")
 
@@ -180,6 +183,9 @@ class FailBody(Struct, gc=False):
     error: Annotated[str | None, says("For people to read; cut after 65,536 characters.")] = None
     token: Token = None
     unrecoverable: Annotated[bool | None, says("No further run, whatever the attempts left.", default=False)] = None
+    stack: Annotated[
+        str | list[str] | None, says("Where in the worker's program; lines, or one text. Cut after 65,536 characters.")
+    ] = None
 
 
 class LockBody(Struct, gc=False):
@@ -357,10 +363,12 @@ def checked_spec(body: PushBody, new: str, data: bytes) -> JobSpec:
         if not 0 < len(body.name) <= NAME_CHARS_MAX:
             raise Invalid(f"Job name must be a non-empty string of at most {NAME_CHARS_MAX} characters")
         asked["name"] = body.name
-    if body.repeat is not None:
-        asked["repeat"] = checked_repeat(body.repeat)
     unique = as_key("uniqueKey", body.unique_key)
     custom = as_key("jobId", body.job_id) or as_key("customId", body.custom_id)
+    if body.repeat is not None:
+        asked["repeat"] = checked_repeat(body.repeat)
+        if custom is not None or depends:
+            raise Invalid("repeat cannot be combined with jobId or dependsOn")
     if body.tags:
         asked["tags"] = checked_tags(body.tags)
     for flag in ("lifo", "remove_on_complete", "remove_on_fail", "durable"):
@@ -422,6 +430,8 @@ def checked_repeat(value: Any) -> Repeat:
         isinstance(every, bool) or not isinstance(every, (int, float)) or not 0 < every < math.inf
     ):
         raise Invalid("repeat.every must be a positive finite number")
+    if every is not None:
+        check_number("repeat.every", every, 0, REPEAT_MS_MAX)
     limit = value.get("limit")
     if limit is not None:
         check_number("repeat.limit", limit, 0, COUNT_MAX, integer=True)
@@ -460,10 +470,10 @@ def pull_batch(call: Call) -> tuple[PullJobs, int]:
     if body.timeout is not None:
         check_number("timeout", body.timeout, 0, PULL_WAIT_MS_MAX)
         wait_ms = math.ceil(body.timeout)
+    lock_ms = LOCK_MS if body.lock_ttl is None else duration("lockTtl", body.lock_ttl)
     owner = as_key("owner", body.owner)
     if owner is None:
         return PullJobs(queue, int(body.count)), wait_ms
-    lock_ms = LOCK_MS if body.lock_ttl is None else duration("lockTtl", body.lock_ttl)
     return PullJobs(queue, int(body.count), owner, lock_ms, new_token_seed()), wait_ms
 
 
@@ -496,7 +506,10 @@ def checked_tokens(command: str, value: Any, ids: Sequence[str]) -> list[str | N
 
 def fail(call: Call) -> FailJob:
     body = read(FAIL, call.body)
-    return FailJob(call.path["id"], as_text(body.token), as_note(body.error), bool(body.unrecoverable))
+    stack = "\n".join(as_texts(body.stack)) or None if isinstance(body.stack, list) else body.stack
+    return FailJob(
+        call.path["id"], as_text(body.token), as_note(body.error), bool(body.unrecoverable), stack=as_note(stack)
+    )
 
 
 # -- Locks and progress ------------------------------------------------------------------------------------------------
@@ -585,6 +598,11 @@ def checked_delay(body: DelayBody) -> Number:
         raise Invalid("delay is required")
     check_number("delay", body.delay, 0, YEAR_MS)
     return whole(body.delay)
+
+
+def discard(call: Call) -> DiscardJob:
+    # `removeOnFail` speaks of the last failure; a discarded job is sent to the dead letter queue by name.
+    return DiscardJob(call.path["id"], always=True)
 
 
 def add_log(call: Call) -> AddLog:

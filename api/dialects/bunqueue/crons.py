@@ -70,7 +70,7 @@ def add(call: Call) -> AddCron:
         raise Invalid(f"{NEITHER}, not both")
     if every is not None:
         check_every(every)
-    zone = as_text(body.timezone)
+    zone = as_text(body.timezone) or None
     next_due_ms = 0
     try:
         crontime.zone(zone)

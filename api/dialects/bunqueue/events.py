@@ -193,6 +193,8 @@ def old_more(state: State, event: Event) -> bytes:
             return b',"delay":%d' % event.delay
         case happened.JobRetried():
             return b',"prev":"failed"'
+        case happened.JobRemoved():
+            return b',"prev":%b' % ENCODE(event.prev)
         case _:
             return b""
 

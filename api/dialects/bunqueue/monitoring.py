@@ -29,6 +29,7 @@ from node.operations.schedules import ListCrons
 from node.operations.webhooks import ListWebhooks, WebhookShown
 from node.operations.workers import ListWorkers, WorkerList
 from node.state.queue import BUCKETS
+from node.state.schedule import Cron
 
 from .replies import (
     Collected,
@@ -152,9 +153,10 @@ async def stats(call: Call) -> Reply:
     # Kinds of memory that this runtime does not have.
     used.external = used.array_buffers = 0
     counts = total.counts
+    rates = await call.server.streams.watch.rates()
     # The totals were as fresh as was asked for; what is asked of the same copy after them is no older.
     workers = await call.node.ask(ListWorkers(), registered, stale=True)
-    crons = await call.node.ask(ListCrons(), many, stale=True)
+    crons, pending = await call.node.ask(ListCrons(), all_and_pending, stale=True)
     webhooks = await call.node.ask(ListWebhooks(), many, stale=True)
     shown = Stats(
         ok=True,
@@ -173,8 +175,13 @@ async def stats(call: Call) -> Reply:
             queues=total.queues,
             workers=workers,
             cron_jobs=crons,
+            cron_pending=pending,
             webhooks=webhooks,
             uptime=uptime_s(call),
+            push_per_sec=rates["pushPerSec"],
+            pull_per_sec=rates["pullPerSec"],
+            complete_per_sec=rates["completePerSec"],
+            fail_per_sec=rates["failPerSec"],
         ),
         memory=used,
         collections=summed(total),
@@ -184,6 +191,11 @@ async def stats(call: Call) -> Reply:
 
 def many(records: list[Any]) -> int:
     return len(records)
+
+
+def all_and_pending(crons: list[Cron]) -> tuple[int, int]:
+    """Return how many crons there are, and how many of them have a next time."""
+    return len(crons), sum(cron.next_due > 0 for cron in crons)
 
 
 def registered(found: WorkerList) -> int:

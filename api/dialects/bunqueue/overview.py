@@ -18,7 +18,7 @@ from node.operations.workers import ListWorkers, WorkerList
 
 from . import crons, monitoring, replies, workers
 from .bodies import of_job
-from .queue_bodies import queue_of
+from .queue_bodies import at_most, queue_of
 from .render import counted as counted_reply
 from .render import full_text
 from .values import page, query_number
@@ -106,7 +106,9 @@ async def dashboard_queue(call: Call) -> Reply:
     dead = await node.ask(ListDlq(name, PREVIEW), lambda reply: [full_text(job) for job in reply.jobs], stale=True)
     text = b'%b,"dlqPreview":[%b]' % (ENCODE(shown)[:-1], b",".join(dead))
     if call.query.get("includeJobs") in ("true", "1"):
-        jobs = await node.ask(ListJobs(name, None, limit), lambda jobs: [full_text(job) for job in jobs], stale=True)
+        jobs = await node.ask(
+            ListJobs(name, None, at_most(limit)), lambda jobs: [full_text(job) for job in jobs], stale=True
+        )
         text += b',"jobs":[%b]' % b",".join(jobs)
     return Reply(200, text + b"}")
 

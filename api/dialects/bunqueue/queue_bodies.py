@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from api.http import Call, Invalid
 from api.values import BATCH_MAX, COUNT_MAX, DAY_MS, YEAR_MS, Number, as_text, says, whole
@@ -26,6 +26,8 @@ from node.operations.queues import (
 from .values import check_number, check_queue, page, query_number, read
 
 DLQ_COUNT = 100
+# Jobs of one answer: some ten megabytes, written while the node does nothing else.
+LISTED_MAX = 10_000
 CLEAN_LIMIT = 1_000
 LIMIT_MAX = 1_000_000_000
 STALLS_MAX = 1_000_000
@@ -57,15 +59,21 @@ class PromoteBody(Struct, gc=False):
 
 
 class RetryCompletedBody(Struct, gc=False):
-    """Which completed job."""
+    """Which completed jobs."""
 
     id: Annotated[str | None, says("Id of a job; left out, all.")] = None
+    count: Annotated[Number | None, says("Jobs, at most, the first to have ended first; left out, all.", low=0)] = None
+    timestamp: Annotated[
+        Number | None, says("Only jobs that ended until then; milliseconds since the epoch.", low=0, high=COUNT_MAX)
+    ] = None
 
 
 class RetryDlqBody(Struct, gc=False, rename="camel"):
-    """Which dead job."""
+    """Which dead jobs."""
 
     job_id: Annotated[str | None, says("Id of a job; left out, all.")] = None
+    count: Annotated[Number | None, says("Jobs, at most, the oldest first; left out, all.", low=0)] = None
+    filter: Annotated[Raw | None, says("Not served: 400, so that no more is retried than was meant.")] = None
 
 
 class RateLimitBody(Struct, gc=False):
@@ -157,7 +165,12 @@ def of_queue(what: Callable[[str], T]) -> Callable[[Call], T]:
 def list_jobs(call: Call) -> ListJobs:
     queue = queue_of(call)
     limit, offset = page(call, "limit")
-    return ListJobs(queue, call.query.get("state") or None, limit, offset)
+    return ListJobs(queue, call.query.get("state") or None, at_most(limit), offset)
+
+
+def at_most(limit: int | None) -> int:
+    """Return how many jobs an answer may have; None asks for all."""
+    return LISTED_MAX if limit is None else min(limit, LISTED_MAX)
 
 
 def clean(call: Call) -> CleanQueue:
@@ -180,13 +193,19 @@ def promote_jobs(call: Call) -> PromoteJobs:
 
 def retry_completed(call: Call) -> RetryCompleted:
     queue = queue_of(call)
-    return RetryCompleted(queue, as_text(read(RETRY_COMPLETED, call.body).id))
+    body = read(RETRY_COMPLETED, call.body)
+    return RetryCompleted(
+        queue,
+        as_text(body.id),
+        checked_setting("count", body.count, 0, COUNT_MAX),
+        checked_setting("timestamp", body.timestamp, 0, COUNT_MAX),
+    )
 
 
 def list_dlq(call: Call) -> ListDlq:
     queue = queue_of(call)
     limit, offset = page(call, "count", "limit")
-    return ListDlq(queue, DLQ_COUNT if limit is None else limit, offset)
+    return ListDlq(queue, DLQ_COUNT if limit is None else at_most(limit), offset)
 
 
 def whole_dlq(call: Call) -> ListDlq:
@@ -195,7 +214,10 @@ def whole_dlq(call: Call) -> ListDlq:
 
 def retry_dlq(call: Call) -> RetryDlq:
     queue = queue_of(call)
-    return RetryDlq(queue, as_text(read(RETRY_DLQ, call.body).job_id))
+    body = read(RETRY_DLQ, call.body)
+    if body.filter is not None:
+        raise Invalid("filter is not supported")
+    return RetryDlq(queue, as_text(body.job_id), checked_setting("count", body.count, 0, COUNT_MAX))
 
 
 # -- Limits ------------------------------------------------------------------------------------------------------------

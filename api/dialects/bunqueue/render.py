@@ -44,14 +44,15 @@ _OPTIONS_MAX = 4096
 
 # The keys that the documented server has and this one never fills.
 CONSTANT = (
-    b',"childrenIds":[],"childrenCompleted":0,"stacktrace":null,"parentId":null,"stallTimeout":null,'
+    b',"childrenIds":[],"childrenCompleted":0,"parentId":null,"stallTimeout":null,'
     b'"stackTraceLimit":10,"keepLogs":null,"sizeLimit":null,"failParentOnFailure":false,'
     b'"removeDependencyOnFailure":false,"continueParentOnFailure":false,"ignoreDependencyOnFailure":false,'
     b'"deduplicationTtl":null,"deduplicationExtend":false,"deduplicationReplace":false,"debounceId":null,'
     b'"debounceTtl":null'
 )
 NOTHING_OWN = (
-    b',"uniqueKey":null,"customId":null,"groupId":null,"dependsOn":[],"progress":0,"progressMessage":null' + CONSTANT
+    b',"uniqueKey":null,"customId":null,"groupId":null,"dependsOn":[],"progress":0,"progressMessage":null,'
+    b'"stacktrace":null' + CONSTANT
 )
 
 
@@ -144,16 +145,21 @@ def own_text(job: Job) -> bytes:
         and job.group_id is None
         and job.dependencies is None
         and job.progress_message is None
+        and job.failures is None
     ):
         return NOTHING_OWN
-    return b',"uniqueKey":%b,"customId":%b,"groupId":%b,"dependsOn":%b,"progress":%b,"progressMessage":%b%b' % (
-        ENCODE(job.unique_key),
-        ENCODE(job.id) if job.custom else b"null",
-        ENCODE(job.group_id),
-        ENCODE(job.depends_on),
-        number(progress),
-        ENCODE(job.progress_message),
-        CONSTANT,
+    return (
+        b',"uniqueKey":%b,"customId":%b,"groupId":%b,"dependsOn":%b,"progress":%b,"progressMessage":%b,"stacktrace":%b%b'
+        % (
+            ENCODE(job.unique_key),
+            ENCODE(job.id) if job.custom else b"null",
+            ENCODE(job.group_id),
+            ENCODE(job.depends_on),
+            number(progress),
+            ENCODE(job.progress_message),
+            ENCODE(job.stacks or None),
+            CONSTANT,
+        )
     )
 
 
@@ -346,6 +352,9 @@ def dlq_entry(job: Job, text: bytes, max_age_ms: int | None) -> bytes:
     failures = job.failures
     entered = job.finished_at or 0
     runs = failures.runs if failures else []
+    if failures is not None and failures.reason == UNKNOWN:
+        # As the documented server does: that a job was discarded is the last of its attempts.
+        runs = [*runs, Run(job.attempts, job.started_at or entered, entered, UNKNOWN, None)]
     return (
         b'{"job":%b,"enteredAt":%d,"reason":%b,"error":%b,"attempts":%b,"retryCount":%d,"lastRetryAt":%b,'
         b'"nextRetryAt":%b,"expiresAt":%b}'

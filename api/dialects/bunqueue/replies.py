@@ -72,7 +72,7 @@ class JobShown(Struct, forbid_unknown_fields=True, rename="camel", kw_only=True)
     tags: list[str]
     progress: Annotated[Number, Meta(description="0 to 100, as the worker reported.")]
     progress_message: str | None
-    stacktrace: None
+    stacktrace: Annotated[list[str] | None, Meta(description="One entry for each failed run whose worker sent one.")]
     repeat: Annotated[RepeatShown | None, Meta(description="How it repeats; `count` is the repeats so far.")]
     durable: Annotated[bool, Meta(description="As it was asked for; every job is durable.")]
     last_heartbeat: Millis | None
@@ -515,7 +515,7 @@ class StatsOf(Struct, forbid_unknown_fields=True, rename="camel"):
     completed: int
     dlq: int
     prioritized: int
-    waiting_children: int
+    waiting_children: int = field(name="waiting-children")
     total_pushed: int
     total_pulled: int
     total_completed: int
@@ -523,8 +523,13 @@ class StatsOf(Struct, forbid_unknown_fields=True, rename="camel"):
     queues: int
     workers: int
     cron_jobs: int
+    cron_pending: int
     webhooks: int
     uptime: int
+    push_per_sec: float
+    pull_per_sec: float
+    complete_per_sec: float
+    fail_per_sec: float
 
 
 class Collections(Struct, forbid_unknown_fields=True, rename="camel"):
@@ -609,7 +614,7 @@ class DashboardStats(Struct, forbid_unknown_fields=True, rename="camel"):
 
 
 class Throughput(Struct, forbid_unknown_fields=True, rename="camel"):
-    """Jobs in a second since the page was last asked of this node; zeros at first."""
+    """Jobs in a second since this node was last asked for them; zeros at first."""
 
     push_per_sec: float
     pull_per_sec: float

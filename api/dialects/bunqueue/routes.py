@@ -75,7 +75,7 @@ STATE = Parameter(
     "waiting, delayed, active, waiting-children, completed, failed, prioritized or paused; left out, all.",
     {"type": "string"},
 )
-LIMIT = Parameter("limit", "Jobs, at most; left out, all.", COUNT)
+LIMIT = Parameter("limit", f"Jobs, at most; left out, all, of which one answer has {queue_bodies.LISTED_MAX:,}.", COUNT)
 OFFSET = Parameter("offset", "Jobs to skip.", {**COUNT, "default": 0})
 DLQ_COUNT = Parameter("count", "Jobs, at most.", {**COUNT, "default": queue_bodies.DLQ_COUNT})
 DLQ_LIMIT = Parameter("limit", "The same as count.", COUNT)
@@ -84,18 +84,19 @@ DLQ_LIMIT = Parameter("limit", "The same as count.", COUNT)
 async def pull(call: Call) -> Reply:
     """Take one job, waiting for it if asked to."""
     operation, wait_ms = bodies.pull(call)
-    return success(await call.node.pull(operation, render.pulled_one, wait_ms=wait_ms, once=call.once))
+    return success(await call.pull(operation, render.pulled_one, wait_ms))
 
 
 async def pull_batch(call: Call) -> Reply:
     """Take several jobs, waiting for the first of them if asked to."""
     operation, wait_ms = bodies.pull_batch(call)
-    return success(await call.node.pull(operation, render.pulled_many, wait_ms=wait_ms, once=call.once))
+    return success(await call.pull(operation, render.pulled_many, wait_ms))
 
 
 async def wait(call: Call) -> Reply:
     """Wait for the end of a job."""
-    return success(await call.node.wait_finished(call.path["id"], bodies.wait(call), render.finished))
+    doing = call.node.wait_finished(call.path["id"], bodies.wait(call), render.finished)
+    return success(await call.waiting(doing))
 
 
 async def state(call: Call) -> Reply:
@@ -168,7 +169,7 @@ JOBS = grouped(
            takes=bodies.DelayBody, reply=replies.Ok, right="consume", refusals=errors.DELAYING),
     submit("PUT", "/jobs/{id}/delay", ChangeDelay, bodies.change_delay, render.ok, takes=bodies.DelayBody,
            reply=replies.Ok, right="produce", refusals=errors.CHANGING_DELAY),
-    submit("POST", "/jobs/{id}/discard", DiscardJob, of_job(DiscardJob), render.ok,
+    submit("POST", "/jobs/{id}/discard", DiscardJob, bodies.discard, render.ok,
            reply=replies.Ok, right="manage:all", refusals=errors.DISCARDING),
     plain("POST", "/jobs/{id}/wait", wait, what=GetJob, takes=bodies.WaitBody, reply=replies.Finished,
           right="read", about="Wait until a job completes, or the time is over."),

@@ -18,11 +18,15 @@ STATUS = Parameter(
 )
 PAGE_DEFAULT = 1
 LIMIT_DEFAULT = 10
-# The original has no maximum; a page of a million jobs would hold up everybody else.
-LIMIT_MAX = 1_000
+# The original has no maximum; a page of a million jobs would hold up everybody else. All that it ever keeps fits.
+LIMIT_MAX = 10_000
 NUMBER_MAX = 10**15
 PAGE = Parameter("page", "Which page; those below 0 count from the end.", {"type": "integer", "default": PAGE_DEFAULT})
-LIMIT = Parameter("limit", "Jobs of a page.", {"type": "integer", "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT})
+LIMIT = Parameter(
+    "limit",
+    "Jobs of a page; more than 10,000 count as 10,000 where there are more.",
+    {"type": "integer", "default": LIMIT_DEFAULT},
+)
 PARSED_INT = re.compile(r"\s*([+-]?\d{1,15})", re.ASCII)
 # What the original's other words mean here.
 SPELLINGS = {"wait": "waiting"}
@@ -45,6 +49,8 @@ async def queue_jobs(call: Call) -> Reply:
         raise Invalid("Queue not found", 404, "queue_not_found")
     counts = await counted(call, name)
     total = total_of(counts, status)
+    if total > LIMIT_MAX:
+        limit = min(limit, LIMIT_MAX)
     offset, count = window(total, page, limit)
     jobs = await listed(call, name, status, offset, count) if count else []
     pagination = render.ArchiverPagination(page, -(-total // limit) if limit > 0 else 0, total, limit)
@@ -65,7 +71,7 @@ def wanted(call: Call) -> tuple[str, int, int]:
     status = "" if len(statuses) > 1 else statuses[0] or "failed"
     page = parse_int(given.get("page")) or PAGE_DEFAULT
     limit = parse_int(given.get("limit")) or LIMIT_DEFAULT
-    return SPELLINGS.get(status, status), page, min(limit, LIMIT_MAX)
+    return SPELLINGS.get(status, status), page, limit
 
 
 def parse_int(values: list[str] | None) -> int:
