@@ -5,6 +5,7 @@ The table of `quorumq status`, and the probe that `quorumq dev` waits on.
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -23,7 +24,11 @@ def fetch(
 ) -> tuple[int, Any]:
     """Send a request; return the status and the body, decoded where it is JSON. Raises NoAnswer."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, method=method)  # noqa: S310 - the caller's own address
+    url = checked(url)
+    try:
+        request = urllib.request.Request(url, data, method=method)  # noqa: S310 - the caller's own address
+    except ValueError as error:
+        raise NoAnswer(f"{url!r} is not an address: {error}") from None
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     # Nodes are asked directly: a proxy that the environment names is meant for other addresses.
@@ -34,12 +39,28 @@ def fetch(
     except urllib.error.HTTPError as error:
         with error:
             status, text = error.code, error.read()
-    except (OSError, ValueError) as error:
-        raise NoAnswer(f"{url} does not answer: {getattr(error, 'reason', None) or error}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise NoAnswer(f"{url} does not answer: {why(error)}") from None
     try:
         return status, json.loads(text)
     except ValueError:
         return status, text.decode("utf-8", "replace")
+
+
+def checked(url: str) -> str:
+    """Complete `host:port` to a URL. Raises NoAnswer for what is neither."""
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme.lower() not in ("http", "https"):
+        raise NoAnswer(f"{url!r} is not an address: it must begin with http:// or https://")
+    return url if separator else f"http://{url}"
+
+
+def why(error: BaseException) -> str:
+    """Say in words why a request failed, without the number of the error where it has words."""
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+        return "what answers does not speak HTTP"
+    reason = getattr(error, "reason", None) or error
+    return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
 
 
 def cluster_status(url: str, token: str | None = None) -> dict[str, Any]:
@@ -52,6 +73,11 @@ def answered(url: str, path: str, **how: Any) -> dict[str, Any]:
     status, body = fetch(url.rstrip("/") + path, **how)
     if status != 200 or not isinstance(body, dict):
         said = body.get("error") if isinstance(body, dict) else None
+        if status == 401:
+            said = f"{said or 'Unauthorized'} (give a token by --token or QUORUMQ_TOKEN)"
+        elif status == 404 and not said:
+            # Another port of a node, or another program.
+            said = "this is not the HTTP port (HTTP_PORT, by default 6790) of a node"
         raise NoAnswer(f"{url} answered {status}{f': {said}' if said else ''}")
     return body
 
@@ -59,10 +85,10 @@ def answered(url: str, path: str, **how: Any) -> dict[str, Any]:
 def status_table(status: dict[str, Any]) -> Table:
     """Lay out the members as the asked node sees them; only a leader knows how far the others are behind."""
     leader = status["leader"] or "none"
-    title = f"cluster {status['cluster_id']}, term {status['term']}, leader {leader}"
+    title = f"cluster {status['cluster_id'] or 'not founded yet'}, term {status['term']}, leader {leader}"
     caption = (
         f"seen by {status['node_id']}: commit {status['commit_index']}, applied {status['applied_index']}, "
-        f"durable {status['durable_index']}, log from {status['first_index']}, digest {status['digest']}"
+        f"durable {status['durable_index']}, log from {status['first_index']}\ndigest {status['digest']}"
         + ("" if status["has_quorum"] else "; NO QUORUM")
         + ("" if status["ready"] else f"; not ready: {status['ready_reason']}")
         + write_failure(status.get("write_failed_since_ms"))

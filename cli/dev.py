@@ -7,6 +7,8 @@ purpose, can be started again by hand.  Nothing here is meant for production; th
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,11 +112,52 @@ def remove(directory: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def folder_for_us(directory: Path) -> Iterator[None]:
+    """Make `directory` and keep it to this process, so that no second cluster writes or removes what this one uses.
+
+    Raises DevFailed when another `quorumq dev`, or a node that was started by hand, uses it, and when it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = (directory / "lock").open("w")
+    except OSError as error:
+        raise DevFailed(f"the folder {directory} cannot be used: {error.strerror}") from None
+    with handle:
+        if not takes(handle.fileno()):
+            raise DevFailed(f"another cluster runs in {directory}: stop it, or choose another folder with --data")
+        for lock in sorted(directory.glob("n*/lock")):
+            # A node holds the lock of its own folder.  Closing the file gives the lock back at once.
+            with lock.open() as held:
+                if not takes(held.fileno()):
+                    raise DevFailed(f"a node runs in {lock.parent}: stop it, or choose another folder with --data")
+        yield
+
+
+def takes(descriptor: int) -> bool:
+    """Try to lock an open file; False when another process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def own_variables() -> frozenset[str]:
+    """Environment variables for which the settings files have values of their own."""
+    own = frozenset({"NODE_ID", "HOST", "HTTP_PORT", "BULLMQ_PORT", "PEER_PORT", "DATA_PATH", "CLUSTER_NAME", "PEERS"})
+    assert own <= {setting.env for setting in settings()}
+    return own
+
+
 def child_environment() -> dict[str, str]:
     """Give the environment without what the settings files say: a variable would win over the file."""
-    own = {"NODE_ID", "HOST", "HTTP_PORT", "BULLMQ_PORT", "PEER_PORT", "DATA_PATH", "CLUSTER_NAME", "PEERS"}
-    assert own <= {setting.env for setting in settings()}
-    return {name: value for name, value in os.environ.items() if name not in own}
+    return {name: value for name, value in os.environ.items() if name not in own_variables()}
+
+
+def given_variables() -> list[str]:
+    """Return the settings that the nodes have from the environment: a node that is started again needs them, too."""
+    return [row.env for row in settings() if row.env not in own_variables() and os.environ.get(row.env)]
 
 
 def check_ports(cluster: list[Member]) -> None:
@@ -126,7 +170,8 @@ def check_ports(cluster: list[Member]) -> None:
                     probe.bind((HOST, port))
                 except OSError as error:
                     raise DevFailed(
-                        f"the {name} port of {member.id}, {port}, cannot be had: {error.strerror}"
+                        f"the {name} port of {member.id}, {port}, cannot be had: {error.strerror} "
+                        f"(--{name.lower()}-port chooses another)"
                     ) from None
 
 
@@ -229,8 +274,11 @@ async def watch(cluster: list[Member], console: Console, told: asyncio.Event) ->
             )
             if member.process and member.process.returncode != -signal.SIGKILL:
                 console.print(member.last_lines(), markup=False, highlight=False)
+            given = f" (with {', '.join(given_variables())} set as here)" if given_variables() else ""
             console.print(
-                f"start it again: {command()} serve --config {member.settings_file}", highlight=False, soft_wrap=True
+                f"start it again: {command()} serve --config {member.settings_file}{given}",
+                highlight=False,
+                soft_wrap=True,
             )
         if not ends:
             raise DevFailed("no node is left")
@@ -239,9 +287,14 @@ async def watch(cluster: list[Member], console: Console, told: asyncio.Event) ->
 
 async def dev(cluster: list[Member], *, fresh: bool, show_logs: bool) -> None:
     """Run the cluster until Ctrl-C, SIGTERM or SIGHUP. Raises DevFailed."""
+    with folder_for_us(cluster[0].directory):
+        await run(cluster, fresh=fresh, show_logs=show_logs)
+
+
+async def run(cluster: list[Member], *, fresh: bool, show_logs: bool) -> None:
+    """The same, in a folder that is ours."""
     console = Console()
     directory = cluster[0].directory
-    directory.mkdir(parents=True, exist_ok=True)
     check_ports(cluster)
     if fresh:
         remove(directory)
@@ -262,7 +315,10 @@ async def dev(cluster: list[Member], *, fresh: bool, show_logs: bool) -> None:
             console.print(f"ready: {count} in {time.monotonic() - began:.1f} s, data in {directory}", style="green")
             console.print(addresses(cluster), soft_wrap=True)
             if not os.environ.get("AUTH_TOKENS") and not os.environ.get("AUTH_TOKENS_FILE"):
-                console.print("BullMQ's and Open Archiver's APIs need a token: start with AUTH_TOKENS set to use them.")
+                console.print(
+                    "BullMQ's and Open Archiver's APIs need a token: start with AUTH_TOKENS=secret to use them.",
+                    soft_wrap=True,
+                )
             console.print("Ctrl-C stops them.")
             await watch(cluster, console, told)
     finally:
@@ -283,6 +339,8 @@ async def ready_or_told(cluster: list[Member], told: asyncio.Event) -> bool:
     stopping.cancel()
     if told.is_set():
         waits.cancel()
+        # Asked how it ended, else asyncio complains about it.
+        await asyncio.gather(waits, return_exceptions=True)
         return False
     await waits
     return True

@@ -18,6 +18,9 @@ from cli import members, tokens
 from node.config import Setting, SettingError, load, settings
 
 BAD_SETTINGS = 2
+DEV_NODES_MAX = 9
+# The last node's port must still be one.
+DEV_PORT_MAX = 65535 - DEV_NODES_MAX + 1
 
 app = typer.Typer(
     name="quorumq",
@@ -111,15 +114,17 @@ def serve(
 
 @app.command()
 def dev(
-    nodes: Annotated[int, typer.Option(min=1, max=9, help="Number of nodes.")] = 3,
+    nodes: Annotated[int, typer.Option(min=1, max=DEV_NODES_MAX, help="Number of nodes.")] = 3,
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the nodes' data, logs and settings.")] = Path(
         "data/dev"
     ),
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier cluster left in DIR first.")] = False,
     logs: Annotated[bool, typer.Option("--logs", help="Print the nodes' log lines too.")] = False,
-    http_port: Annotated[int, typer.Option(min=1, help="HTTP port of the first node; the others follow.")] = 6790,
-    bullmq_port: Annotated[int, typer.Option(min=1, help="BullMQ port of the first node.")] = 8080,
-    peer_port: Annotated[int, typer.Option(min=1, help="Peer port of the first node.")] = 7790,
+    http_port: Annotated[
+        int, typer.Option(min=1, max=DEV_PORT_MAX, help="HTTP port of the first node; the others follow.")
+    ] = 6790,
+    bullmq_port: Annotated[int, typer.Option(min=1, max=DEV_PORT_MAX, help="BullMQ port of the first node.")] = 8080,
+    peer_port: Annotated[int, typer.Option(min=1, max=DEV_PORT_MAX, help="Peer port of the first node.")] = 7790,
 ) -> None:
     """Run a whole cluster on this machine, to try things out."""
     from cli import dev as local_cluster

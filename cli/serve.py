@@ -7,10 +7,13 @@ that cannot be used, 3 when the node was removed from its cluster.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from typing import Any
@@ -29,6 +32,8 @@ from node.node import Node
 log = logging.getLogger("quorumq")
 
 FAILED = 1
+# How often it is looked whether the node is ready; a reason why not is logged when two looks find the same.
+LOOK_S = 1.0
 # What a listener is called in the log, by the setting of its port.
 LISTENERS = {"HTTP_PORT": "http", "BULLMQ_PORT": "bullmq"}
 
@@ -42,8 +47,15 @@ def serve(config: NodeConfig, *, while_stdin: bool = False) -> int:
     try:
         return uvloop.run(run(config, while_stdin=while_stdin))
     except (ClusterError, OSError) as error:
-        log.error("cannot go on: %s", error)
+        log.error("cannot go on: %s", in_words(error))
         return status_of(error)
+
+
+def in_words(error: BaseException) -> str:
+    """Return what the error says, without its number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
 
 
 def status_of(error: BaseException | None) -> int:
@@ -58,7 +70,10 @@ async def run(config: NodeConfig, *, while_stdin: bool) -> int:
     node = Node(engine, machine, config, render=partial(workers.delivery, config.queue_prefix))
     server = Server(node, config)
     warn(config)
-    await engine.start()
+    try:
+        await engine.start()
+    except OSError as error:
+        raise named(error, config) from None
     try:
         await node.start()
         await server.start()
@@ -68,10 +83,56 @@ async def run(config: NodeConfig, *, while_stdin: bool) -> int:
     tune_garbage_collector()
     bound = {LISTENERS[listener.setting]: listener.address for listener in server.listeners}
     log.info("serving", extra={**bound, "peers": config.cluster().listen, "pid": os.getpid()})
+    telling = asyncio.create_task(tell_readiness(config, engine, server))
     status = await watch(engine, stop)
+    telling.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await telling
     await (shut_down(config, server, node, engine) if status == 0 else close(server, node, engine))
     log.info("stopped")
     return status
+
+
+def named(error: OSError, config: NodeConfig) -> OSError:
+    """Name the setting behind an error of the engine's start, which opens the data folder and the peer listener."""
+    if not error.errno:
+        return error
+    of_address = isinstance(error, socket.gaierror) or error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+    if of_address or (error.errno == errno.EACCES and not error.filename):
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        return OSError(f"cannot listen on {config.cluster().listen} (HOST, PEER_PORT): {reason}")
+    at = f" ({error.filename})" if error.filename and str(error.filename) != str(config.data_path) else ""
+    return OSError(f"DATA_PATH {config.data_path} cannot be used: {error.strerror}{at}")
+
+
+async def tell_readiness(config: NodeConfig, engine: Engine, server: Server) -> None:
+    """Log when the node becomes ready, and why it is not when that lasts. Runs until it is cancelled."""
+    told = seen = ""
+    compared = False
+    while True:
+        ready, why = server.readiness()
+        now = "ready" if ready else f"not ready: {why}"
+        if now != told and (ready or now == seen):
+            log.info("%s", now)
+            told = now
+        if ready and not compared:
+            # Only now is everything applied that its log holds, the last change of members included.
+            compared = True
+            warn_of_strangers(config, engine)
+        seen = now
+        await asyncio.sleep(LOOK_S)
+
+
+def warn_of_strangers(config: NodeConfig, engine: Engine) -> None:
+    """Say so when PEERS names nodes that are no members: what the log says counts, and nobody waits for them."""
+    members = {member.id for member in engine.status().members}
+    if strangers := sorted(set(config.peers) - members):
+        log.warning(
+            "PEERS names %s, but by this node's log the members are %s: `quorumq members add` adds a node, "
+            "a change of PEERS does not",
+            ", ".join(strangers),
+            ", ".join(sorted(members)),
+        )
 
 
 def stop_event(*, while_stdin: bool) -> asyncio.Event:
@@ -127,7 +188,7 @@ async def watch(engine: Engine, stop: asyncio.Event) -> int:
         return 0
     stopping.cancel()
     error = engine.failed.exception()
-    log.error("cannot go on: %s", error or "the engine stopped")
+    log.error("cannot go on: %s", in_words(error) if error else "the engine stopped")
     return status_of(error)
 
 

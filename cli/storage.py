@@ -5,16 +5,19 @@ The formats are cluster/'s; here is what is asked, where it is written and what 
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from cli import admin
 from cluster import backup, log, snapshots
 from cluster.disk import Disk
 from cluster.errors import ClusterError, LogDamaged
 from cluster.snapshots import Head
+from node.config import NODE_ID
 
 READ_BYTES = 1 << 20
 TIMEOUT_S = 120.0
@@ -62,6 +65,10 @@ def verify_log(disk: Disk) -> Iterator[str]:
 
 def take_backup(url: str, output: Path, token: str | None) -> Head:
     """Fetch an image of the state from a running node and check it. Raises StorageTrouble; then `output` is as it was."""
+    try:
+        url = admin.checked(url)
+    except admin.NoAnswer as error:
+        raise StorageTrouble(str(error)) from None
     request = urllib.request.Request(url.rstrip("/") + "/admin/backup")  # noqa: S310 - the caller's own address
     if token:
         request.add_header("Authorization", f"Bearer {token}")
@@ -82,8 +89,10 @@ def take_backup(url: str, output: Path, token: str | None) -> Head:
         raise StorageTrouble(f"{url} answered {error.code}: {said}") from None
     except LogDamaged:
         raise StorageTrouble(f"what {url} sent is not whole: the connection ended, or it is not a node") from None
-    except (OSError, ValueError) as error:
-        raise StorageTrouble(f"no backup from {url}: {getattr(error, 'reason', None) or error}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # An error of a file names it, one of a connection does not.
+        where = f" in {output}" if getattr(error, "filename", None) else ""
+        raise StorageTrouble(f"no backup from {url}{where}: {admin.why(error)}") from None
     finally:
         unchecked.unlink(missing_ok=True)
     return head
@@ -91,6 +100,9 @@ def take_backup(url: str, output: Path, token: str | None) -> Head:
 
 def restore(source: Path, data: Path, node_id: str, cluster_name: str) -> Head:
     """Make a node's data directory from a backup. Raises StorageTrouble."""
+    if not NODE_ID.fullmatch(node_id):
+        # No node could use the directory: it belongs to this id for good.
+        raise StorageTrouble(f"{node_id!r} is not a node id: letters, digits, '.', '_' and '-', at most 63")
     try:
         return backup.restore(source, data, node_id, cluster_name)
     except (ClusterError, OSError) as error:

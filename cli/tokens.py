@@ -41,7 +41,10 @@ def troubled(path: Path, error: Exception) -> typer.Exit:
 def moment(text: str) -> datetime:
     """Read when a token ends: `30d` from now, or a time in ISO 8601, UTC unless it says otherwise. Raises BadParameter."""
     if found := LIFE.fullmatch(text):
-        ends = tokens.now() + timedelta(**{UNITS[found[2]]: int(found[1])})
+        try:
+            ends = tokens.now() + timedelta(**{UNITS[found[2]]: int(found[1])})
+        except OverflowError:
+            raise typer.BadParameter(f"{text!r} is too far away; leave it out for a token without an end") from None
     else:
         try:
             ends = datetime.fromisoformat(text)
@@ -110,7 +113,8 @@ def list_tokens(file: File) -> None:
 
 def table(known: list[tokens.Token]) -> Table:
     """Lay out tokens."""
-    made = Table(title=f"{len(known)} tokens", title_justify="left")
+    count = f"{len(known)} token" if len(known) == 1 else f"{len(known)} tokens"
+    made = Table(title=count, title_justify="left")
     for heading in ("name", "rights", "queues", "created", "expires"):
         made.add_column(heading)
     for token in known:

@@ -7,8 +7,10 @@ file over the default.  Nothing here starts anything.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import ipaddress
+import itertools
 import math
 import re
 import socket
@@ -94,7 +96,7 @@ class NodeConfig:
         str,
         About(
             group="Cluster",
-            help="Name of this node; it stays the same for the life of its data.",
+            help="Name of this node; it must stay the same as long as the node keeps its data.",
             default_text="n1; with PEERS_DNS the host name",
         ),
     ] = "n1"
@@ -110,8 +112,8 @@ class NodeConfig:
         tuple[str, ...],
         About(
             group="Cluster",
-            help="In place of PEERS: names (`host` or `host:7790`, separated by commas) that stand for all nodes, such as a "
-            "headless service. Whoever answers there and knows the secret is a node.",
+            help="Instead of PEERS: DNS names (`host` or `host:7790`, separated by commas) that resolve to all nodes, such as "
+            "a headless service. Whoever answers there and knows the secret is a node.",
             default_text="none",
         ),
     ] = ()
@@ -119,7 +121,7 @@ class NodeConfig:
         int,
         About(
             group="Cluster",
-            help="With PEERS_DNS: how many nodes found the cluster together at the first start; 0: this node only joins one.",
+            help="With PEERS_DNS: how many nodes found the cluster together at the first start; 0: this node only joins a cluster.",
             low=0,
             high=7,
         ),
@@ -138,13 +140,11 @@ class NodeConfig:
     ] = "quorumq"
     cluster_secret: Annotated[
         str,
-        About(
-            group="Cluster", help="Secret that nodes prove to each other to know; all nodes have the same.", secret=True
-        ),
+        About(group="Cluster", help="Secret by which nodes recognise each other; the same on all nodes.", secret=True),
     ] = ""
     cluster_secret_file: Annotated[
         Path | None,
-        About(group="Cluster", help="File that holds the secret, in place of CLUSTER_SECRET.", default_text="none"),
+        About(group="Cluster", help="File that holds the secret, instead of CLUSTER_SECRET.", default_text="none"),
     ] = None
     peer_tls_cert: Annotated[
         Path | None,
@@ -163,7 +163,7 @@ class NodeConfig:
         Path | None,
         About(
             group="Cluster",
-            help="Authority that the certificates of all nodes come from, PEM.",
+            help="Certificate of the authority that signed the certificates of all nodes, PEM.",
             default_text="none",
         ),
     ] = None
@@ -171,19 +171,20 @@ class NodeConfig:
         Literal["check", "ignore"],
         About(
             group="Cluster",
-            help="Whether a node's certificate with names in it (SAN) must have the node's id or the host of its peer address "
-            "among them. One without is good for every node.",
+            help="`check`: if a node's certificate has names (SAN), the node's id or the host of its peer address must be "
+            "among them; one without names is accepted from every node. `ignore`: names are not checked.",
         ),
     ] = "check"
     heartbeat_ms: Annotated[
         int,
-        About(group="Cluster", help="How often a leader makes itself heard.", unit="ms", low=10, high=10_000),
+        About(group="Cluster", help="How often the leader sends heartbeats.", unit="ms", low=10, high=10_000),
     ] = 100
     election_min_ms: Annotated[
         int,
         About(
             group="Cluster",
-            help="Shortest silence of the leader after which a node stands for election; more than three heartbeats.",
+            help="Shortest election timeout: a node that has not heard from the leader for this long stands for election. More "
+            "than three heartbeats. A leader that no majority answers for one and a half times as long steps down.",
             unit="ms",
             low=50,
             high=60_000,
@@ -193,7 +194,7 @@ class NodeConfig:
         int,
         About(
             group="Cluster",
-            help="Longest such silence; nodes choose at random between the two.",
+            help="Longest election timeout; nodes choose one at random between the two.",
             unit="ms",
             low=60,
             high=120_000,
@@ -203,20 +204,20 @@ class NodeConfig:
     # -- Data
     data_path: Annotated[
         Path,
-        About(group="Data", help="Folder of the log and the snapshots; made when missing, used by one node at a time."),
+        About(group="Data", help="Folder of the log and the snapshots; created when missing. Each node needs its own."),
     ] = Path("data")
     snapshot_log_bytes: Annotated[
         int,
         About(
             group="Data",
-            help="A snapshot is taken, and the log before it dropped, when the log has grown by this much.",
+            help="When the log has grown by this much, a snapshot is taken and the log before it is dropped.",
             unit="bytes",
             low=1 << 20,
         ),
     ] = 128 << 20
     snapshot_log_entries: Annotated[
         int,
-        About(group="Data", help="The same by number of log entries.", unit="entries", low=1_000),
+        About(group="Data", help="The same, counted in log entries.", unit="entries", low=1_000),
     ] = 200_000
 
     # -- HTTP
@@ -224,8 +225,8 @@ class NodeConfig:
         tuple[str, ...],
         About(
             group="HTTP",
-            help="Tokens with every right, separated by commas. Without these and without AUTH_TOKENS_FILE, everything but "
-            "the BullMQ and Open Archiver dialects is open to everyone.",
+            help="Tokens with every right, separated by commas. If neither these nor AUTH_TOKENS_FILE are set, everybody "
+            "has every right, but the BullMQ and Open Archiver dialects refuse every request.",
             secret=True,
             default_text="none",
         ),
@@ -246,7 +247,7 @@ class NodeConfig:
         int,
         About(
             group="HTTP",
-            help="Longest request body; a longer one is answered 413.",
+            help="Largest request body; a larger one is answered 413.",
             unit="bytes",
             low=1 << 10,
             high=22 << 20,
@@ -256,7 +257,7 @@ class NodeConfig:
         int | None,
         About(
             group="HTTP",
-            help="Requests of one client in each window; more are answered 429. 0 or Infinity: as many as it likes.",
+            help="Requests that a client may send in each window; more are answered 429. 0 or Infinity: no limit.",
             low=0,
             default_text="Infinity",
             none_word="Infinity",
@@ -270,7 +271,7 @@ class NodeConfig:
         int,
         About(
             group="HTTP",
-            help="How often clients that have sent nothing for a window are forgotten.",
+            help="How often the counts of clients that have sent nothing for a window are removed.",
             unit="ms",
             low=100,
             high=86_400_000,
@@ -280,20 +281,20 @@ class NodeConfig:
         tuple[str, ...],
         About(
             group="HTTP",
-            help="Addresses or networks whose `X-Forwarded-For` and `X-Real-IP` say who the client is, separated by "
-            "commas; `*` for everyone, `none` for nobody.",
+            help="Addresses or networks of proxies, separated by commas, whose `X-Forwarded-For` and `X-Real-IP` headers are "
+            "believed; `*`: everybody's, `none`: nobody's.",
             default_text="`*`",
         ),
     ] = ("*",)
     metrics_auth: Annotated[
         Literal["false", "true"],
-        About(group="HTTP", help="Whether `GET /prometheus` needs a token like everything else."),
+        About(group="HTTP", help="Whether `GET /prometheus` needs a token, too."),
     ] = "false"
     queue_prefix: Annotated[
         str,
         About(
             group="HTTP",
-            help="What stands before the name of a queue in `queueQualifiedName` of the BullMQ dialect; only for show.",
+            help="Prefix of a queue's name in `queueQualifiedName` of the BullMQ dialect; it has no other effect.",
         ),
     ] = "bull"
     webhook_allow_private: Annotated[
@@ -317,7 +318,7 @@ class NodeConfig:
         int,
         About(
             group="HTTP",
-            help="How long a node that was told to stop goes on with the requests under way.",
+            help="How long a node that was told to stop may take to finish the requests under way.",
             unit="ms",
             low=0,
             high=600_000,
@@ -329,7 +330,7 @@ class NodeConfig:
         int,
         About(
             group="Events",
-            help="`queue:idle` is told of a queue that has held nothing to do for this long; 0: never.",
+            help="`queue:idle` is sent for a queue that has had no jobs to do for this long; 0: never.",
             unit="ms",
             low=0,
             high=86_400_000,
@@ -339,7 +340,7 @@ class NodeConfig:
         int,
         About(
             group="Events",
-            help="`queue:threshold` is told of a queue in which more jobs than this wait or are delayed; 0: never.",
+            help="`queue:threshold` is sent for a queue with more waiting and delayed jobs than this; 0: never.",
             unit="jobs",
             low=0,
         ),
@@ -348,8 +349,8 @@ class NodeConfig:
         int,
         About(
             group="Events",
-            help="`worker:overloaded` is told of a worker that says for this long that it works on as many jobs as it "
-            "can; 0: never.",
+            help="`worker:overloaded` is sent for a worker whose heartbeats say for this long that it works on as many jobs as "
+            "it can; 0: never.",
             unit="ms",
             low=0,
             high=86_400_000,
@@ -359,7 +360,7 @@ class NodeConfig:
         int,
         About(
             group="Events",
-            help="`server:memory-warning` is told when the process holds more memory of its own than this; 0: never.",
+            help="`server:memory-warning` is sent when the process holds more memory of its own than this; 0: never.",
             unit="MB",
             low=0,
         ),
@@ -368,7 +369,7 @@ class NodeConfig:
         int,
         About(
             group="Events",
-            help="`storage:size-warning` is told when the log and the snapshots take more room than this; 0: never.",
+            help="`storage:size-warning` is sent when the log and the snapshots take more disk space than this; 0: never.",
             unit="MB",
             low=0,
         ),
@@ -380,7 +381,7 @@ class NodeConfig:
         About(
             group="Push workers",
             help="Which addresses push workers may call, separated by commas: `any`, `public` (the open internet), networks, "
-            "addresses, host names (`.example.com` for all below one). Cloud metadata addresses never.",
+            "addresses, host names (`.example.com` for all below one). Cloud metadata addresses are always refused.",
             default_text="`any`",
         ),
     ] = ("any",)
@@ -388,7 +389,7 @@ class NodeConfig:
         int,
         About(
             group="Push workers",
-            help="How long a job that is being delivered stays with its node when that gives no sign of life; then others take it.",
+            help="Lock of a job that is being delivered: if its node is not heard of for this long, another node delivers it.",
             unit="ms",
             low=500,
             high=3_600_000,
@@ -398,7 +399,7 @@ class NodeConfig:
         int,
         About(
             group="Push workers",
-            help="Calls of endpoints that a node has under way at once, whatever its registrations allow together.",
+            help="Most calls of endpoints that a node has under way at once, whatever the concurrency of its push workers.",
             low=1,
             high=20_000,
         ),
@@ -407,11 +408,11 @@ class NodeConfig:
     # -- Logging
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        About(group="Logging", help="Least serious lines that are logged."),
+        About(group="Logging", help="Lines of this level and above are logged."),
     ] = "info"
     log_format: Annotated[
         Literal["text", "json"],
-        About(group="Logging", help="One line of text, or one JSON object, per line on standard error."),
+        About(group="Logging", help="Form of the lines on standard error: text, or one JSON object each."),
     ] = "text"
 
     def __repr__(self) -> str:
@@ -446,6 +447,7 @@ class NodeConfig:
             heartbeat_ms=self.heartbeat_ms,
             election_min_ms=self.election_min_ms,
             election_max_ms=self.election_max_ms,
+            quorum_loss_ms=self.election_min_ms * 3 // 2,
             snapshot_log_bytes=self.snapshot_log_bytes,
             snapshot_log_entries=self.snapshot_log_entries,
         )
@@ -508,15 +510,12 @@ class Setting:
         if kind is int:
             return self.parse_int(raw)
         if kind is str:
-            return parse_text(raw)
+            return parse_text(raw) if self.about.secret else parse_line(raw)
         if kind is Path:
-            return Path(parse_text(raw)).expanduser()
+            return parse_path(raw)
         origin = typing.get_origin(kind)
         if origin is Literal:
-            words: tuple[str, ...] = typing.get_args(kind)
-            if raw not in words:
-                raise ValueError(f"must be one of {', '.join(words)}")
-            return raw
+            return parse_word(raw, typing.get_args(kind))
         if origin is Mapping:
             return parse_peers(raw)
         return parse_list(raw)
@@ -546,6 +545,28 @@ def parse_text(raw: Any) -> str:
     if not isinstance(raw, str):
         raise ValueError("must be text")
     return raw
+
+
+def parse_line(raw: Any) -> str:
+    """Text that goes into a header or a log line."""
+    if any(letter < " " or letter == "\x7f" for letter in parse_text(raw)):
+        raise ValueError("must be one line without control characters")
+    return str(raw)
+
+
+def parse_path(raw: Any) -> Path:
+    # An empty path would be the present folder, and comes of a variable that a script forgot to set.
+    if not (text := parse_line(raw)).strip():
+        raise ValueError("must not be empty")
+    return Path(text).expanduser()
+
+
+def parse_word(raw: Any, words: tuple[str, ...]) -> str:
+    """One of some words, in capital letters or small ones; TOML has `true` and `false` of its own."""
+    word = str(raw).strip().lower() if isinstance(raw, (str, bool)) else ""
+    if word not in words:
+        raise ValueError(f"must be one of {', '.join(words)}")
+    return word
 
 
 def parse_list(raw: Any) -> tuple[str, ...]:
@@ -654,9 +675,9 @@ def read_file(path: Path) -> dict[str, Any]:
         raise SettingError(f"the settings file {path} is not valid TOML: {error}") from None
     known = {setting.key for setting in settings()}
     if unknown := sorted(set(content) - known):
-        raise SettingError(
-            f"the settings file {path} has {unknown[0]!r}, which is no setting (see docs/configuration.md)"
-        )
+        near = difflib.get_close_matches(unknown[0].lower().replace("-", "_"), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see docs/configuration.md"
+        raise SettingError(f"the settings file {path} has {unknown[0]!r}, which is no setting ({hint})")
     return content
 
 
@@ -665,6 +686,7 @@ def finish(config: NodeConfig) -> NodeConfig:
     if not NODE_ID.fullmatch(config.node_id):
         raise SettingError(f"NODE_ID {config.node_id!r} cannot be used: letters, digits, '.', '_' and '-', at most 63")
     check_discovery(config)
+    check_ports(config)
     for text in config.trusted_proxies:
         try:
             text in ("*", "none") or ipaddress.ip_network(text, strict=False)
@@ -680,6 +702,17 @@ def finish(config: NodeConfig) -> NodeConfig:
         config = with_secret(config, config.cluster_secret_file)
     config.cluster()
     return config
+
+
+def check_ports(config: NodeConfig) -> None:
+    """Raise SettingError when two listeners are to have one port."""
+    listen = config.peer_port or PEER_PORT
+    if config.peer_port is None and config.node_id in config.peers:
+        listen = split_address(config.peers[config.node_id])[1]
+    ports = (("HTTP_PORT", config.http_port), ("BULLMQ_PORT", config.bullmq_port), ("the peer port", listen))
+    for (name, port), (other, same) in itertools.combinations(ports, 2):
+        if port and port == same:
+            raise SettingError(f"{name} and {other} are both {port}: each listener needs a port of its own")
 
 
 def check_discovery(config: NodeConfig) -> None:

@@ -1,10 +1,12 @@
 """Options and profiles for the whole suite."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("quick", deadline=None)
-settings.register_profile("long", deadline=None, max_examples=2000)
+# How long an example takes says as much about the machine, which may pause, as about the test.
+PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", **PATIENT)
+settings.register_profile("long", max_examples=2000, **PATIENT)
 settings.load_profile("quick")
 
 

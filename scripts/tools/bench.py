@@ -295,12 +295,16 @@ def a_text_of(size: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure a cluster of three nodes on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measure a cluster of three nodes on this machine."
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to measure: {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--seconds", type=float, default=5, help="length of each load run")
-    parser.add_argument("--held", type=int, default=1_000_000, help="waiting jobs in the part `held`")
-    parser.add_argument("--data-bytes", type=int, default=200, help="size of a job's data")
-    parser.add_argument("--own-client", action="store_true", help="do not use wrk even if it is there")
+    parser.add_argument("--seconds", type=float, default=5, help="length of each load run (default: 5)")
+    parser.add_argument(
+        "--held", type=int, default=1_000_000, help="waiting jobs in the part `held` (default: 1,000,000)"
+    )
+    parser.add_argument("--data-bytes", type=int, default=200, help="size of a job's data (default: 200)")
+    parser.add_argument("--own-client", action="store_true", help="do not use wrk, even if it is installed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE too")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):

@@ -1,8 +1,8 @@
 """Breaks a cluster of real processes in every way, under load, from one seed, and then asks whether a promise was broken.
 
 Faults: kill -9 of one node and of all at once, a frozen process, links between nodes cut one way and both ways, a full disk.
-The links and the disk need namespaces (namespaces.py); where there are none those faults are left out, and that is said.
-The load and the check are history.py's.
+Cut links and the full disk need Linux namespaces (namespaces.py); where they cannot be made, those faults are left out, and the
+output says so. history.py makes the load and the check.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class Chaos:
         ends = time.monotonic() + seconds
         names = list(self._faults)
         self.rng.shuffle(names)
-        # Each kind once before any comes again: a short run shall see all of them.
-        order = iter(names)
-        while time.monotonic() < ends:
+        # Each kind once before any comes again: a short run sees all of them, however slow the machine is.
+        left = list(names)
+        while left or time.monotonic() < ends:
             await self._calm(load)
-            first = next(order, None) or self.rng.choice(names)
+            first = left.pop() if left else self.rng.choice(names)
             both = [self._inflict(first)]
             if self.rng.random() < TOGETHER and first != "kill -9 of all":
                 second = self.rng.choice([name for name in names if name != "kill -9 of all"])
@@ -297,11 +297,15 @@ def some(counts: Counter[str]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=None, help="of the schedule; random, and printed, when left out")
-    parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--longest", type=float, default=6.0, metavar="SECONDS", help="how long a fault lasts at most")
-    parser.add_argument("--rate", type=float, default=60.0, help="pushes a second, about")
+    parser.add_argument("--minutes", type=float, default=10.0, help="length of the run (default: 10)")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of the schedule of faults; random, and printed, when left out"
+    )
+    parser.add_argument("--nodes", type=int, default=3, help="nodes of the cluster (default: 3)")
+    parser.add_argument(
+        "--longest", type=float, default=6.0, metavar="SECONDS", help="how long a fault lasts at most (default: 6)"
+    )
+    parser.add_argument("--rate", type=float, default=60.0, help="pushes a second, about (default: 60)")
     parser.add_argument(
         "--no-namespaces", action="store_true", help="leave out what needs them: cut links, the full disk"
     )

@@ -214,9 +214,14 @@ async def finished(
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Hash the standard library while the leader is killed; check every result."
+        prog="scripts/demo", description="Hash the standard library while the leader is killed; check every result."
     )
-    parser.add_argument("--nodes", type=int, default=3, help="nodes of the cluster (at least 3 survive the kill)")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=3,
+        help="nodes of the cluster; with fewer than 3 work waits for the killed one (default: 3)",
+    )
     arguments = parser.parse_args()
     try:
         return asyncio.run(demo(arguments.nodes))

@@ -1,4 +1,4 @@
-"""How long writes pause when the leader dies, hands over, freezes or is stopped: real processes, one client, many rounds.
+"""How long writes pause when the leader dies, hands over or freezes: real processes, one client, many rounds.
 
 The client writes one job after another to a node that stays up; the pause is the longest time between two
 acknowledgements around the fault. Any error it sees is counted, and there should be none.
@@ -113,9 +113,13 @@ async def measure(kinds: list[str], rounds: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/failover", description=__doc__)
-    parser.add_argument("kinds", nargs="*", choices=[*TARGETS_MS, []], help="which faults; all when none is named")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help=f"which faults: {', '.join(TARGETS_MS)} (default: all)"
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="of each fault (default: 20)")
     args = parser.parse_args()
+    if unknown := sorted(set(args.kinds) - set(TARGETS_MS)):
+        parser.error(f"no such fault: {', '.join(unknown)}")
     return asyncio.run(measure(args.kinds or list(TARGETS_MS), args.rounds))
 
 

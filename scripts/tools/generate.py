@@ -79,7 +79,9 @@ FILES: dict[str, Callable[[], str]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the files that are made from the code.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/generate", description="Write the files that are made from the code."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is out of date")
     check = parser.parse_args().check
     stale = 0

@@ -24,6 +24,8 @@ from cli.admin import NoAnswer, fetch
 
 HOST = "127.0.0.1"
 POLL_S = 0.02
+# Settings for a cluster whose leader shall not change because the machine pauses for a second.
+PATIENCE = {"ELECTION_MIN_MS": "4000", "ELECTION_MAX_MS": "5000"}
 # What a run must not inherit: these would win over, or add to, what the cluster is started with.
 OWN_PREFIXES = (
     "HTTP_PORT",

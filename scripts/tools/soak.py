@@ -135,10 +135,16 @@ async def soak(minutes: float, every_s: float, log_bytes: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Load a cluster in a steady state; log and memory must stay bounded.")
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--every", type=float, default=60, metavar="SECONDS", help="time between two looks")
-    parser.add_argument("--snapshot-log-bytes", type=int, default=32 * MB, help="log growth that starts a snapshot")
+    parser = argparse.ArgumentParser(
+        prog="scripts/soak", description="Load a cluster in a steady state; log and memory must stay bounded."
+    )
+    parser.add_argument("--minutes", type=float, default=30, help="length of the run (default: 30)")
+    parser.add_argument(
+        "--every", type=float, default=60, metavar="SECONDS", help="time between two measurements (default: 60)"
+    )
+    parser.add_argument(
+        "--snapshot-log-bytes", type=int, default=32 * MB, help="log growth that starts a snapshot (default: 32 MB)"
+    )
     options = parser.parse_args()
     try:
         return uvloop.run(soak(options.minutes, options.every, options.snapshot_log_bytes))

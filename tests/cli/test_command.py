@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from cli.admin import NoAnswer, cluster_status, fetch, status_table
 from cli.dev import members, remove, write_settings
 from cli.logs import JsonFormatter, TextFormatter
-from cli.main import app
 from node.config import load, settings
+from tests.cli.conftest import Answering, run
 
 STATUS: dict[str, Any] = {
     "node_id": "n2",
@@ -72,11 +70,6 @@ STATUS: dict[str, Any] = {
 }
 
 
-def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "TERMINAL_WIDTH": "200", **environment})
-    return result.exit_code, result.stdout, result.stderr
-
-
 def test_version() -> None:
     assert run("--version") == (0, f"quorumq {version('quorumq')}\n", "")
 
@@ -105,41 +98,12 @@ def test_the_environment_names_the_settings_file(tmp_path: Path) -> None:
     assert "'no_such'" in run("serve", CONFIG_FILE=str(file))[2]
 
 
-class Answers(BaseHTTPRequestHandler):
-    """A node that says what it is told to."""
-
-    status = 200
-    body = b""
-    tokens: list[str | None] = []
-
-    def do_GET(self) -> None:
-        self.tokens.append(self.headers.get("Authorization"))
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(self.body)))
-        self.end_headers()
-        self.wfile.write(self.body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def node() -> Iterator[tuple[type[Answers], str]]:
-    handler = type("OneNode", (Answers,), {"tokens": []})
-    with HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield handler, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_status_shows_members_as_the_asked_node_sees_them(node: tuple[type[Answers], str]) -> None:
+def test_status_shows_members_as_the_asked_node_sees_them(node: tuple[type[Answering], str]) -> None:
     handler, url = node
     handler.body = json.dumps(STATUS).encode()
     status, output, _ = run("status", "--url", url, "--token", "t1")
     assert status == 0
-    assert handler.tokens == ["Bearer t1"]
+    assert [asked[2] for asked in handler.asked] == ["Bearer t1"]
     rows = {
         line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
         for line in output.splitlines()
@@ -163,11 +127,12 @@ def test_status_says_when_there_is_no_quorum() -> None:
     assert "leader none" in capture.get()
 
 
-def test_status_of_a_node_that_refuses_or_is_not_there(node: tuple[type[Answers], str]) -> None:
+def test_status_of_a_node_that_refuses_or_is_not_there(node: tuple[type[Answering], str]) -> None:
     handler, url = node
     handler.status, handler.body = 401, b'{"ok":false,"error":"Unauthorized"}'
     status, output, error = run("status", "--url", url)
-    assert (status, output, error) == (1, "", f"quorumq: {url} answered 401: Unauthorized\n")
+    words = "Unauthorized (give a token by --token or QUORUMQ_TOKEN)"
+    assert (status, output, error) == (1, "", f"quorumq: {url} answered 401: {words}\n")
     with pytest.raises(NoAnswer, match="does not answer"):
         fetch("http://127.0.0.1:1/ready")
     handler.status, handler.body = 200, b"OK"
@@ -231,3 +196,45 @@ def test_fresh_removes_the_nodes_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "notes.log").write_text("mine")
     remove(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["n3", "notes.log"]
+
+
+def test_an_address_may_lack_its_scheme_and_a_wrong_one_is_told(node: tuple[type[Answering], str]) -> None:
+    handler, url = node
+    handler.body = json.dumps(STATUS).encode()
+    assert run("status", "--url", url.removeprefix("http://"))[0] == 0
+    handler.status, handler.body = 404, b"Not found"
+    status, _, error = run("status", "--url", url)
+    assert status == 1
+    assert error.startswith(f"quorumq: {url} answered 404: this is not the HTTP port (HTTP_PORT")
+    for wrong, words in (("ftp://h", "must begin with http://"), ("", "no host"), ("http://127.0.0.1:1", "refused")):
+        status, _, error = run("status", "--url", wrong)
+        assert (status, error.count("\n")) == (1, 1)
+        assert words in error
+        assert "Errno" not in error
+
+
+def test_what_does_not_speak_http_is_said_to(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                    connection.recv(1000)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        for command in (("status",), ("backup", "-o", str(tmp_path / "image"))):
+            status, _, error = run(*command, "--url", url)
+            assert (status, error.count("\n")) == (1, 1)
+            assert "what answers does not speak HTTP" in error
+        thread.join()
+
+
+def test_status_before_there_is_a_cluster() -> None:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(status_table(STATUS | {"cluster_id": ""}))
+    assert "cluster not founded yet, term 7" in capture.get()

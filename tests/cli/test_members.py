@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from cli.main import app
+from tests.cli import conftest
+from tests.cli.conftest import Answering
 
 MEMBER = {"role": "follower", "connected": True, "match_index": None, "lag": None, "self": False}
 ANSWER = {
@@ -24,44 +22,7 @@ ANSWER = {
 }
 
 
-class Node(BaseHTTPRequestHandler):
-    """A node that notes what it is asked."""
-
-    status = 200
-    answer: Any = ANSWER
-    asked: list[tuple[str, str, str | None, Any]] = []
-
-    def reply(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        sent = json.loads(body) if body else None
-        self.asked.append((self.command, self.path, self.headers.get("Authorization"), sent))
-        text = json.dumps(self.answer).encode()
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    do_GET = do_POST = do_DELETE = reply
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def node() -> Iterator[tuple[type[Node], str]]:
-    handler = type("OneNode", (Node,), {"asked": []})
-    with HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield handler, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["members", *arguments], env={"COLUMNS": "200", **environment})
-    return result.exit_code, result.stdout, result.stderr
-
+run = partial(conftest.run, "members")
 
 MEMBERS = "/admin/cluster/members"
 
@@ -77,8 +38,11 @@ MEMBERS = "/admin/cluster/members"
         (["transfer", "n2"], "POST", "/admin/cluster/transfer", {"to": "n2"}),
     ],
 )
-def test_what_is_asked(node: tuple[type[Node], str], arguments: list[str], method: str, path: str, body: Any) -> None:
+def test_what_is_asked(
+    node: tuple[type[Answering], str], arguments: list[str], method: str, path: str, body: Any
+) -> None:
     handler, url = node
+    handler.body = json.dumps(ANSWER).encode()
     status, output, error = run(*arguments, "--url", url + "/", "--token", "t1")
     assert (status, error) == (0, "")
     assert handler.asked == [(method, path, "Bearer t1", body)]
@@ -86,9 +50,9 @@ def test_what_is_asked(node: tuple[type[Node], str], arguments: list[str], metho
     assert [line.split("│")[4].strip() for line in output.splitlines() if "h:" in line] == ["yes", "no"]
 
 
-def test_a_refusal_is_one_line_and_status_1(node: tuple[type[Node], str]) -> None:
+def test_a_refusal_is_one_line_and_status_1(node: tuple[type[Answering], str]) -> None:
     handler, url = node
-    handler.status, handler.answer = 409, {"ok": False, "error": "n2 leads", "code": "change_refused"}
+    handler.status, handler.body = 409, b'{"ok":false,"error":"n2 leads","code":"change_refused"}'
     assert run("remove", "n2", QUORUMQ_URL=url) == (1, "", f"quorumq: {url} answered 409: n2 leads\n")
     assert handler.asked == [("DELETE", f"{MEMBERS}/n2", None, None)]
 

@@ -57,12 +57,24 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         ({"ELECTION_MAX_MS": "600"}, ["ELECTION_MAX_MS", "ELECTION_MIN_MS"]),
         ({"WORKER_ENDPOINTS": "public,10.0.0.0/40"}, ["WORKER_ENDPOINTS", "10.0.0.0/40", "a network"]),
         ({"WORKER_LOCK_MS": "1"}, ["WORKER_LOCK_MS", "at least 500"]),
+        ({"LOG_LEVEL": "loud"}, ["LOG_LEVEL 'loud'", "debug, info"]),
+        ({"METRICS_AUTH": "yes"}, ["METRICS_AUTH 'yes'", "false, true"]),
+        ({"CORS_ALLOW_ORIGIN": "a\nX-Other: b"}, ["CORS_ALLOW_ORIGIN", "one line"]),
+        ({"HTTP_PORT": "8080"}, ["HTTP_PORT and BULLMQ_PORT are both 8080"]),
+        ({"HTTP_PORT": "7790"}, ["HTTP_PORT and the peer port are both 7790"]),
+        ({"BULLMQ_PORT": "7791", "NODE_ID": "n2", "PEERS": THREE}, ["BULLMQ_PORT and the peer port are both 7791"]),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_name(environment: dict[str, str], words: list[str]) -> None:
     message = refusal(environment=environment)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_a_leader_is_as_patient_as_those_who_would_stand_for_election() -> None:
+    assert load({}, {}).cluster().quorum_loss_ms == 900
+    patient = load({}, {"ELECTION_MIN_MS": "4000", "ELECTION_MAX_MS": "5000"})
+    assert patient.cluster().quorum_loss_ms == 6_000
 
 
 def test_a_refusal_says_which_source_is_to_blame(tmp_path: Path) -> None:
@@ -88,6 +100,37 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str, wor
     file.write_text(content)
     message = refusal(file=file)
     assert all(word in message for word in words), message
+
+
+def test_a_key_that_is_almost_a_setting_is_told_which(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    for wrong, right in (("http_prot", "http_port"), ("HTTP_PORT", "http_port"), ("cluster-name", "cluster_name")):
+        file.write_text(f"{wrong} = 1")
+        assert f"did you mean {right!r}?" in refusal(file=file)
+
+
+def test_words_may_be_capital_and_switches_may_be_booleans_of_toml(tmp_path: Path) -> None:
+    assert load({}, {"LOG_LEVEL": "INFO", "METRICS_AUTH": "True"}).log_level == "info"
+    file = tmp_path / "node.toml"
+    file.write_text("metrics_auth = true\nwebhook_allow_private = false\n")
+    config = load({}, {}, file)
+    assert (config.metrics_auth, config.webhook_allow_private) == ("true", "false")
+    file.write_text("log_level = true")
+    assert "must be one of debug" in refusal(file=file)
+
+
+def test_an_empty_path_is_not_the_present_folder(tmp_path: Path) -> None:
+    assert "DATA_PATH '' (from the flag --data-path) must not be empty" in refusal({"data_path": ""})
+    file = tmp_path / "node.toml"
+    file.write_text("data_path = ''")
+    assert "must not be empty" in refusal(file=file)
+
+
+def test_ports_that_the_system_chooses_or_that_are_off_are_not_the_same() -> None:
+    config = load({}, {"HTTP_PORT": "0", "BULLMQ_PORT": "0"})
+    assert (config.http_port, config.bullmq_port) == (0, 0)
+    assert load({}, {"HTTP_PORT": "8080", "BULLMQ_PORT": "off"}).bullmq_port is None
+    assert load({}, {"HTTP_PORT": "7790", "PEER_PORT": "7800"}).peer_port == 7800
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from node.machine import Machine
 from node.node import Node
 from node.operations.jobs import AckJob, FailJob, PullJobs, PushJobs
 from node.state.job import JobSpec
-from tests.consensus.test_engine import Cluster, until
+from tests.consensus.test_engine import PATIENCE, Cluster, until
 
 
 class Nodes(Cluster):
@@ -100,7 +100,8 @@ async def test_a_backup_of_a_running_cluster_becomes_a_new_one_with_the_same_job
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "backup"
-    async with running(Nodes(tmp_path / "old")) as old:
+    # An election would add an entry between the backup and the look at it.
+    async with running(Nodes(tmp_path / "old", **PATIENCE)) as old:
         await some_jobs(old.nodes["n1"])
         follower = old.follower().node_id
         async with serving(old.nodes[follower], monkeypatch) as url:
@@ -130,6 +131,7 @@ async def test_a_backup_of_a_running_cluster_becomes_a_new_one_with_the_same_job
     restored.restore(snapshots.Reader(disk, snapshots.newest(disk)[0]).pieces())
     assert restored.full_digest() == whole
     async with running(new):
+        await until(lambda: all(engine.cluster_id() for engine in new.engines.values()))
         ids = {engine.cluster_id() for engine in new.engines.values()}
         assert len(ids) == 1 and old_id not in ids
         for engine in new.engines.values():
@@ -233,3 +235,9 @@ async def test_the_files_of_a_node_are_verified_and_damage_is_named(tmp_path: Pa
     status, said = await run("log", "verify", str(tmp_path))
     assert status == 1 and "not a node's data directory" in said
     assert json.loads((node / "identity.json").read_bytes())["node_id"] == "n1"
+
+
+def test_a_node_id_that_no_node_can_have_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(storage.StorageTrouble, match="'a b' is not a node id"):
+        storage.restore(tmp_path / "image", tmp_path / "data", "a b", "quorumq")
+    assert list(tmp_path.iterdir()) == []

@@ -105,6 +105,7 @@ def test_names_are_unique(file: Path) -> None:
         ["create", "a", "-r", ""],
         ["create", "a", "-r", "read", "--expires", "yesterday"],
         ["create", "a", "-r", "read", "--expires", "2020-01-01"],
+        ["create", "a", "-r", "read", "--expires", "999999w"],
         ["create", "a", "-r", "read", "-q", ""],
     ],
 )

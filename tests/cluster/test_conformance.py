@@ -24,6 +24,7 @@ from scripts.tools.conformance import (
     arguments,
     below,
     calm,
+    came_too_late,
     closed,
     in_turn,
     killing,
@@ -41,6 +42,8 @@ from scripts.tools.local_cluster import HOST, LocalCluster
 # Kills come closer together than in the long form, so that a short run has some.
 KILL_EVERY_S = 4.0
 
+# A thousand cases take a minute on a quiet machine.
+pytestmark = pytest.mark.timeout(600)
 recorded = pytest.mark.skipif(not (FOLDER / "replay.py").exists(), reason="the recorded cases are not there")
 
 
@@ -113,6 +116,13 @@ def test_a_look_at_the_state_is_repeated_and_nothing_else() -> None:
     steps = [{"method": "GET", "path": "/x"}, {"method": "POST", "path": "/x"}, {"method": "GET", "within_ms": 1}]
     first, second, third = patient({"steps": steps})["steps"]
     assert first["within_ms"] > 10_000 and "within_ms" not in second and third["within_ms"] == 1
+
+
+def test_only_a_case_that_needs_haste_comes_too_late() -> None:
+    spec = {"id": "cron-deleted-stops", "steps": [{"sleep": 0.7}, {"method": "GET", "path": "/"}]}
+    assert not came_too_late(spec, 0.95)
+    assert came_too_late(spec, 1.05)
+    assert not came_too_late({**spec, "id": "push-minimal"}, 100.0)
 
 
 def test_an_open_cluster_is_asked_without_a_token(tmp_path: Path) -> None:

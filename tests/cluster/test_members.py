@@ -8,7 +8,7 @@ from typing import Any
 
 from cli.admin import fetch
 from cluster.errors import Removed
-from scripts.tools.local_cluster import HOST, LocalCluster, LocalNode, free_ports
+from scripts.tools.local_cluster import HOST, PATIENCE, LocalCluster, LocalNode, free_ports
 from tests.cluster.traffic import Traffic, broken
 
 
@@ -47,7 +47,7 @@ def joining(cluster: LocalCluster, node_id: str) -> LocalNode:
 
 
 async def test_a_fourth_node_joins_and_another_is_removed() -> None:
-    async with LocalCluster(3) as cluster:
+    async with LocalCluster(3, **PATIENCE) as cluster:
         leader, followers = await cluster.leader(), await cluster.followers()
         async with Traffic(cluster, pushers=2, workers=2) as traffic:
             await traffic.until(acked=20)
@@ -70,7 +70,11 @@ async def test_a_fourth_node_joins_and_another_is_removed() -> None:
 
             await cluster.until("n4 has caught up and votes", promoted, timeout_s=30)
             await cluster.ready([new])
-            assert await members(new) == {"n1": True, "n2": True, "n3": True, "n4": True}
+
+            async def known() -> bool:
+                return await members(new) == {"n1": True, "n2": True, "n3": True, "n4": True}
+
+            await cluster.until("n4 knows that it votes", known, timeout_s=30)
             acked = len(traffic.promises.acked)
 
             status, said = await command(leader, "remove", leader.id)

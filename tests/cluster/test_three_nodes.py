@@ -12,14 +12,14 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from scripts.tools.local_cluster import HOST, LocalCluster, LocalNode
+from scripts.tools.local_cluster import HOST, PATIENCE, LocalCluster, LocalNode
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster() -> AsyncIterator[LocalCluster]:
-    async with LocalCluster(3) as running:
+    async with LocalCluster(3, **PATIENCE) as running:
         yield running
 
 
@@ -71,7 +71,7 @@ async def test_a_job_wakes_the_worker_that_waits_at_another_node(
     waiting = asyncio.create_task(wait_for_job())
     async with session.post(f"{n1.url}/queues/waited/jobs", json={"data": 1}) as reply:
         pushed = await reply.json()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         answer = await waiting
     assert isinstance(answer["job"], dict)
     assert answer["job"]["id"] == pushed["id"]
