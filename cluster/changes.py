@@ -58,7 +58,7 @@ class Changes:
         """Have the leader make the change; returns the membership in force afterwards.
 
         action: add, promote, remove or transfer.
-        Raises ChangeRefused with the reason, Unavailable without a leader, OutcomeUnknown when the leader was lost meanwhile.
+        Raises ChangeRefused with the reason, Unavailable without a connection to a leader, OutcomeUnknown when it was lost meanwhile.
         """
         raft = self._raft
         leader = raft.leader
@@ -68,14 +68,13 @@ class Changes:
         self._number += 1
         number = self._number
         self._asked[number] = future
-        if leader == raft.id:
-            self._change(action, node, address, functools.partial(self._settle, number))
-        else:
-            raft.links.send(
-                leader, {"type": "change", "number": number, "action": action, "node": node, "address": address}
-            )
-        self._driver.poke()
+        question = {"type": "change", "number": number, "action": action, "node": node, "address": address}
         try:
+            if leader == raft.id:
+                self._change(action, node, address, functools.partial(self._settle, number))
+            elif not raft.links.send(leader, question):
+                raise Unavailable(f"no connection to {leader}, which leads: the membership was not changed")
+            self._driver.poke()
             async with asyncio.timeout(timeout_s):
                 await future
         except TimeoutError:

@@ -110,6 +110,9 @@ class TimedDuty(LeaderDuty):
 
     def _done(self, future: asyncio.Future[Any]) -> None:
         self._under_way = None
+        if future.cancelled():
+            self._sleep_for(self.again_s)
+            return
         error = future.exception()
         if error is None:
             self._applied(future.result())

@@ -1,11 +1,13 @@
-"""A member that is removed hears of it, whenever it dials again."""
+"""Changes of the members when connections come and go: whoever is removed hears of it, and a change that was not sent is none."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from cluster.engine import Engine
-from cluster.errors import Removed
+from cluster.errors import Removed, Unavailable
 from tests.consensus.test_engine import Cluster, running, until
 
 
@@ -17,11 +19,11 @@ def adopt_again_once(engine: Engine, peer: str, address: str) -> None:
     def dropped(dropped_peer: str) -> None:
         drop(dropped_peer)
         if dropped_peer == peer:
-            links.drop_peer = drop  # type: ignore[method-assign]
+            links.drop_peer = drop
             assert engine.may_adopt(peer)
             links.add_peer(peer, address)
 
-    links.drop_peer = dropped  # type: ignore[method-assign]
+    links.drop_peer = dropped
 
 
 async def test_one_that_dialled_before_its_removal_was_committed_is_told_afterwards(tmp_path: Path) -> None:
@@ -39,3 +41,16 @@ async def test_one_that_dialled_before_its_removal_was_committed_is_told_afterwa
         assert isinstance(gone.failed.exception(), Removed)
         for engine in cluster.engines.values():
             assert engine is gone or not engine._links.known(gone.node_id)
+
+
+async def test_a_change_that_cannot_be_sent_to_the_leader_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(tmp_path)
+    async with running(cluster):
+        await cluster.write("n1", b"a")
+        follower = cluster.follower()
+        await until(lambda: follower.leader_id is not None)
+        monkeypatch.setattr(follower._links, "send", lambda peer, message: False)
+        with pytest.raises(Unavailable, match="the membership was not changed"):
+            await follower.change_members("transfer", follower.node_id, timeout_s=600)

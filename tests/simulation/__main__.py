@@ -19,12 +19,24 @@ from tests.simulation.profiles import PROFILES
 from tests.simulation.world import World
 
 
+def seed_range(text: str) -> range:
+    """Read `A:B`, or a single seed. Raises ValueError."""
+    first, _, last = text.partition(":")
+    return range(int(first), int(last or int(first) + 1))
+
+
+# What argparse calls a value that is none.
+seed_range.__name__ = "range of seeds"
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/simulate",
         description="Simulate a cluster under faults from each seed; print a line for each that fails, with the command that replays it.",
     )
-    parser.add_argument("--seeds", default="0:20", metavar="A:B", help="seeds A up to, and without, B")
+    parser.add_argument(
+        "--seeds", type=seed_range, default="0:20", metavar="A:B", help="seeds A up to, and without, B; or one seed"
+    )
     parser.add_argument("--nodes", type=int, default=3, choices=(1, 3, 5))
     parser.add_argument("--profile", default="rough", choices=sorted(PROFILES))
     parser.add_argument("--break", dest="broken", choices=sorted(BREAKS), help="switch one protection off")
@@ -49,12 +61,10 @@ def main() -> int:
         logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="           %(name)s %(message)s")
     else:
         logging.disable(logging.CRITICAL)
-    first, _, last = args.seeds.partition(":")
-    seeds = range(int(first), int(last or int(first) + 1))
     failed = acknowledged = faults = done = 0
     virtual = 0.0
     began = time.monotonic()
-    for seed in seeds:
+    for seed in args.seeds:
         with broken(args.broken):
             world = World(seed, args.nodes, PROFILES[args.profile], print if args.trace else None)
             try:
