@@ -433,11 +433,12 @@ class HttpServer(web.Server):
     """aiohttp's server, with our connections."""
 
     def __init__(self, listener: Listener, **settings: Any) -> None:
-        super().__init__(listener.handle, handler_cancellation=True, **settings)
+        super().__init__(listener.handle, handler_cancellation=True)
         self._listener = listener
+        self._settings = settings
 
     def __call__(self) -> RequestHandler:
-        return Connection(self._listener, self, loop=asyncio.get_running_loop(), **self._kwargs)
+        return Connection(self._listener, self, loop=asyncio.get_running_loop(), **self._settings)
 
 
 class MalformedRequests(logging.LoggerAdapter[logging.Logger]):
