@@ -52,7 +52,13 @@ LONGER_S = 15
 LOCKED_S = 45
 # Cases that mean something only while their requests follow each other faster than this, sleeps apart: later a token has
 # come back, or a due time has passed, and the other answer is the right one.
-HASTE_S = {"rate-limit-blocks": 0.5, "rate-limit-clear": 1.0, "cron-deleted-stops": 0.3}
+HASTE_S = {
+    "rate-limit-blocks": 0.5,
+    "rate-limit-clear": 1.0,
+    "cron-deleted-stops": 0.3,
+    "move-to-delayed-comes-back": 0.3,
+    "delay-change-longer": 0.2,
+}
 Spec = dict[str, Any]
 PortOf = Callable[[LocalNode], int]
 
