@@ -390,16 +390,15 @@ class Log:
         self.bytes -= sum(len(entry[0]) for entry in self._entries[:position]) + len(kept[0])
         self._entries[: position + 1] = [(_NO_OP, kept[1], kept[2])]
         self.memberships = [entry for entry in self.memberships if entry[1] > index]
-        before = len(self._removable)
         # A segment that is not on disk yet cannot take an older one's place: its first write may still fail.
         while len(self._segments) > 1 and self._segments[1].size and self._segments[1].prev_index <= index:
             self._removable.append(self._segments.pop(0).name)
-        if len(self._removable) > before:
+        if self._removable:
             self._disk.run(self._remove, self._removed)
 
     def _remove(self) -> None:
         # The oldest first, and none before it is gone: a gap in the row of segments would look like a lost one. What
-        # cannot be removed now is tried again when further ones can go.
+        # cannot be removed now is tried again the next time.
         while self._removable:
             self._disk.remove(self._removable[0])
             self._removable.popleft()
