@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ class Slow:
         pass
 
 
+@contextlib.asynccontextmanager
+async def leading(directory: Path) -> AsyncIterator[tuple[Driven, Slow]]:
+    """A node that leads others played by the test, whose snapshots are done when the test says so."""
+    driven, slow = Driven(directory, ID), Slow()
+    driven.around.snapshot_writer = lambda: slow  # type: ignore[method-assign,assignment,return-value]
+    driven.around.addresses = {}  # type: ignore[attr-defined]
+    await driven.start()
+    try:
+        driven.lead()
+        yield driven, slow
+    finally:
+        await driven.engine.stop(transfer=False)
+
+
 def files(*contents: bytes, name: str) -> dict[str, bytes]:
     """Snapshots of one `name` with these contents, by content."""
     made = {}
@@ -59,12 +74,7 @@ def files(*contents: bytes, name: str) -> dict[str, bytes]:
 
 
 async def test_a_snapshot_that_is_done_after_a_newer_one_was_installed_changes_nothing(tmp_path: Path) -> None:
-    driven, slow = Driven(tmp_path, ID), Slow()
-    driven.around.snapshot_writer = lambda: slow  # type: ignore[method-assign,assignment,return-value]
-    driven.around.addresses = {}  # type: ignore[attr-defined]
-    await driven.start()
-    try:
-        driven.lead()
+    async with leading(tmp_path) as (driven, slow):
         for _ in range(5):
             driven.raft.propose(b"\x93\x00\x01\x90")
             driven.acknowledge()
@@ -87,8 +97,6 @@ async def test_a_snapshot_that_is_done_after_a_newer_one_was_installed_changes_n
         assert driven.engine.status().snapshot_index == 50
         driven.engine._driver.drive()
         assert not driven.engine.failed.done()
-    finally:
-        await driven.engine.stop(transfer=False)
 
 
 async def test_a_snapshot_that_cannot_be_begun_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,12 +190,7 @@ def test_an_image_of_a_newer_version_gives_way_to_an_older_snapshot(tmp_path: Pa
 
 
 async def test_a_snapshot_that_somebody_removed_is_written_anew_for_the_peer_that_needs_it(tmp_path: Path) -> None:
-    driven, slow = Driven(tmp_path, ID), Slow()
-    driven.around.snapshot_writer = lambda: slow  # type: ignore[method-assign,assignment,return-value]
-    driven.around.addresses = {}  # type: ignore[attr-defined]
-    await driven.start()
-    try:
-        driven.lead()
+    async with leading(tmp_path) as (driven, slow):
         driven.raft.propose(b"\x93\x00\x01\x90")
         driven.acknowledge()
         snapshot = asyncio.create_task(driven.engine.snapshot(30.0))
@@ -211,8 +214,6 @@ async def test_a_snapshot_that_somebody_removed_is_written_anew_for_the_peer_tha
         driven.engine._snapshots.want("n3")
         driven.engine._driver.drive()
         assert ("n3", {"type": "snapshot_begin", "name": name, "size": disk.size(name)}) in driven.around.sent
-    finally:
-        await driven.engine.stop(transfer=False)
 
 
 @pytest.mark.parametrize("step", ["remove", "append"])
@@ -240,21 +241,17 @@ def test_a_disk_that_takes_no_snapshot_ends_no_connection(step: str, monkeypatch
 
 
 async def test_a_snapshot_that_is_being_sent_stays_until_it_is(tmp_path: Path) -> None:
-    driven, slow = Driven(tmp_path, ID), Slow()
-    driven.around.snapshot_writer = lambda: slow  # type: ignore[method-assign,assignment,return-value]
-    await driven.start()
+    async with leading(tmp_path) as (driven, slow):
 
-    async def another() -> str:
-        slow.done = None
-        driven.raft.propose(b"\x93\x00\x01\x90")
-        driven.acknowledge()
-        snapshot = asyncio.create_task(driven.engine.snapshot(30.0))
-        await until(lambda: slow.done)
-        slow.done(None)
-        return (await snapshot).name
+        async def another() -> str:
+            slow.done = None
+            driven.raft.propose(b"\x93\x00\x01\x90")
+            driven.acknowledge()
+            snapshot = asyncio.create_task(driven.engine.snapshot(30.0))
+            await until(lambda: slow.done)
+            slow.done(None)
+            return (await snapshot).name
 
-    try:
-        driven.lead()
         disk = driven.around.disks["snapshots"]
         first = await another()
         driven.engine._snapshots.want("n3")
@@ -265,5 +262,3 @@ async def test_a_snapshot_that_is_being_sent_stays_until_it_is(tmp_path: Path) -
         driven.receive("n3", {"type": "snapshot_installed", "index": int(first.partition("-")[0], 16)})
         fourth = await another()
         assert disk.list() == [third, fourth]
-    finally:
-        await driven.engine.stop(transfer=False)
