@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from .auth import Forbidden, Grant
-from .scopes import Hidden
+from .errors import Hidden
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from .http import Call
     from .limits import Proxies
+    from .request import Call
 
 log = logging.getLogger("quorumq.audit")
 log.setLevel(logging.INFO)
@@ -52,21 +52,26 @@ class Audit:
         self.refusals[UNAUTHORIZED] += 1
         self._write(logging.WARNING, REFUSED, request, STRANGER, route, queue, UNAUTHORIZED)
 
-    def deaf(self, request: web.BaseRequest, grant: Grant) -> None:
+    def kept_out(self, request: web.BaseRequest, route: str) -> None:
+        """A page of another origin, or somebody beyond this machine where there are no tokens, asked for what administers."""
+        self.refusals[FORBIDDEN] += 1
+        self._write(logging.WARNING, REFUSED, request, STRANGER, route, None, FORBIDDEN)
+
+    def deaf(self, request: web.BaseRequest, grant: Grant, route: str) -> None:
         """Somebody asked for events who may not read."""
         self.refusals[FORBIDDEN] += 1
-        self._write(logging.WARNING, REFUSED, request, named(grant), "GET /ws Subscribe", None, FORBIDDEN)
+        self._write(logging.WARNING, REFUSED, request, named(grant), route, None, FORBIDDEN)
 
     def refused(self, call: Call, error: Exception, status: int) -> None:
         """A row did not do what it was asked for; the line is written when that was for want of a right."""
-        if isinstance(error, (Forbidden, Hidden)):
+        if isinstance(error, (Forbidden, Hidden)) or call.looked_away:
             self._note(call, status)
         else:
             self.done(call, status)
 
     def done(self, call: Call, status: int) -> None:
-        """A row was run; the line is written when it administers, or when it refused the job's own token."""
-        if status == UNAUTHORIZED or call.hidden_id is not None:
+        """A row was run; the line is written when it administers, when something was hidden, or when it refused the job's own token."""
+        if status == UNAUTHORIZED or call.looked_away:
             self._note(call, status)
         elif call.route.right == "admin" or (call.route.right == "manage:all" and call.route.method != "GET"):
             self._write_call(logging.INFO, "administered", call, status)

@@ -43,14 +43,27 @@ class Grant:
     """What the sender of a request may do. name: of the token, for the audit; queues: patterns, in which `*` is any text.
 
     ends_at: seconds since the epoch after which the token is none, or None.  revoked: it is none already.
+    owner: whose the idempotency keys are that come with it, empty where everybody is one: the same for a token that takes
+    this one's place.  scope: the same in short, for what counts them.
     """
 
-    __slots__ = ("_covered", "ends_at", "every_queue", "name", "queues", "revoked", "rights", "unlimited")
+    __slots__ = (
+        "_covered", "ends_at", "every_queue", "name", "owner", "queues", "revoked", "rights", "scope", "unlimited",
+    )  # fmt: skip
 
     def __init__(
-        self, name: str, rights: Iterable[str], queues: Iterable[str] = ("*",), ends_at: float | None = None
+        self,
+        name: str,
+        rights: Iterable[str],
+        queues: Iterable[str] = ("*",),
+        ends_at: float | None = None,
+        *,
+        owner: str = "",
+        scope: str = "",
     ) -> None:
         self.name = name
+        self.owner = owner
+        self.scope = scope
         self.rights = frozenset(one for right in rights for one in (right, *IMPLIED.get(right, ())))
         self.queues = tuple(queues)
         self.every_queue = "*" in self.queues
@@ -123,7 +136,10 @@ class Access:
         self._stamp: Stamp | None = None
         self._fixed: Known = {}
         for number, token in enumerate(full, 1):
-            note(self._fixed, digest(token.encode("utf-8")), Grant(f"AUTH_TOKENS:{number}", RIGHTS))
+            whole = digest(token.encode("utf-8"))
+            # By its digest, for its place among the others may change. The short one is in the log: it must tell little of it.
+            scope = f"AUTH_TOKENS#{whole.hex()[:8]}"
+            note(self._fixed, whole, Grant(f"AUTH_TOKENS:{number}", RIGHTS, owner=f"#{whole.hex()}", scope=scope))
         self._from_file: dict[Token, Grant] = {}
         self._known: Known = self._fixed
         if file is not None:
@@ -225,7 +241,8 @@ def note(known: Known, whole: bytes, grant: Grant) -> None:
 
 def granted(token: Token) -> Grant:
     """Return what a token of the file gives."""
-    return Grant(token.name, token.rights, token.queues, token.expires.timestamp() if token.expires else None)
+    ends_at = token.expires.timestamp() if token.expires else None
+    return Grant(token.name, token.rights, token.queues, ends_at, owner=token.name, scope=token.name)
 
 
 def digest(token: bytes) -> bytes:

@@ -34,6 +34,21 @@ class Histogram:
         self.micros += micros
         self.counts[min(micros.bit_length(), 31)] += 1
 
+    def average_ms(self) -> float:
+        """Return how long the durations took on average, in milliseconds; 0 without any."""
+        count = sum(self.counts)
+        return self.micros / count / 1000 if count else 0.0
+
+    def percentile_ms(self, share: float) -> float:
+        """Return within how many milliseconds a share of the durations were over, at most: the end of a bucket."""
+        count = sum(self.counts)
+        below = 0
+        for bucket, held in enumerate(self.counts):
+            below += held
+            if held and below >= share * count:
+                return float(2**bucket) / 1000
+        return 0.0
+
 
 class Page:
     """A page of figures in the making."""

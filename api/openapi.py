@@ -12,11 +12,14 @@ from typing import Any
 
 import msgspec
 
-from node.operation import Operation
+from quorumq.node.machine.operation import Operation
 
 from .auth import API_KEY
-from .http import TEXT, Dialect, Html, NotReady, Octets, Route, Socket, Stream, Text
 from .once import HEADER, KEY_CHARS_MAX
+from .reply import TEXT
+from .request import Route
+from .router import Dialect
+from .rows import Html, NotReady, Octets, Socket, Stream, Text
 
 Json = dict[str, Any]
 REF = "#/components/schemas/"
@@ -32,7 +35,7 @@ ERRORS = {
     401: "No token, or one that is unknown, revoked or expired.",
     403: "The token lacks the right, or is not for this queue.",
     404: "There is no such thing.",
-    409: "The request was done before under its `Idempotency-Key`; its reply was too large to be kept.",
+    409: "The request was done before under its `Idempotency-Key`; its reply was too large to be kept, or had to go since.",
     413: "The body is larger than BODY_BYTES_MAX, or too large for one log entry.",
     422: "The `Idempotency-Key` came with a different request before.",
     429: "Too many requests of this client; `Retry-After` says when to come back.",
@@ -53,6 +56,7 @@ PARAMETERS = {
     "custom_id": ("The `jobId` that the job was pushed with.", {"type": "string"}),
     "name": ("Name of the cron job.", {"type": "string"}),
     "group": ("The `groupId` of jobs.", {"type": "string"}),
+    "type": ("How jobs ended.", {"type": "string", "enum": ["completed", "failed"]}),
     "unique_key": ("The `uniqueKey` of a job.", {"type": "string"}),
 }
 # Where a dialect's parameters are other than those above.
@@ -70,10 +74,23 @@ PARAMETERS_OF: dict[str, dict[str, tuple[str, Json]]] = {
 # How errors look where they are JSON of another form than `Failure`.
 MESSAGE: Json = {
     "type": "object",
-    "properties": {"message": {"type": "string"}, "status": {"const": 429, "description": "Of 429 only."}},
+    "description": "Every error.",
+    "properties": {
+        "message": {"type": "string"},
+        "status": {"type": "integer", "description": "429, with that status only."},
+    },
     "required": ["message"],
 }
-MESSAGES: Mapping[str, Json] = {"openarchiver": {"application/json": {"schema": MESSAGE}}}
+MESSAGES: Mapping[str, Json] = {"openarchiver": {"application/json": {"schema": {"$ref": f"{REF}ArchiverError"}}}}
+# What Python calls otherwise than JSON does.
+JSON_WORDS = {"None": "null", "True": "true", "False": "false"}
+PYTHON_WORDS = re.compile(r"\b(?:None|True|False)\b")
+OF_METRICS: list[Json] = [{}, {"token": []}]
+# How connections that last show a token.
+OF_SOCKETS = (
+    "When tokens are configured: a handshake with a token that is not known is 401; one without a token is let in and has ten seconds "
+    "for the command `Auth`. Each command needs the right of the request that it stands for, `Subscribe` the right `read`."
+)
 # What a token has to be for, besides having a right.
 SCOPES = {"queue": " on the queue", "job": " on the job's queue", "every": " on all queues"}
 
@@ -108,7 +125,9 @@ def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
         "properties": {"ok": {"const": False}, "error": {"type": "string"}, "code": {"type": "string"}},
         "required": ["ok", "error"],
     }
-    return {
+    if any(row.dialect.name in MESSAGES for row in rows):
+        schemas["ArchiverError"] = MESSAGE
+    made: Json = {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "version": version, "description": ABOUT},
         "servers": [{"url": "/"}],
@@ -120,10 +139,49 @@ def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
                 "token": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": API_KEY},
             },
-            "schemas": {name: tidied(schema) for name, schema in sorted(schemas.items())},
+            "schemas": {
+                name: {**tidied(schema), "title": plain_name(name)} for name, schema in sorted(schemas.items())
+            },
             "responses": {str(status): failing(text) for status, text in ERRORS.items()},
         },
     }
+    plain: Json = told_plainly(made, {name: plain_name(name) for name in schemas})
+    return plain
+
+
+def plain_name(name: str) -> str:
+    """Return a name for a schema that programs can give a class: of two dialects' one, with the dialect before it."""
+    *path, last = name.split(".")
+    return f"{path[path.index('dialects') + 1].capitalize()}{last}" if "dialects" in path else last
+
+
+def told_plainly(found: Any, names: Mapping[str, str]) -> Any:
+    """Write schemas as every tool reads them: names that can be a class's, a type beside each constant, one value as `const`."""
+    if isinstance(found, list):
+        return [told_plainly(one, names) for one in found]
+    if not isinstance(found, dict):
+        return found
+    made = {key: told_plainly(one, names) for key, one in found.items()}
+    if isinstance(ref := made.get("$ref"), str) and ref.startswith(REF):
+        made["$ref"] = REF + names[ref.removeprefix(REF)]
+    schemas = made.get("schemas")
+    if isinstance(schemas, dict):
+        made["schemas"] = {names.get(name, name): one for name, one in schemas.items()}
+    values = made.get("enum")
+    if isinstance(values, list) and len(values) == 1:
+        del made["enum"]
+        made["const"] = values[0]
+    if "type" not in made and ("const" in made or isinstance(values, list)):
+        kinds = {JSON_TYPES[type(one)] for one in values or [made["const"]]}
+        if len(kinds) == 1:
+            made = {"type": kinds.pop(), **made}
+    if made.get("type") == "integer" and "const" in made:
+        # Some write code of it that does not compile; two bounds say the same.
+        made["minimum"] = made["maximum"] = made.pop("const")
+    return made
+
+
+JSON_TYPES: Mapping[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
 def is_json(kind: Any) -> bool:
@@ -151,7 +209,7 @@ def described(row: Served, kinds: Mapping[Any, Json]) -> Json:
             "content": {"application/json": {"schema": kinds[route.takes]}},
         }
     if route.right in ("open", "metrics"):
-        shown["security"] = [{}] if route.right == "open" else [{}, {"token": []}]
+        shown["security"] = [{}] if route.right == "open" else OF_METRICS
     else:
         shown["x-right"] = route.right
         shown["x-scope"] = route.touches
@@ -171,8 +229,13 @@ def summary(route: Route) -> str:
 
 
 def paragraph(documented: Any) -> str:
-    """Return the first paragraph of a docstring on one line; what follows is about fields."""
-    return " ".join((documented.__doc__ or "").split("\n\n")[0].split())
+    """Return the first paragraph of a docstring on one line, in a client's words; what follows is about fields."""
+    return worded(" ".join((documented.__doc__ or "").split("\n\n")[0].split()))
+
+
+def worded(text: str) -> str:
+    """Say for a client what a docstring says for a programmer."""
+    return PYTHON_WORDS.sub(lambda found: f"`{JSON_WORDS[found[0]]}`", text)
 
 
 def operation_id(method: str, path: str) -> str:
@@ -208,8 +271,11 @@ def responses(row: Served, kinds: Mapping[Any, Json]) -> Json:
     else:
         found = {"200": {"description": "Done.", "content": content(route.reply, kinds)}}
     if route.right == "open":
-        found |= {str(status): failing(text) for status, text in route.answers.items()}
-        if route.path.startswith(("/ready", "/startupz")):
+        found |= {
+            str(status): {"description": text, "content": content(Text, kinds)} if in_text else failing(text)
+            for status, text in route.answers.items()
+        }
+        if route.path.startswith(("/ready", "/startupz", "/livez")):
             not_ready = {"application/json": {"schema": kinds[NotReady]}}
             found["503"] = {"description": "Not now; `error` says why.", "content": not_ready}
         return found
@@ -264,6 +330,8 @@ def is_required(field: Any) -> bool:
 def tidied(schema: Json) -> Json:
     """Turn what the types cannot say into JSON Schema: fields that must be there, and absence that is no default."""
     schema = dict(schema)
+    if "description" in schema:
+        schema["description"] = worded(schema["description"])
     properties = schema.get("properties")
     if not properties:
         return schema
@@ -350,6 +418,10 @@ def section(method: str, path: str, one: Json, schemas: Json) -> str:
     """Write what there is to say about one route."""
     right = one.get("x-right")
     needs = f"Needs the right `{right}`{SCOPES.get(one['x-scope'], '')}." if right else "Needs no token."
+    if "101" in one["responses"]:
+        needs = OF_SOCKETS
+    elif one.get("security") == OF_METRICS:
+        needs = "Needs no token, or the right `metrics` on all queues when `METRICS_AUTH` is true."
     if right == "job":
         needs = "Needs the token that the job was handed out with."
     parts = [f"\n### {method} {path}\n\n{one.get('description', one['summary'])} {needs}\n"]

@@ -1,46 +1,41 @@
 """Which queues a request touches, held against the patterns of its token: the check before a row runs, and those of rows
 whose queues stand in their bodies or in records.
 
-A job, a cron, a webhook or a worker of another's queue is answered as if there were none, so that its id tells nothing.
-Tokens for all queues, and nodes without tokens, pay one comparison.
+A job, a cron, a webhook or a worker of another's queue is answered as if there were none, so that its id tells nothing: neither
+by the answer nor by what it takes to find it. So a request about one, or about one that there is not, goes on about an id made up
+for it, which nothing has. Tokens for all queues, and nodes without tokens, pay one comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from node.operations.schedules import AddCron, DeleteCron, GetCron
-from node.operations.webhooks import AddWebhook, EnableWebhook, RemoveWebhook, WebhookShown
-from node.operations.workers import HeartbeatWorker, RegisterWorker, UnregisterWorker, WorkerList
-from node.refusals import CronNotFound, DependencyNotFound, JobNotFound, Refusal, WebhookNotFound, WorkerNotFound
-from node.state import State
+from quorumq.node.machine.lifecycle import flows
+from quorumq.node.machine.operations.schedules import AddCron, DeleteCron, GetCron
+from quorumq.node.machine.operations.webhooks import AddWebhook, EnableWebhook, RemoveWebhook, WebhookShown
+from quorumq.node.machine.operations.workers import HeartbeatWorker, RegisterWorker, UnregisterWorker, WorkerList
+from quorumq.node.machine.refusals import CronNotFound, JobNotFound
 
 from .auth import Forbidden, Grant
+from .errors import Hidden
 from .ids import new_id
+from .request import Call
 
 if TYPE_CHECKING:
-    from node.operation import Operation, Query
-    from node.operations.jobs import GetJobByCustomId, PushJobs
-    from node.state.job import Job
-    from node.state.schedule import Cron
+    from quorumq.node.machine.operation import Operation, Query
+    from quorumq.node.machine.operations.flows import AddFlow, AttachChild, RemoveUnprocessedChildren
+    from quorumq.node.machine.operations.job_reads import GetJobByCustomId
+    from quorumq.node.machine.operations.jobs import JobTies, PushJobs, RemoveJob
+    from quorumq.node.machine.state.job import Job
+    from quorumq.node.machine.state.schedule import Cron
 
-    from .http import Call
 
-# No job has this id.
-NO_ID = ""
 ENCODE = msgspec.json.Encoder().encode
 NOT_FOR_ALL = "Forbidden: the token is not for all queues"
-
-
-class Hidden(Exception):
-    """What was asked for is there and not for this sender; `refusal` is what he is told."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
 
 
 async def permit(call: Call) -> None:
@@ -71,29 +66,49 @@ def needs(grant: Grant, *queues: str) -> None:
             raise Forbidden("Forbidden: the token is not for this queue")
 
 
-async def known_jobs(call: Call, job_ids: Iterable[str]) -> State:
-    """Return the state once it is new enough to say of what queue the jobs are: a job of any age stays in its queue."""
-    state = call.node.machine.state
-    if any(job_id not in state.jobs for job_id in job_ids):
+def made_up(call: Call, asked: str, *, is_anothers: bool) -> str:
+    """Return an id that nothing has, in place of one that this sender cannot ask about.
+
+    The same whether it is another's or nobody's, so that one which comes to be meanwhile is not met either.
+    """
+    made = new_id()
+    call.made_up[made] = asked
+    call.looked_away = call.looked_away or is_anothers
+    return made
+
+
+async def own_jobs(call: Call, job_ids: Sequence[str]) -> Sequence[str]:
+    """Return the ids of jobs that the token is for as they are, and others in place of the rest.
+
+    A job of any age stays in its queue, so that what this node's copy knows as its own is so. What it does not, another's or
+    none, is looked for in a state as new as a linearizable read, unless the client is content with the copy. Raises Unavailable.
+    """
+    covers, jobs = call.grant.covers, call.node.machine.state.jobs
+
+    def is_own(job_id: str) -> bool:
+        job = jobs.get(job_id)
+        return job is not None and covers(job.queue)
+
+    if all(map(is_own, job_ids)):
+        return job_ids
+    if call.route.method != "GET" or not call.stale:
         await call.node.refresh()
-    return call.node.machine.state
+        jobs = call.node.machine.state.jobs
+    return [job_id if is_own(job_id) else made_up(call, job_id, is_anothers=job_id in jobs) for job_id in job_ids]
 
 
 async def look_away(call: Call) -> None:
-    """Have a request about a job of another's queue be about one that is not there."""
-    job_id = call.path["id"]
-    state = await known_jobs(call, [job_id])
-    job = state.jobs.get(job_id)
-    if job is not None and not call.grant.covers(job.queue):
-        call.hidden_id = job_id
-        call.path = {**call.path, "id": new_id()}
+    """Have a request about a job of another's queue, or about none, be about one that is not there."""
+    (job_id,) = await own_jobs(call, [call.path["id"]])
+    if job_id != call.path["id"]:
+        call.path = {**call.path, "id": job_id}
 
 
 def named_again(call: Call, body: bytes) -> bytes:
-    """Put the id that was asked for back into the body of a reply about one that is not there."""
-    if call.hidden_id is None:
-        return body
-    return body.replace(call.path["id"].encode(), ENCODE(call.hidden_id)[1:-1])
+    """Put the ids that were asked for back into the body of a reply about some that are not there."""
+    for made, asked in call.made_up.items():
+        body = body.replace(made.encode(), ENCODE(asked)[1:-1])
+    return body
 
 
 # -- Checks of what rows made of their bodies, for tokens that are not for all queues ------------------------------------
@@ -101,22 +116,59 @@ def named_again(call: Call, body: bytes) -> bytes:
 
 async def its_jobs(call: Call, operation: Any) -> Operation:
     """Take the jobs of other queues out of a batch, each of whose jobs is looked at for itself."""
-    state = await known_jobs(call, operation.job_ids)
-    covers, jobs = call.grant.covers, state.jobs
-    ids = [job_id if (job := jobs.get(job_id)) is None or covers(job.queue) else NO_ID for job_id in operation.job_ids]
-    made: Operation = msgspec.structs.replace(operation, job_ids=ids)
+    made: Operation = msgspec.structs.replace(operation, job_ids=list(await own_jobs(call, operation.job_ids)))
     return made
 
 
 async def its_dependencies(call: Call, operation: PushJobs) -> Operation:
-    """Check the jobs that pushed ones are to wait for: whoever waits for a job may read its result."""
-    wanted = [(at, job_id) for at, spec in enumerate(operation.jobs) for job_id in spec.depends_on]
-    if wanted:
-        state = await known_jobs(call, (job_id for _, job_id in wanted))
-        for at, job_id in wanted:
-            job = state.jobs.get(job_id)
-            if job is not None and not call.grant.covers(job.queue):
-                raise Hidden(DependencyNotFound(at, job_id))
+    """Check the jobs that pushed ones are to wait for, and that are to wait for them: whoever waits for a job may read its result."""
+    if operation.ties:
+        operation = msgspec.structs.replace(operation, ties=await its_ties(call, operation.ties))
+    wanted = [job_id for spec in operation.jobs for job_id in spec.depends_on]
+    known = await own_jobs(call, wanted) if wanted else wanted
+    if known is wanted:
+        return operation
+    left = iter(known)
+    jobs = [
+        msgspec.structs.replace(spec, depends_on=tuple(islice(left, len(spec.depends_on)))) for spec in operation.jobs
+    ]
+    made: Operation = msgspec.structs.replace(operation, jobs=jobs)
+    return made
+
+
+async def its_ties(call: Call, ties: tuple[JobTies, ...]) -> tuple[JobTies, ...]:
+    """Return what is said of pushed jobs' families, with ids that are nobody's in place of those that the token has no right to."""
+    wanted = [one for tied in ties for one in (*([tied.parent_id] if tied.parent_id else ()), *tied.children_ids)]
+    left = iter(await own_jobs(call, wanted))
+    return tuple(
+        msgspec.structs.replace(
+            tied,
+            parent_id=next(left) if tied.parent_id else None,
+            children_ids=tuple(islice(left, len(tied.children_ids))),
+        )
+        for tied in ties
+    )
+
+
+async def its_flow(call: Call, operation: AddFlow) -> Operation:
+    """Check the queues of all jobs of a flow."""
+    needs(call.grant, *{each.queue for each in operation.jobs})
+    return operation
+
+
+async def its_child(call: Call, operation: AttachChild) -> Operation:
+    """Check the job that is to wait for another one, which the row's path names: whoever waits for a job may read its result."""
+    (parent,) = await own_jobs(call, [operation.parent_id])
+    made: Operation = msgspec.structs.replace(operation, parent_id=parent)
+    return made
+
+
+async def its_descendants(call: Call, operation: RemoveUnprocessedChildren | RemoveJob) -> Operation:
+    """Check the queues of the jobs below a job that are to go."""
+    await call.node.refresh()
+    state = call.node.machine.state
+    job = state.jobs.get(operation.job_id)
+    needs(call.grant, *({child.queue for child in flows.descendants(state, job)} if job is not None else ()))
     return operation
 
 
@@ -124,11 +176,11 @@ async def its_cron(call: Call, operation: AddCron | DeleteCron) -> Operation:
     """Check the queue of a cron, and of the one whose place it takes."""
     await call.node.refresh()
     cron = call.node.machine.state.schedule.crons.get(operation.name)
-    is_foreign = cron is not None and not call.grant.covers(cron.queue)
     if isinstance(operation, AddCron):
         needs(call.grant, operation.queue, *([cron.queue] if cron is not None else ()))
-    elif is_foreign:
-        raise Hidden(CronNotFound(operation.name))
+    elif cron is None or not call.grant.covers(cron.queue):
+        name = made_up(call, operation.name, is_anothers=cron is not None)
+        return msgspec.structs.replace(operation, name=name)
     return operation
 
 
@@ -141,8 +193,9 @@ async def its_webhook(call: Call, operation: AddWebhook | RemoveWebhook | Enable
         return operation
     await call.node.refresh()
     webhook = call.node.machine.state.webhooks.by_id.get(operation.webhook_id)
-    if webhook is not None and not covers_all(call.grant, webhook.queue and (webhook.queue,)):
-        raise Hidden(WebhookNotFound(operation.webhook_id))
+    if webhook is None or not covers_all(call.grant, webhook.about):
+        webhook_id = made_up(call, operation.webhook_id, is_anothers=webhook is not None)
+        return msgspec.structs.replace(operation, webhook_id=webhook_id)
     return operation
 
 
@@ -150,12 +203,13 @@ async def its_worker(call: Call, operation: RegisterWorker | UnregisterWorker | 
     """Check the queues of a worker, and of the one whose place it takes; one that has none may be at any."""
     await call.node.refresh()
     worker = call.node.machine.state.workers.by_id.get(operation.worker_id)
-    is_foreign = worker is not None and not covers_all(call.grant, worker.queues)
+    is_own = worker is not None and covers_all(call.grant, worker.queues)
     if isinstance(operation, RegisterWorker):
-        if is_foreign or not covers_all(call.grant, operation.queues):
+        if not (is_own or worker is None) or not covers_all(call.grant, operation.queues):
             raise Forbidden("Forbidden: the token is not for the queues of this worker")
-    elif is_foreign:
-        raise Hidden(WorkerNotFound(operation.worker_id))
+    elif not is_own:
+        worker_id = made_up(call, operation.worker_id, is_anothers=worker is not None)
+        return msgspec.structs.replace(operation, worker_id=worker_id)
     return operation
 
 

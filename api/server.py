@@ -9,43 +9,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import Awaitable
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import cast
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
-from node.config import NodeConfig, join_address
-from node.node import Node
+from quorumq.api.outgoing.egress import CALLER, caller_of
+from quorumq.api.settings.rows import NodeConfig
+from quorumq.cluster.addresses import join_address
+from quorumq.node.node import Node
 
-from .audit import Audit
-from .auth import API_KEY, EVERYTHING, NOTHING, Access, Grant, Unauthorized
-from .dashboard import Pages
-from .dialects.admin import Admin
-from .dialects.bullmq import Bullmq
-from .dialects.bunqueue import Bunqueue, Probes
-from .dialects.openarchiver import OpenArchiver
-from .disk import DiskWatch
-from .events.streams import EventStreams, Streams
-from .http import HEADS, REPLAYING, Call, Dialect, Invalid, Mount, Reply, Router, answer, failure
-from .limits import Bodies, Proxies, RequestLimit
-from .metrics import Histogram
+from .auth import API_KEY, EVERYTHING, NOTHING, Unauthorized
+from .certificates import Certificate
+from .commands.tcp import TcpListener
+from .connections import HEADER_BYTES_MAX, Connection, HttpServer, MalformedRequests
+from .dialects.bullmq.workers import delivery
+from .dialects.bunqueue.commands import Commands
+from .dialects.bunqueue.dialect import Bunqueue
+from .dialects.bunqueue.streams import Streams
+from .door import TURNED_AWAY
+from .errors import Invalid
+from .host import REPLAYING, Host, Port
+from .mounts import Mounts, bullmq_dialects, main_dialects
 from .once import HEADER
+from .outgoing.services import Outgoing
+from .path import answer, failure
+from .reply import HEADS, Reply
+from .router import Dialect, Mount, Router
+from .rows import Socket
+from .sockets import BACKLOG, KEEP_ALIVE_S, cannot_listen, listen
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 1024
 # What is cut off gets this long to notice.
 CUT_OFF_S = 0.1
-# Longer than balancers keep an idle connection, so that it is they who close it.
-KEEP_ALIVE_S = 620
+OTHER_VERSION = "Only HTTP/1.1 and HTTP/1.0 are spoken here"
+VERSIONS = ((1, 1), (1, 0))
 # How often the file of tokens is looked at.
 REREAD_S = 1.0
-# Requests under way at once, long polls included; each takes a few kilobytes.
-REQUESTS_MAX = 20_000
 # The longest id of a job fits: 1,024 characters, each up to twelve bytes when percent-encoded.
 REQUEST_LINE_BYTES_MAX = 32_768
 PREFLIGHT = (
@@ -55,28 +59,6 @@ PREFLIGHT = (
 )
 ALSO_ALLOWED = (HEADER, API_KEY)
 
-BUNQUEUE, BULLMQ, OPEN_ARCHIVER = Bunqueue(), Bullmq(), OpenArchiver()
-Mounts = tuple[tuple[Dialect, str], ...]
-# What each listener serves, and under which prefix; the first is whose words answer what no other is asked for.
-DIALECTS: Mounts = (
-    (BUNQUEUE, ""),
-    (EventStreams(), ""),
-    (Admin(), "/admin"),
-    (Pages(), ""),
-    (BULLMQ, "/bullmq"),
-    (OPEN_ARCHIVER, "/v1/jobs"),
-)
-BULLMQ_DIALECTS: Mounts = ((BULLMQ, ""), (Probes(), ""), (OPEN_ARCHIVER, "/v1/jobs"))
-
-
-class Session(Protocol):
-    """A connection that lasts. grant: None as long as it has shown no token."""
-
-    grant: Grant | None
-
-    def close(self) -> None:
-        """Come to an end."""
-
 
 class Listener:
     """One port: what is served there, and in whose words.
@@ -85,15 +67,15 @@ class Listener:
     """
 
     def __init__(self, server: Server, mounts: Mounts, host: str, port: int, setting: str) -> None:
-        self.server = server
+        self.host: Host = server
+        self._server = server
         self.setting = setting
         self.router = Router()
         for dialect, prefix in mounts:
             self.router.mount(dialect, prefix)
         self._own = mounts[0][0]
         self._prefixed = [(prefix, dialect) for dialect, prefix in mounts if prefix]
-        self._host = host
-        self._port = port
+        self._bind = (host, port)
         self._runner: web.ServerRunner | None = None
 
     @property
@@ -124,18 +106,17 @@ class Listener:
             access_log=None,
             keepalive_timeout=KEEP_ALIVE_S,
             max_line_size=REQUEST_LINE_BYTES_MAX,
+            max_field_size=HEADER_BYTES_MAX,
             logger=MalformedRequests(logging.getLogger(f"{__name__}.http"), {}),
         )
         runner = web.ServerRunner(server, shutdown_timeout=CUT_OFF_S)
         await runner.setup()
         try:
             # One socket for one host, so that a port of 0 means one port.
-            await web.SockSite(runner, listen(self._host, self._port), backlog=BACKLOG).start()
+            await web.SockSite(runner, listen(*self._bind), backlog=BACKLOG).start()
         except OSError as error:
             await runner.cleanup()
-            where = join_address(self._host, self._port)
-            reason = error.strerror or error
-            raise OSError(error.errno, f"cannot listen on {where} ({self.setting}): {reason}") from None
+            raise cannot_listen(error, *self._bind, self.setting) from None
         except BaseException:
             await runner.cleanup()
             raise
@@ -155,15 +136,40 @@ class Listener:
 
     def handle(self, request: web.BaseRequest) -> Awaitable[Reply]:
         """Answer one request."""
-        return self.server.handle(self, request)
+        return self._server.handle(self, request)
+
+    def late(self) -> bytes:
+        """Return the whole answer to a head that did not come in time."""
+        return self._last(HTTPStatus.REQUEST_TIMEOUT, "The request's head did not come in time", "request_timeout")
+
+    def without_tls(self) -> bytes:
+        """Return the whole answer to a request that came without TLS where there is some."""
+        return self._last(HTTPStatus.BAD_REQUEST, "This port speaks TLS: use https://", "tls_required")
+
+    def _last(self, status: HTTPStatus, text: str, code: str) -> bytes:
+        """Return a whole answer, after which the connection ends."""
+        body = self._own.error(status, text, code)
+        self._server.replies[4] += 1
+        return b"%bContent-Type: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
+            HEADS[status],
+            self._own.content_type,
+            len(body),
+            body,
+        )
 
     def unreadable(self, request: web.BaseRequest, status: int) -> Reply:
         """Answer what cannot be parsed, or is longer than one request's head may be, in the words of the port's own dialect."""
-        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        if status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+            reply = failure(
+                self._own, status, "Request headers too large (max 16KB each, 128 of them)", "headers_too_large"
+            )
+        elif status == HTTPStatus.HTTP_VERSION_NOT_SUPPORTED:
+            reply = failure(self._own, status, OTHER_VERSION, "version_not_supported")
+        elif status < HTTPStatus.INTERNAL_SERVER_ERROR:
             reply = failure(self._own, status, "Malformed HTTP request", "invalid_request")
         else:
             reply = failure(self._own, status, "Internal server error", "internal_error")
-        return self.server.finished(request, reply.end_connection())
+        return self._server.finished(request, reply.end_connection())
 
     def speaker(self, path: str) -> Dialect:
         """Return the dialect in whose words a path is answered that has no route."""
@@ -188,48 +194,28 @@ class Listener:
         return found
 
 
-class Server:
+class Server(Host):
     """Serves the dialects of one node on all its listeners, under common bounds."""
 
+    listeners: list[Listener]
+    tcp: TcpListener | None
+
     def __init__(self, node: Node, config: NodeConfig) -> None:
-        self.node = node
-        self.config = config
-        self.started_at = time.monotonic()
-        self.access = Access(config.auth_tokens, config.auth_tokens_file)
-        self.bodies = Bodies(config.body_bytes_max)
-        self.origins = [origin.strip() for origin in config.cors_allow_origin.split(",") if origin.strip()]
-        self.bunqueue = BUNQUEUE
-        self.dialects = DIALECTS
-        self.main = Listener(self, DIALECTS, config.host, config.http_port, "HTTP_PORT")
+        super().__init__(node, config)
+        self.outgoing = Outgoing(node, config, partial(delivery, config.queue_prefix))
+        self.provide(self.outgoing)
+        self.streams = Streams(self, Commands(Bunqueue()))
+        self.provide(self.streams)
+        self.main = Listener(self, main_dialects(), config.host, config.http_port, "HTTP_PORT")
         self.listeners = [self.main]
         if config.bullmq_port is not None:
-            self.listeners.append(Listener(self, BULLMQ_DIALECTS, config.host, config.bullmq_port, "BULLMQ_PORT"))
-        self.proxies = Proxies(config.trusted_proxies)
-        self.audit = Audit(self.proxies)
-        self.request_limit: RequestLimit | None = None
-        if config.rate_limit_max_requests:
-            self.request_limit = RequestLimit(
-                config.rate_limit_max_requests, config.rate_limit_window_ms, config.rate_limit_cleanup_ms
-            )
-        # What needs no token: probes, the job's own token, and the metrics unless they are to be kept from strangers.
-        self.open_rights: frozenset[str] = frozenset(
-            {"open", "job"} if config.metrics_auth == "true" else {"open", "job", "metrics"}
-        )
-        self.disk = DiskWatch(config.data_path)
-        self.writes = Histogram()
-        self.streams = Streams(self)
-        # Connections that last, each with the token that it showed.
-        self.sessions: dict[Session, None] = {}
-        # Requests that wait for something to happen, with what runs them.
-        self.waiting: dict[Call, asyncio.Task[Any]] = {}
-        # Replies by the first digit of their status.
-        self.replies = [0] * 6
-        self.under_way = 0
-        self.stopping = False
+            self.listeners.append(Listener(self, bullmq_dialects(), config.host, config.bullmq_port, "BULLMQ_PORT"))
+        self.tcp = None
+        if config.tcp_port is not None:
+            self.tcp = TcpListener(self, config.host, config.tcp_port)
         self._running = False
-        self._watching: asyncio.Task[None] | None = None
-        self._idle = asyncio.Event()
-        self._heads = {status: line + self.allow_origin(None) for status, line in HEADS.items()}
+        self._watching: list[asyncio.Task[None]] = []
+        self._heads = {status: line + self.origins.header(None) for status, line in HEADS.items()}
 
     @property
     def address(self) -> str:
@@ -251,36 +237,37 @@ class Server:
         return self.main.router
 
     @property
-    def connections(self) -> int:
-        """Open connections."""
-        return sum(listener.connections for listener in self.listeners)
+    def ports(self) -> list[Port]:
+        """Every listener, that of commands over TCP too."""
+        return [*self.listeners, *([self.tcp] if self.tcp is not None else ())]
 
-    @property
-    def node_started(self) -> bool:
-        """Whether the node has its state; the listener is there before, so that probes get an answer."""
-        return bool(getattr(self.node, "started", True))
+    def leave(self) -> None:
+        """Be not ready any more and go on answering; each reply ends its connection, so that the next request goes elsewhere."""
+        self.leaving = True
+        self._leave_connections()
 
-    def readiness(self) -> tuple[bool, str]:
-        """Say whether requests should be sent to this node, and if not, why."""
-        if not self.node_started:
-            return False, REPLAYING
-        if self.stopping or self.node.draining:
-            return False, "the node is stopping"
-        status = self.node.status()
-        return status.ready, status.ready_reason or "the node is not ready"
+    def _leave_connections(self) -> None:
+        if self.tcp is not None:
+            self.tcp.leave()
+        for backend in list(self.backends):
+            backend.leave()
 
     async def start(self) -> None:
         """Bind and listen. Raises OSError with the address in its message."""
         try:
-            for listener in self.listeners:
-                await listener.start()
+            for port in self.ports:
+                await port.start()
         except BaseException:
             await self._close()
             raise
         self._running = True
         self.streams.start()
         if self.access.file is not None:
-            self._watching = asyncio.create_task(self._keep_up())
+            self._watching.append(asyncio.create_task(self._keep_up()))
+        if self.certificate is not None:
+            log.info("clients speak TLS, and are shown a certificate %s", self.certificate.described())
+            self.certificate.tell_end()
+            self._watching.append(asyncio.create_task(self._follow(self.certificate)))
 
     async def stop(self, timeout_s: float = 10) -> None:
         """Answer what is under way, long polls with what they have, then close.
@@ -291,11 +278,12 @@ class Server:
             return
         self.stopping = True
         self._running = False
-        if self._watching is not None:
-            self._watching.cancel()
-        for listener in self.listeners:
-            await listener.take_no_more()
+        for task in self._watching:
+            task.cancel()
+        for port in self.ports:
+            await port.take_no_more()
         self.streams.close()
+        self._leave_connections()
         if self.under_way:
             self._idle.clear()
             try:
@@ -304,6 +292,10 @@ class Server:
             except TimeoutError:
                 log.warning("%d requests cut off", self.under_way)
         await self._close()
+
+    def cut_off(self) -> None:
+        """While this node stops: wait for no request any more."""
+        self._idle.set()
 
     async def _keep_up(self) -> None:
         """Follow the file of tokens, and end what tokens that are none any more still have: connections, requests that wait."""
@@ -322,32 +314,45 @@ class Server:
                 # Whatever is wrong with the file, it is looked at again.
                 log.exception("the file of tokens could not be looked at")
 
+    async def _follow(self, certificate: Certificate) -> None:
+        """Take renewed files of the certificate."""
+        while True:
+            await asyncio.sleep(REREAD_S)
+            try:
+                await certificate.keep_up()
+            except Exception:
+                # Whatever is wrong with the files, they are looked at again.
+                log.exception("the certificate could not be looked at")
+
     async def _close(self) -> None:
-        await asyncio.gather(*(listener.close() for listener in self.listeners))
+        await asyncio.gather(*(port.close() for port in self.ports))
+        self.door.close()
         self.audit.settle()
 
     async def handle(self, listener: Listener, request: web.BaseRequest) -> Reply:
         """Answer one request."""
-        if self.under_way >= REQUESTS_MAX:
+        if self.full:
             dialect = listener.speaker(request.raw_path)
             reply = failure(dialect, 503, "Too many requests under way", "busy", retry_after_s=1)
             return self.finished(request, reply)
-        self.under_way += 1
+        self.begun()
         try:
             return self.finished(request, await self.reply(listener, request))
         finally:
-            self.under_way -= 1
-            if self.stopping and not self.under_way:
-                self._idle.set()
+            self.done()
 
     def finished(self, request: web.BaseRequest, reply: Reply) -> Reply:
         """Give a reply what every reply of this node has."""
         self.replies[reply.status // 100] += 1
-        if len(self.origins) > 1:
-            reply.heads = {reply.status: HEADS[reply.status] + self.allow_origin(request.headers.get("Origin"))}
+        if reply.private:
+            reply.heads = HEADS
+        elif self.origins.several:
+            reply.heads = {reply.status: HEADS[reply.status] + self.origins.header(request.headers.get("Origin"))}
         else:
             reply.heads = self._heads
-        if self.stopping:
+        reply.pace = self.pace
+        connection = connection_of(request)
+        if self.stopping or self.leaving or connection.turned_away is not None or connection.asks_for_another:
             reply.end_connection()
         return reply
 
@@ -357,15 +362,48 @@ class Server:
             # The form that proxies are sent: http://host/path.
             target = request.rel_url.raw_path_qs
         path, _, query = target.partition("?")
+        if request.version not in VERSIONS:
+            return failure(listener.speaker(path), 505, OTHER_VERSION, "version_not_supported").end_connection()
         malformed: Invalid | None = None
         try:
             found = listener.find(method, path)
         except Invalid as error:
             found, malformed = None, error
         dialect = listener.speaker(path) if found is None else found[0].dialect
-        if method == "OPTIONS" and (dialect.hides_paths or "Access-Control-Request-Method" in request.headers):
+        if CALLER in request.headers and request.headers[CALLER] == caller_of(self.node.status().cluster_id):
+            text = "A push worker or a webhook of this cluster calls the cluster itself"
+            return failure(dialect, 508, text, "loop_detected")
+        if dialect.private:
+            why = self.origins.kept_out(request, no_tokens=self.access.is_open)
+            if why is not None:
+                self.audit.kept_out(request, f"{method} {found[0].template if found is not None else '-'}")
+                return failure(dialect, 403, why, "forbidden").keep_private()
+            reply = await self.answered(listener, request, method, dialect, found, malformed, query)
+            return reply.keep_private()
+        return await self.answered(listener, request, method, dialect, found, malformed, query)
+
+    async def answered(
+        self,
+        listener: Listener,
+        request: web.BaseRequest,
+        method: str,
+        dialect: Dialect,
+        found: tuple[Mount, dict[str, str]] | None,
+        malformed: Invalid | None,
+        query: str,
+    ) -> Reply:
+        """Answer what has been found, or not been found, if its sender may have an answer."""
+        if (
+            method == "OPTIONS"
+            and not dialect.private
+            and (dialect.hides_paths or "Access-Control-Request-Method" in request.headers)
+        ):
             return preflight(request)
         route = None if found is None else found[0].route
+        turned_away = connection_of(request).turned_away
+        # Probes are answered: a node that is full is not one to be restarted.
+        if turned_away is not None and (route is None or route.right != "open" or route.reply is Socket):
+            return failure(dialect, 503, TURNED_AWAY[turned_away], "busy", retry_after_s=1).end_connection()
         if self.request_limit is not None and (route is None or route.limited):
             wait_s = self.request_limit.admit(self.proxies.client_of(request), time.monotonic())
             if wait_s:
@@ -390,15 +428,10 @@ class Server:
         """Find a route of the main listener. Raises Invalid when the path cannot be decoded."""
         return self.main.find(method, path)
 
-    def allow_origin(self, origin: str | None) -> bytes:
-        """Return the header lines that say which pages may read a reply.
 
-        origin: the page that asks.  A browser takes one origin only, so of several the asking one is named.
-        """
-        if len(self.origins) < 2:
-            return b"Access-Control-Allow-Origin: %b\r\n" % "".join(self.origins).encode("latin-1", "replace")
-        named = origin if origin in self.origins else self.origins[0]
-        return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n" % named.encode("latin-1", "replace")
+def connection_of(request: web.BaseRequest) -> Connection:
+    """Return the connection that a request came by."""
+    return cast(Connection, request.protocol)
 
 
 def preflight(request: web.BaseRequest) -> Reply:
@@ -406,69 +439,3 @@ def preflight(request: web.BaseRequest) -> Reply:
     asked = request.headers.get("Access-Control-Request-Headers", "").lower()
     more = [name for name in ALSO_ALLOWED if name.lower() in asked]
     return Reply(204, b"", headers=b", ".join([PREFLIGHT, *(name.encode() for name in more)]) + b"\r\n")
-
-
-class Connection(RequestHandler):
-    """One client's connection, which is answered in the port's dialect even where aiohttp cannot parse what it sent."""
-
-    __slots__ = ("_listener",)
-
-    def __init__(self, listener: Listener, manager: HttpServer, **settings: Any) -> None:
-        super().__init__(manager, **settings)
-        self._listener = listener
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        # It logs the error, and raises where a reply has begun; its own reply would quote the request.
-        super().handle_error(request, status, exc, message)
-        return self._listener.unreadable(request, status)
-
-
-class HttpServer(web.Server):
-    """aiohttp's server, with our connections."""
-
-    def __init__(self, listener: Listener, **settings: Any) -> None:
-        super().__init__(listener.handle, handler_cancellation=True)
-        self._listener = listener
-        self._settings = settings
-
-    def __call__(self) -> RequestHandler:
-        return Connection(self._listener, self, loop=asyncio.get_running_loop(), **self._settings)
-
-
-class MalformedRequests(logging.LoggerAdapter[logging.Logger]):
-    """Where aiohttp reports what it cannot parse.
-
-    Its messages quote the line in question, which may be a header with a token; only the kind of error is kept.
-    """
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        return msg, kwargs
-
-    def exception(self, msg: object, *args: object, **kwargs: Any) -> None:
-        error = kwargs.get("exc_info")
-        self.logger.info("a request could not be read: %s", type(error).__name__)
-
-    def debug(self, msg: object, *args: object, **kwargs: Any) -> None:
-        self.logger.debug("a request could not be read")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Bind a socket. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

@@ -13,17 +13,28 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-# Every escape is matched, so that a backslash that is itself escaped is not taken for the start of one.
-ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u([dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+# Pairs are matched, too, so that the second half of one is not taken for a half.
+HALF = re.compile(
+    rb"\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|([dD][89a-fA-F][0-9a-fA-F]{2}))", re.DOTALL
 )
+# A backslash that is itself escaped is not the start of an escape; what stands for it meanwhile cannot be in JSON.
+ESCAPED, MARK = rb"\\", b"\0\0"
+# Each takes a call of a function. Who cuts texts in the middle of a pair has one half for each of them.
+HALVES_MAX = 20_000
 COVERED = re.compile(rb"\\u[eE][0-7][0-9a-fA-F]{2}")
 OFFSET = 0xE000 - 0xD800
 
 
+class TooManyHalves(Exception):
+    """A body has more half pairs than are looked at."""
+
+
 def cover(body: bytes) -> tuple[bytes, int] | None:
-    """Return the body with its half pairs covered, and how many there were; None when that is no help."""
-    if b"\\u" not in body or COVERED.search(body):
+    """Return the body with its half pairs covered, and how many there were; None when that is no help.
+
+    Raises TooManyHalves.
+    """
+    if b"\\u" not in body or b"\0" in body or COVERED.search(body):
         return None
     count = 0
 
@@ -33,17 +44,20 @@ def cover(body: bytes) -> tuple[bytes, int] | None:
         if half is None:
             return match[0]
         count += 1
+        if count > HALVES_MAX:
+            raise TooManyHalves
         return b"\\u%04x" % (int(half, 16) + OFFSET)
 
-    covered = ESCAPE.sub(replace, body)
+    covered = HALF.sub(replace, body.replace(ESCAPED, MARK)).replace(MARK, ESCAPED)
     return (covered, count) if count else None
 
 
 def replaced(body: bytes) -> bytes:
     """Return the body with the replacement character where half pairs are: a report of a failure must not fail for its text."""
-    if b"\\u" not in body:
+    if b"\\u" not in body or b"\0" in body:
         return body
-    return ESCAPE.sub(lambda match: match[0] if match[1] is None else b"\\ufffd", body)
+    marked = body.replace(ESCAPED, MARK)
+    return HALF.sub(lambda match: match[0] if match[1] is None else b"\\ufffd", marked).replace(MARK, ESCAPED)
 
 
 def uncover(value: Any) -> int:

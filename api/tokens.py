@@ -63,7 +63,8 @@ def parse(content: bytes) -> list[Token]:
     tokens: list[Token] = []
     names: set[str] = set()
     digests: set[str] = set()
-    for number, line in enumerate(content.splitlines(), 1):
+    # Some editors write a mark before a text that is UTF-8.
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         line = line.strip()
         if not line or line.startswith(b"#"):
             continue

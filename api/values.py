@@ -6,16 +6,17 @@ a second time, field by field, and then it is the dialect that knows what to say
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import Raw
 
-from api import surrogates
-from api.http import Invalid
+from quorumq.api import surrogates
+from quorumq.api.errors import Invalid
 
 YEAR_MS = 31_536_000_000
 DAY_MS = 86_400_000
@@ -34,29 +35,6 @@ MEMBERS = msgspec.json.Decoder(dict[str, Raw])
 ANYTHING = msgspec.json.Decoder()
 
 
-def says(
-    text: str = "",
-    *,
-    required: bool = False,
-    default: Any = None,
-    low: int | None = None,
-    high: int | None = None,
-    max_chars: int | None = None,
-    max_items: int | None = None,
-) -> Meta:
-    """Describe a field for the OpenAPI document; decoding takes no notice, the dialects' checks do the work."""
-    words = {
-        "x-default": default,
-        "minimum": low,
-        "maximum": high,
-        "maxLength": max_chars,
-        "maxItems": max_items,
-        "x-required": required or None,
-    }
-    known = {word: value for word, value in words.items() if value is not None}
-    return Meta(description=text or None, extra_json_schema=known or None)
-
-
 def check_text(body: bytes) -> None:
     """Raises Invalid when the body is not UTF-8; the decoder looks only at the strings it makes."""
     if not body.isascii():
@@ -72,13 +50,13 @@ def decoded(body: bytes, strictly: Callable[[bytes], T], loosely: Callable[[byte
         return strictly(body)
     except msgspec.ValidationError:
         # A type that does not fit may come before half a surrogate pair, at which decoding would have stopped.
-        covered = surrogates.cover(body)
+        covered = cover(body)
         if covered is None:
             return loosely_decoded(body, loosely)
     except RecursionError:
         raise Invalid(BAD_JSON) from None
     except msgspec.DecodeError:
-        covered = surrogates.cover(body)
+        covered = cover(body)
         if covered is None:
             raise Invalid(BAD_JSON) from None
     text, count = covered
@@ -91,6 +69,14 @@ def decoded(body: bytes, strictly: Callable[[bytes], T], loosely: Callable[[byte
     if surrogates.uncover(found) != count:
         raise Invalid(BAD_JSON)
     return found
+
+
+def cover(body: bytes) -> tuple[bytes, int] | None:
+    """Cover half surrogate pairs. Raises Invalid when there are too many."""
+    try:
+        return surrogates.cover(body)
+    except surrogates.TooManyHalves:
+        raise Invalid(f"Too many halves of surrogate pairs (max {surrogates.HALVES_MAX})") from None
 
 
 def loosely_decoded(body: bytes, loosely: Callable[[bytes], T]) -> T:
@@ -111,6 +97,12 @@ def members(body: bytes | Raw) -> dict[str, Raw]:
         raise Invalid(BAD_JSON) from None
 
 
+@functools.cache
+def fields_of(kind: type[msgspec.Struct]) -> tuple[tuple[str, str], ...]:
+    """Return the fields of a struct, as clients spell them and as it names them. Working that out takes longer than a body."""
+    return tuple((field.encode_name, field.name) for field in msgspec.structs.fields(kind))
+
+
 def value_of(raw: Raw) -> Any:
     """Decode a value generically. Raises Invalid."""
     try:
@@ -127,6 +119,14 @@ def as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def is_finite(value: Number) -> bool:
+    """Say whether a number is one where clients count in floats: neither infinite nor a whole one that no float can hold."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def whole(value: Number) -> Number:

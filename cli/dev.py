@@ -11,9 +11,11 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -25,8 +27,8 @@ from typing import Any
 
 from rich.console import Console
 
-from cli.admin import NoAnswer, fetch
-from node.config import settings
+from quorumq.api.settings.rows import settings
+from quorumq.cli.admin import NoAnswer, fetch
 
 HOST = "127.0.0.1"
 READY_TIMEOUT_S = 60.0
@@ -45,17 +47,18 @@ class Member:
     id: str
     http_port: int
     bullmq_port: int
+    tcp_port: int
     peer_port: int
     directory: Path
     process: asyncio.subprocess.Process | None = None
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.http_port}"
+        return f"{scheme()}://{HOST}:{self.http_port}"
 
     @property
     def bullmq_url(self) -> str:
-        return f"http://{HOST}:{self.bullmq_port}"
+        return f"{scheme()}://{HOST}:{self.bullmq_port}"
 
     @property
     def data(self) -> Path:
@@ -81,8 +84,33 @@ class Member:
         return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"exited with status {code}"
 
 
-def members(nodes: int, directory: Path, http_port: int, bullmq_port: int, peer_port: int) -> list[Member]:
-    return [Member(f"n{i + 1}", http_port + i, bullmq_port + i, peer_port + i, directory) for i in range(nodes)]
+def scheme() -> str:
+    """How the nodes are spoken to, which have their certificate from the environment, if any."""
+    return "https" if os.environ.get("TLS_CERT") else "http"
+
+
+def own_certificate() -> ssl.SSLContext | None:
+    """What trusts the nodes' certificate and no other, for whomever it is: they are this command's own processes."""
+    if not (file := os.environ.get("TLS_CERT")):
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    # A file that cannot be used is what the nodes end with, and say.
+    with contextlib.suppress(OSError):
+        context.load_verify_locations(Path(file).expanduser())
+    return context
+
+
+def members(
+    nodes: int, directory: Path, http_port: int, bullmq_port: int, peer_port: int, tcp_port: int | None = None
+) -> list[Member]:
+    """Return the nodes. tcp_port: of the first one, the others' come below it; left out, the one below its HTTP port."""
+    tcp_port = http_port - 1 if tcp_port is None else tcp_port
+    return [
+        Member(f"n{i + 1}", http_port + i, bullmq_port + i, tcp_port - i, peer_port + i, directory)
+        for i in range(nodes)
+    ]
 
 
 def write_settings(cluster: list[Member]) -> None:
@@ -94,6 +122,7 @@ def write_settings(cluster: list[Member]) -> None:
             "host": HOST,
             "http_port": member.http_port,
             "bullmq_port": member.bullmq_port,
+            "tcp_port": member.tcp_port,
             "peer_port": member.peer_port,
             "data_path": str(member.data.resolve()),
             "cluster_name": "dev",
@@ -145,9 +174,18 @@ def takes(descriptor: int) -> bool:
 
 def own_variables() -> frozenset[str]:
     """Environment variables for which the settings files have values of their own."""
-    own = frozenset({"NODE_ID", "HOST", "HTTP_PORT", "BULLMQ_PORT", "PEER_PORT", "DATA_PATH", "CLUSTER_NAME", "PEERS"})
+    own = frozenset(
+        {"NODE_ID", "HOST", "HTTP_PORT", "BULLMQ_PORT", "TCP_PORT", "PEER_PORT", "DATA_PATH", "CLUSTER_NAME", "PEERS"}
+    )
     assert own <= {setting.env for setting in settings()}
     return own
+
+
+def make_token() -> str:
+    """Make a token and have every node take it, besides those that the environment names."""
+    token = secrets.token_urlsafe(16)
+    os.environ["AUTH_TOKENS"] = ",".join(filter(None, [os.environ.get("AUTH_TOKENS"), token]))
+    return token
 
 
 def child_environment() -> dict[str, str]:
@@ -163,7 +201,13 @@ def given_variables() -> list[str]:
 def check_ports(cluster: list[Member]) -> None:
     """Raise DevFailed when a port is taken: another cluster may answer there, and be mistaken for this one."""
     for member in cluster:
-        for name, port in (("HTTP", member.http_port), ("BullMQ", member.bullmq_port), ("peer", member.peer_port)):
+        ports = (
+            ("HTTP", member.http_port),
+            ("BullMQ", member.bullmq_port),
+            ("TCP", member.tcp_port),
+            ("peer", member.peer_port),
+        )
+        for name, port in ports:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
@@ -179,7 +223,7 @@ async def start(member: Member) -> None:
     """Start the member's process; its log lines go to its file."""
     with member.log.open("ab") as log:
         member.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cli.main", "serve"),
+            *(sys.executable, "-m", "quorumq", "serve"),
             *("--config", str(member.settings_file), "--while-stdin"),
             # The pipe ends with this process, and the node with the pipe: no node outlives its terminal.
             stdin=subprocess.PIPE,
@@ -201,7 +245,7 @@ async def wait_ready(member: Member, deadline: float) -> None:
         if done:
             raise DevFailed(f"{member.id} {member.status_text()} before it was ready:\n{member.last_lines()}")
         try:
-            status, body = await asyncio.to_thread(fetch, member.url + "/ready", timeout_s=2.0)
+            status, body = await asyncio.to_thread(fetch, member.url + "/ready", timeout_s=2.0, tls=own_certificate())
         except NoAnswer:
             continue
         if status == 200:
@@ -256,7 +300,8 @@ def addresses(cluster: list[Member]) -> str:
     for member in cluster:
         assert member.process is not None
         lines.append(
-            f"  {member.id}  {member.url}  BullMQ {member.bullmq_url}  pid {member.process.pid}  log {member.log}"
+            f"  {member.id}  {member.url}  BullMQ {member.bullmq_url}  TCP {HOST}:{member.tcp_port}  "
+            f"pid {member.process.pid}  log {member.log}"
         )
     return "\n".join(lines)
 
@@ -273,7 +318,7 @@ async def watch(cluster: list[Member], console: Console, told: asyncio.Event) ->
                 f"{member.id} {member.status_text()}; {len(ends)} of {len(cluster)} nodes are left", style="red"
             )
             if member.process and member.process.returncode != -signal.SIGKILL:
-                console.print(member.last_lines(), markup=False, highlight=False)
+                console.print(member.last_lines(), markup=False, highlight=False, soft_wrap=True)
             given = f" (with {', '.join(given_variables())} set as here)" if given_variables() else ""
             console.print(
                 f"start it again: {command()} serve --config {member.settings_file}{given}",
@@ -285,13 +330,14 @@ async def watch(cluster: list[Member], console: Console, told: asyncio.Event) ->
     stopping.cancel()
 
 
-async def dev(cluster: list[Member], *, fresh: bool, show_logs: bool) -> None:
-    """Run the cluster until Ctrl-C, SIGTERM or SIGHUP. Raises DevFailed."""
+async def dev(cluster: list[Member], *, fresh: bool, show_logs: bool, with_token: bool = False) -> None:
+    """Run the cluster until Ctrl-C, SIGTERM or SIGHUP. with_token: with one that is made for it. Raises DevFailed."""
     with folder_for_us(cluster[0].directory):
-        await run(cluster, fresh=fresh, show_logs=show_logs)
+        token = make_token() if with_token else None
+        await run(cluster, fresh=fresh, show_logs=show_logs, token=token)
 
 
-async def run(cluster: list[Member], *, fresh: bool, show_logs: bool) -> None:
+async def run(cluster: list[Member], *, fresh: bool, show_logs: bool, token: str | None) -> None:
     """The same, in a folder that is ours."""
     console = Console()
     directory = cluster[0].directory
@@ -312,11 +358,20 @@ async def run(cluster: list[Member], *, fresh: bool, show_logs: bool) -> None:
             followers = [asyncio.create_task(follow(m, console, offsets[m.id])) for m in cluster]
         if await ready_or_told(cluster, told):
             count = f"{len(cluster)} nodes" if len(cluster) > 1 else "1 node"
-            console.print(f"ready: {count} in {time.monotonic() - began:.1f} s, data in {directory}", style="green")
+            text = f"ready: {count} in {time.monotonic() - began:.1f} s, data in {directory}"
+            console.print(text, style="green", markup=False, soft_wrap=True)
             console.print(addresses(cluster), soft_wrap=True)
-            if not os.environ.get("AUTH_TOKENS") and not os.environ.get("AUTH_TOKENS_FILE"):
+            console.print(f"documentation to browse and try: {cluster[0].url}/docs", soft_wrap=True)
+            if token is not None:
+                console.print(f"token: {token}", markup=False, highlight=False, soft_wrap=True)
                 console.print(
-                    "BullMQ's and Open Archiver's APIs need a token: start with AUTH_TOKENS=secret to use them.",
+                    "Every request needs it, as 'Authorization: Bearer …'; `quorumq status` takes it from QUORUMQ_TOKEN.",
+                    markup=False,
+                    soft_wrap=True,
+                )
+            elif not os.environ.get("AUTH_TOKENS") and not os.environ.get("AUTH_TOKENS_FILE"):
+                console.print(
+                    "BullMQ's and Open Archiver's APIs need a token: start with --with-token to use them.",
                     soft_wrap=True,
                 )
             console.print("Ctrl-C stops them.")

@@ -6,15 +6,16 @@ The commands change the file; nodes that have it read it again within a second o
 from __future__ import annotations
 
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.console import Group
 
-from api import tokens
+from quorumq.api import tokens
+from quorumq.cli.tables import laid_out, show
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and revoke the tokens that clients send.")
 
@@ -78,6 +79,10 @@ def create(
     rights = list(dict.fromkeys(one.strip() for text in right for one in text.split(",") if one.strip()))
     if unknown := [one for one in rights if one not in tokens.RIGHTS]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(tokens.RIGHTS)}")
+    if not rights:
+        raise typer.BadParameter(f"give at least one of {', '.join(tokens.RIGHTS)}", param_hint="--right")
+    if queue and not all(one.strip() for one in queue):
+        raise typer.BadParameter("a queue needs a name, or a pattern such as mail-*", param_hint="--queue")
     ends = None if expires is None else moment(expires)
     if not tokens.NAME.fullmatch(name):
         raise typer.BadParameter(
@@ -88,7 +93,13 @@ def create(
         tokens.change(file, lambda known: with_one_more(known, token))
     except (tokens.BadTokens, OSError) as error:
         raise troubled(file, error) from None
-    typer.echo(secret)
+    try:
+        typer.echo(secret)
+        sys.stdout.flush()
+    except OSError as error:
+        # Nobody would ever know it.
+        tokens.change(file, lambda known: without(known, name))
+        raise fail(f"the token cannot be printed, so there is none: {error.strerror}") from None
     ending = f", until {shown(token.expires)}" if token.expires else ""
     typer.echo(
         f"{name}: {', '.join(token.rights)} on {', '.join(token.queues)}{ending}; it is not shown again", err=True
@@ -108,21 +119,19 @@ def list_tokens(file: File) -> None:
         known = tokens.read(file)
     except tokens.BadTokens as error:
         raise troubled(file, error) from None
-    Console().print(table(known))
+    show(table(known))
 
 
-def table(known: list[tokens.Token]) -> Table:
+def table(known: list[tokens.Token]) -> Group:
     """Lay out tokens."""
     count = f"{len(known)} token" if len(known) == 1 else f"{len(known)} tokens"
-    made = Table(title=count, title_justify="left")
-    for heading in ("name", "rights", "queues", "created", "expires"):
-        made.add_column(heading)
+    rows = []
     for token in known:
         ends = "never" if token.expires is None else shown(token.expires)
         if token.expires is not None and token.expires <= tokens.now():
             ends += " (over)"
-        made.add_row(token.name, " ".join(token.rights), " ".join(token.queues), shown(token.created), ends)
-    return made
+        rows.append((token.name, " ".join(token.rights), " ".join(token.queues), shown(token.created), ends))
+    return laid_out(count, ("name", "rights", "queues", "created", "expires"), rows)
 
 
 def shown(moment: datetime | None) -> str:
@@ -137,6 +146,36 @@ def revoke(name: Annotated[str, typer.Argument(help="Name of the token.", metava
     except (tokens.BadTokens, OSError) as error:
         raise troubled(file, error) from None
     typer.echo(f"{name} is revoked", err=True)
+
+
+@app.command()
+def rotate(name: Annotated[str, typer.Argument(help="Name of the token.", metavar="NAME")], file: File) -> None:
+    """Put another secret in the place of a token's and print it, once; its name, rights, queues and end stay.
+
+    Idempotency keys that came with the old one go on being known, because they belong to the name. The old one is refused
+    once nodes have read the file again.
+    """
+    secret = ""
+
+    def renewed(known: list[tokens.Token]) -> list[tokens.Token]:
+        nonlocal secret
+        rest, before = without(known, name), next(token for token in known if token.name == name)
+        secret, token = tokens.make(name, before.rights, before.queues, before.expires)
+        return [*rest, token]
+
+    try:
+        before = tokens.read(file)
+        tokens.change(file, renewed)
+    except (tokens.BadTokens, OSError) as error:
+        raise troubled(file, error) from None
+    try:
+        typer.echo(secret)
+        sys.stdout.flush()
+    except OSError as error:
+        # Nobody would ever know it: the old one stays what it was.
+        tokens.change(file, lambda known: [next(one for one in before if one.name == name), *without(known, name)])
+        raise fail(f"the token cannot be printed, so the old one stays: {error.strerror}") from None
+    typer.echo(f"{name} has another token; it is not shown again", err=True)
 
 
 def without(known: list[tokens.Token], name: str) -> list[tokens.Token]:

@@ -11,10 +11,11 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Collection
 
-from cluster.driver import Driver
-from cluster.errors import ClusterError, OutcomeUnknown, Unavailable
-from cluster.membership import ChangeRefused, Membership
-from cluster.raft import Message, Raft
+from quorumq.cluster.driver import Driver
+from quorumq.cluster.errors import ClusterError, OutcomeUnknown, Unavailable
+from quorumq.cluster.frames import Message
+from quorumq.cluster.membership import ChangeRefused, Membership
+from quorumq.cluster.raft import Raft
 
 log = logging.getLogger("quorumq.cluster")
 
@@ -30,6 +31,7 @@ class Changes:
 
     whole: ids of the members that are known to hold all that they promised.  may_propose: whether this leader takes anything
     into its log now.  propose: append a membership to it.  hand_over: hand leadership to a node, and tell whether it took it.
+    raise_level: append a higher feature level to the log, or raise ChangeRefused.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Changes:
         may_propose: Callable[[], bool],
         propose: Callable[[Membership], None],
         hand_over: Callable[[str], Awaitable[bool]],
+        raise_level: Callable[[int], None],
     ) -> None:
         self._raft = raft
         self._driver = driver
@@ -48,6 +51,8 @@ class Changes:
         self._may_propose = may_propose
         self._propose = propose
         self._hand_over = hand_over
+        self._raise_level = raise_level
+        self._raising: list[tuple[int, Reply]] = []
         self._number = 0
         self._asked: dict[int, asyncio.Future[None]] = {}
         self._under_way: list[tuple[bytes, Reply]] = []
@@ -57,7 +62,7 @@ class Changes:
     async def request(self, action: str, node: str, address: str, timeout_s: float) -> Membership:
         """Have the leader make the change; returns the membership in force afterwards.
 
-        action: add, promote, remove or transfer.
+        action: add, promote, remove, transfer, or level, with the feature level to reach in place of the node.
         Raises ChangeRefused with the reason, Unavailable without a connection to a leader, OutcomeUnknown when it was lost meanwhile.
         """
         raft = self._raft
@@ -117,6 +122,9 @@ class Changes:
             if action == "transfer":
                 self._transfer(node, reply)
                 return
+            if action == "level":
+                self._raise(node, reply)
+                return
             if not raft.membership_settled or not self._may_propose():
                 raise ChangeRefused("another change is under way, or this leader is new: try again in a moment")
             after = self._after(action, node, address)
@@ -158,6 +166,13 @@ class Changes:
         )
         return {raft.id, *helpful}
 
+    def _raise(self, level: str, reply: Reply) -> None:
+        if not level.isdecimal() or len(level) > 9:
+            raise ChangeRefused(f"{level!r} is no feature level")
+        self._raise_level(int(level))
+        self._raising.append((int(level), reply))
+        self._driver.poke()
+
     def _transfer(self, node: str, reply: Reply) -> None:
         if node == self._raft.id:
             reply(None)
@@ -171,8 +186,11 @@ class Changes:
 
         self._driver.spawn(hand_over())
 
-    def applied(self, membership: bytes) -> None:
-        """This membership is in force and applied here."""
+    def applied(self, membership: bytes, level: int) -> None:
+        """This membership and this feature level are in force and applied here."""
+        for raising in [raising for raising in self._raising if raising[0] <= level]:
+            self._raising.remove(raising)
+            raising[1](None)
         for change in list(self._under_way):
             if change[0] == membership:
                 self._under_way.remove(change)
@@ -180,6 +198,7 @@ class Changes:
 
     def ceased_to_lead(self) -> None:
         """Others decide now what becomes of the changes under way."""
-        changes, self._under_way = self._under_way, []
+        changes = [*self._under_way, *self._raising]
+        self._under_way, self._raising = [], []
         for _, reply in changes:
             reply(OutcomeUnknown("this node ceased to lead: see the members"))

@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from quorumq.cluster.addresses import join_address, parted
+
 LOOK_S = 1.0
 """Between two looks while this node belongs to no cluster, or some member cannot be reached."""
 ADDRESSES_MAX = 64
@@ -130,12 +132,12 @@ async def resolve(names: Iterable[str]) -> list[str]:
     loop = asyncio.get_running_loop()
     found: dict[str, None] = {}
     for name in names:
-        host, _, port = name.rpartition(":")
+        host, port = parted(name)
         try:
-            rows = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+            rows = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             continue
         for row in rows:
             address: Any = row[4][0]
-            found[f"[{address}]:{port}" if ":" in address else f"{address}:{port}"] = None
+            found[join_address(address, int(port))] = None
     return list(found)[:ADDRESSES_MAX]

@@ -10,12 +10,18 @@ import errno
 import os
 import queue
 import shutil
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 T = TypeVar("T")
+
+
+_OTHERS = 0o077
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+"""Nobody but the node's own user has business in its files: they hold every job."""
 
 
 class AppendFile(Protocol):
@@ -26,12 +32,21 @@ class AppendFile(Protocol):
     def close(self) -> None: ...
 
 
+class PatchFile(Protocol):
+    """A small file that is written in place, and does not grow."""
+
+    def put(self, offset: int, data: bytes) -> None: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Disk:
     """Files below one directory. Blocking calls, except `run`, which hands blocking work to a thread."""
 
     def __init__(self, directory: Path) -> None:
+        """Files of a directory, which is made when it is missing, for this user alone. One that is there stays as it is."""
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -69,12 +84,16 @@ class Disk:
     def write_atomic(self, name: str, data: bytes) -> None:
         """Replace a small file: after a crash it holds the old or the new content, whole."""
         temporary = self.directory / f"{name}.tmp"
-        with temporary.open("wb") as file:
+        with private_file(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self.directory / name)
         self.sync_directory()
+
+    def patch(self, name: str) -> PatchFile:
+        """Open for writing in place; it exists."""
+        return _RealPatch(self.directory / name)
 
     def rename(self, old: str, new: str) -> None:
         """Rename and make the new name durable."""
@@ -129,18 +148,52 @@ class Disk:
         while (task := self._work.get()) is not None:
             task()
 
-    def close(self) -> None:
-        """Finish the work handed over so far and end the thread."""
+    def close(self, patience_s: float = 10.0) -> bool:
+        """Finish the work handed over so far and end the thread; returns whether it did so in time.
+
+        A thread that a disk holds up goes on as soon as that answers, so until then the directory must stay this process's.
+        """
         self._closed = True
-        if self._thread is not None:
-            self._work.put(None)
-            self._thread.join(timeout=10)
-            self._thread = None
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return True
+        self._work.put(None)
+        thread.join(patience_s)
+        return not thread.is_alive()
+
+
+def private_file(path: Path) -> BinaryIO:
+    """Open a new file for writing, in the place of one that is there; only this user may read it. Raises OSError."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE), "wb")
+
+
+def make_private(directory: Path, owned: Callable[[str], object] = lambda name: True) -> str:
+    """Take everybody else's rights to a directory and the files in it; returns what was not done, or nothing.
+
+    owned: whether a name in it is one that a node makes. Where others are, the directory is left as it is. Earlier versions left
+    it open to everybody who may enter the one above.
+    """
+    try:
+        names = sorted(each.name for each in directory.iterdir())
+        open_to = stat.S_IMODE(directory.stat().st_mode) & _OTHERS
+        for path in (directory / name for name in names if owned(name)):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) & _OTHERS:
+                path.chmod(PRIVATE_FILE)
+        strange = [name for name in names if not owned(name)]
+        if open_to and strange:
+            return f"{directory} stays open to other users: it holds more than a node's files ({strange[0]})"
+        if open_to:
+            directory.chmod(PRIVATE_FOLDER)
+    except OSError as error:
+        return f"{error.filename or directory} stays open to other users: {error.strerror}"
+    return ""
 
 
 class _RealFile:
     def __init__(self, path: Path) -> None:
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE_FILE)
 
     def write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -149,6 +202,22 @@ class _RealFile:
             if written == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             view = view[written:]
+
+    def sync(self) -> None:
+        os.fdatasync(self._handle)
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+
+class _RealPatch:
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_WRONLY)
+
+    def put(self, offset: int, data: bytes) -> None:
+        os.pwrite(self._handle, data, offset)
 
     def sync(self) -> None:
         os.fdatasync(self._handle)

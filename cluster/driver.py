@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol, TypeVar
 
-from cluster.errors import Removed
-from cluster.metrics import Metrics
-from cluster.raft import Clock
+from quorumq.cluster.errors import NotUnderstood, Removed
+from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.seams import Clock
 
 T = TypeVar("T")
 log = logging.getLogger("quorumq.cluster")
@@ -66,11 +66,21 @@ class Driver:
             metrics.loop_longest_seconds = max(metrics.loop_longest_seconds, late)
             if late > _STALL_S:
                 metrics.loop_stalls += 1
-                self._stalled()
+                try:
+                    self._stalled()
+                except Exception as error:
+                    # Else no tick would follow, and nobody would notice.
+                    self.fail(error)
+                    return
                 log.warning("the event loop stood still for %.0f ms", late * 1000)
         self._ticked_at = now
         self.poke()
         self._timer = self.loop.call_later(self._pace.tick_s, self.tick)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long no tick has come; 0 before the first one and after this node has ended."""
+        return 0.0 if self.stopped or not self._ticked_at else Clock.now() - self._ticked_at
 
     def poke(self) -> None:
         """Something happened: have a step done soon."""
@@ -92,8 +102,8 @@ class Driver:
     def fail(self, error: Exception) -> None:
         """This node cannot go on: it does nothing more, and `failed` says why."""
         if not self.failed.done():
-            # A removed node has nothing wrong with it: whoever runs it says why it ends.
-            if not isinstance(error, Removed):
+            # A node that was removed, or is too old, has nothing wrong with it: whoever runs it says why it ends.
+            if not isinstance(error, (Removed, NotUnderstood)):
                 log.critical("this node cannot go on: %s: %s", type(error).__name__, error, exc_info=error)
             self.failed.set_exception(error)
         self._end()

@@ -7,40 +7,56 @@ after anything happened and from a timer. What the batches mean is the state mac
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster import identity, recovery
-from cluster import replica as replicated
-from cluster.changes import Changes
-from cluster.config import ClusterConfig
-from cluster.discovery import Who
-from cluster.driver import Driver
-from cluster.errors import LogDamaged, NotApplied, Removed, Unavailable
-from cluster.finder import Finder
-from cluster.identity import IdentityFile, Probation
-from cluster.membership import Membership
-from cluster.membership import decode as decode_membership
-from cluster.metrics import Metrics
-from cluster.presence import Presence
-from cluster.raft import ROLES, Clock, Raft
-from cluster.reads import Readers, Rounds
-from cluster.replica import Batch, Machine, Replica
-from cluster.snapshotting import Snapshotting
-from cluster.status import Readiness, Status, members
-from cluster.submit import Done, Inbox, Submitter
-from cluster.surroundings import Surroundings
-from cluster.transport import Message
+from quorumq.cluster import held, identity, recovery
+from quorumq.cluster import replica as replicated
+from quorumq.cluster.agreement import Agreement
+from quorumq.cluster.belonging import Belonging
+from quorumq.cluster.changes import Changes
+from quorumq.cluster.config import ClusterConfig
+from quorumq.cluster.discovery import Who
+from quorumq.cluster.driver import Driver
+from quorumq.cluster.errors import LogDamaged, NotApplied, Unavailable
+from quorumq.cluster.exchange import Exchange
+from quorumq.cluster.finder import Finder
+from quorumq.cluster.folder import Folder
+from quorumq.cluster.frames import Message
+from quorumq.cluster.handover import Handover
+from quorumq.cluster.health import DiskHealth
+from quorumq.cluster.hearing import Hearing
+from quorumq.cluster.held import Held, HeldFile
+from quorumq.cluster.identity import IdentityFile, Probation
+from quorumq.cluster.levels import Levels
+from quorumq.cluster.log import Log
+from quorumq.cluster.logclock import LogClock
+from quorumq.cluster.logwatch import LogWatch
+from quorumq.cluster.membership import ChangeRefused, Membership
+from quorumq.cluster.membership import decode as decode_membership
+from quorumq.cluster.messages import check
+from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.presence import Presence
+from quorumq.cluster.raft import LEADER, ROLES, Raft
+from quorumq.cluster.replica import Machine, Replica
+from quorumq.cluster.routes import Routes
+from quorumq.cluster.seams import Clock
+from quorumq.cluster.snapshotting import Snapshotting
+from quorumq.cluster.status import Readiness, Status, members
+from quorumq.cluster.submit import Done
+from quorumq.cluster.surroundings import Surroundings
+from quorumq.cluster.terms import RUN_AWAY, Terms
+from quorumq.cluster.vitals import Vitals
 
 log = logging.getLogger("quorumq.cluster")
 
-_LOG_RETRY_S = 0.5
-_TRANSFER_S = 2.0
-_STRANGERS_MAX = 16
+_ENTRY_OVERHEAD = 4096
+# A new node without PEERS founds a cluster of its own after this long: members that know it dial it every second.
+_ALONE_S = 1.5
 
 
 class Engine:
@@ -52,30 +68,31 @@ class Engine:
         self.node_id = config.node_id
         self.machine = machine
         self._around = surroundings or Surroundings()
-        self._replica = Replica(machine, self._settled)
-        self._inbox = Inbox(self._replica)
-        self._submitter = Submitter(
-            config.node_id, self._around.random_bits(62), config.entry_bytes_max - 4096, self._send_batch
-        )
-        self._rounds = Rounds(self._broadcast_round)
-        self._readers = Readers(self._ask)
+        self._replica = Replica(machine, lambda batch, outcome: self._exchange.settled(batch, outcome))
         self.metrics = Metrics()
-        self._driver = Driver(self._around, self.metrics, self._step, self._stalled)
+        self._hearing = Hearing()
+        self._driver = Driver(self._around, self.metrics, self._step, self._hearing.lost)
         self._poke = self._driver.poke
+        self._exchange = Exchange(
+            config.node_id,
+            machine,
+            self._driver,
+            self._replica,
+            epoch=self._around.random_bits(62),
+            payload_bytes_max=config.entry_bytes_max - _ENTRY_OVERHEAD,
+        )
+        self._terms = Terms()
         self._readiness = Readiness(3 * config.election_max_ms / 1000)
         self._instance = f"{self._around.random_bits(64):016x}"
         self._listeners: list[Callable[[bool], None]] = []
         self._was_leader = False
         self._leader_seen: str | None = None
         self._named = False
-        self._handing_over = 0
         self._draining = False
         self._closed = False
-        self._write_failed_since_ms: int | None = None
+        self._disk = DiskHealth(1.5 * config.election_max_ms / 1000, config.election_min_ms / 1000)
+        self._elected_at: float | None = None
         self._proposed_at: dict[int, float] = {}
-        # Nothing could be replicated for a while: nobody led, or this leader stood still. The next entry says so.
-        self._resumed = False
-        self._lock: int | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -85,44 +102,97 @@ class Engine:
         Raises LogDamaged when the files cannot be trusted, OSError when the directory or the port is not to be had.
         """
         self._driver.attach(self._around.loop())
-        self._open_disks()
+        self._folder = Folder(self.config.data_dir, self._around)
+        self._root = self._folder.root
         try:
             self._identity = IdentityFile(self._root, identity.load(self._root, self.node_id, self.config.cluster_name))
+            self._held = HeldFile(self._root)
             self._log, snapshot, index = recovery.recover(
-                self.config, self._log_disk, self._snapshot_disk, self._replica
+                self.config,
+                self._folder.log,
+                self._folder.snapshots,
+                self._replica,
+                self._held,
+                functools.partial(held.lacking, self._root, self._identity.held, alone=self._alone()),
+                self._doubted,
             )
+            self._note_held(index if snapshot else 0)
+            if self._log.term >= RUN_AWAY:
+                log.critical("%s; `quorumq recover` makes a new cluster of its jobs", self._run_away())
             self._join(snapshot, index)
+            if self._alone() and not self._raft.peers and self._presence.probation is None:
+                self._keep(whole=True)  # there is nobody whom it could have promised anything
             await self._links.start()
         except BaseException:
-            self._unlock()
+            self._folder.unlock()
             raise
         self._driver.tick()
         if self.config.discover:
             self._driver.spawn(self._finder.run())
 
-    def _open_disks(self) -> None:
-        directory, around = self.config.data_dir, self._around
-        self._root = around.disk(directory)
-        self._lock = around.lock(directory)
-        self._log_disk = around.disk(directory / "log")
-        self._snapshot_disk = around.disk(directory / "snapshots")
+    def _doubted(self, why: str, journal: Log) -> None:
+        """Entries or votes may be missing that this node promised: it begins on probation, as one that was wiped."""
+        entry = journal.memberships[-1] if journal.memberships else None
+        members = self._replica.membership if entry is None else replicated.members_of(entry[0][1:])
+        voters = decode_membership(members).voters if members else self.config.peers
+        if not set(voters) - {self.node_id} and (members or self._alone()):
+            raise LogDamaged(
+                f"{why}; nobody else has what is missing. Put the whole directory back as it was, or decide with "
+                "`quorumq recover` that what is left is all"
+            )
+        if self._identity.held.whole:
+            log.error("%s: this node begins as one that was wiped, and counts for nothing until it has caught up", why)
+            self._identity.keep_now(whole=False, doubted=True)
+
+    def _note_held(self, snapshot: int) -> None:
+        """From now on a log that becomes shorter is noticed."""
+        journal, durable = self._log, self._held
+        number, size = journal.end
+        if durable.begin(Held(number, size, journal.last_index, journal.term, snapshot)):
+            self._keep(noted=True)
+
+    def _keep(self, **changes: Any) -> None:
+        try:
+            self._identity.keep_now(**changes)
+        except OSError as error:
+            log.error("identity.json could not be written: %s", error)
+
+    def _alone(self) -> bool:
+        """Whether the settings know of no other node."""
+        return not self.config.discover and len(self.config.peers) == 1
 
     def _join(self, snapshot: str, index: int) -> None:
         """Put the parts together. `snapshot`: name of the one that the state came from, if any, and its `index`."""
         self._links = self._around.links(self.config, self)
+        self._routes = Routes(
+            self.node_id,
+            self._links,
+            self.metrics,
+            members=lambda: self._raft.membership.seats.keys() - {self.node_id},
+            up=self._reachable,
+            down=self._unreachable,
+            congested=lambda peer, congested: self._raft.peer_congested(peer, congested),
+            receive=self.message_received,
+            vet=self._vet,
+            introduce=lambda peer: self._presence.peer_up(peer),
+            random_bits=self._around.random_bits,
+        )
         self._raft = Raft(
             self.config,
             self._log,
-            self._links,
+            self._routes,
             applied_index=index,
             membership=self._replica.membership,
             apply=self._apply,
             wanted_snapshot=lambda peer: self._snapshots.want(peer),
-            role_changed=lambda old, new: self._poke(),
+            role_changed=self._role_changed,
+        )
+        self._belonging = Belonging(
+            self._replica, self._raft, self._links, self._routes, self._identity, self._driver, self._readiness
         )
         self._snapshots = Snapshotting(
             self.config,
-            self._snapshot_disk,
+            self._folder.snapshots,
             snapshot,
             index,
             self._raft,
@@ -132,13 +202,52 @@ class Engine:
             self.metrics,
             cluster_id=self.cluster_id,
             installed=self._state_replaced,
+            sound=lambda: not self._agreement.apart,
+            durable=lambda index: self._folder.log.run(lambda: self._held.covered(index), lambda result, error: None),
+            majority_ms=lambda: self._vitals.majority_ms(),
         )
-        self._log.on_durable = self._durable
-        self._log.on_failure = self._log_failed
-        self._log.on_synced = self.metrics.sync_seconds.observe
+        self._clock = LogClock(Clock.now(), self._around.asleep_s())
+        self._vitals = Vitals(
+            self._raft,
+            self._clock,
+            self._disk,
+            wall_ms=self._around.wall_ms,
+            asleep_s=self._around.asleep_s,
+            alarm_ms=self.config.clock_alarm_ms,
+            tells_nothing=lambda peer: self._levels.is_of_old(peer),
+            reaches=lambda: self._routes.reaches(self._vitals.tells),
+            told=lambda peer, reached: self._routes.told(peer, reached, Clock.now()),
+        )
+        self._agreement = Agreement(self._raft, self.machine, self._instance, self._vote_or_not)
+        self._log_watch = LogWatch(
+            self._log,
+            self._disk,
+            self._raft,
+            self._driver,
+            self.metrics,
+            wall_ms=self._around.wall_ms,
+            could_go_on=self._vitals.could_go_on,
+            changed=self._vote_or_not,
+        )
         self._named = bool(self._replica.cluster_id and self._replica.membership)
+        self._log.format = self._format()
+        self._levels = Levels(
+            self.node_id,
+            self.machine.level_known,
+            self.config.level_after_ms / 1000,
+            members=lambda: sorted(self._raft.membership.seats),
+            level=lambda: self._replica.level,
+            may_propose=self._may_propose,
+            propose=self._propose_level,
+        )
         # A node that joins a cluster has no part in founding one, whatever the others say.
-        probation = Probation(history=bool(self._identity.held.cluster_id)) if self._probation_needed() else None
+        mine = self._identity.held
+        history = bool(mine.cluster_id) or mine.doubted or self._has_history()
+        probation: Probation | None = None
+        if self._probation_needed():
+            probation = Probation(history=history)
+        elif self._perhaps_not_alone(history=history):
+            probation = Probation(history=False, not_before=Clock.now() + _ALONE_S)
         self._finder = Finder(
             self.config,
             self._raft,
@@ -157,45 +266,62 @@ class Engine:
             self._driver,
             self._identity,
             probation,
+            self._levels,
             belongs=self._finder.belongs,
             has_history=self._has_history,
             changed=self._vote_or_not,
         )
+        self._handover = Handover(self._raft, self._routes, self._levels, self._agreement, self._driver)
+        self._exchange.attach(self._raft, self._routes, self._levels, self._presence)
         self._changes = Changes(
             self._raft,
             self._driver,
             whole=self._presence.whole,
             may_propose=self._may_propose,
             propose=self._propose_members,
-            hand_over=self.transfer_leadership,
+            hand_over=self._handover.transfer,
+            raise_level=self._levels.raise_to,
         )
         self._handlers: dict[str, Callable[[str, Message], None]] = {
-            "present": self._presence.on_present,
+            "present": self._on_present,
+            **dict.fromkeys(("relay", "relay_ask", "relay_open", "relay_closed"), self._routes.on_message),
+            "digests": self._agreement.on_digests,
+            "vitals": self._vitals.on_vitals,
             "change": self._changes.on_change,
             "changed": self._changes.on_changed,
-            "batch": self._on_batch,
-            "batch_no": self._on_batch_no,
-            "read": self._on_read,
-            "read_index": self._on_read_index,
-            "round": self._on_round,
-            "round_ok": self._on_round_ok,
+            "batch": self._exchange.on_batch,
+            "batch_no": self._exchange.on_batch_no,
+            "read": self._exchange.on_read,
+            "read_index": self._exchange.on_read_index,
+            "round": self._exchange.on_round,
+            "round_ok": self._exchange.on_round_ok,
             "snapshot_begin": self._snapshots.on_begin,
             "snapshot_piece": self._snapshots.on_piece,
             "snapshot_held": self._snapshots.on_held,
             "snapshot_installed": self._snapshots.on_installed,
+            "snapshot_turn": self._snapshots.on_turn,
         }
         self._vote_or_not()
 
     def _probation_needed(self) -> bool:
         return not self._identity.held.whole and (bool(self._raft.peers) or bool(self.config.discover))
 
+    def _perhaps_not_alone(self, *, history: bool) -> bool:
+        """Whether this node is new and alone as far as it knows, and others that know it as a member could tell it otherwise.
+
+        Its disk may have been emptied, and its settings lack PEERS: it must not found a cluster beside its old members.
+        """
+        new = not self._identity.held.whole and not history
+        return new and self._alone() and not self._raft.peers and self.config.reached_by_others()
+
     def _has_history(self) -> bool:
         return self._log.last_index > 1 or bool(self._replica.cluster_id)
 
     def _vote_or_not(self) -> None:
-        self._raft.may_vote = (
-            self._presence.probation is None and self._write_failed_since_ms is None and self._finder.belongs()
-        )
+        whole = self._presence.probation is None
+        self._raft.whole = self.metrics.whole = whole
+        self._raft.may_vote = whole and self._log_watch.writes and self._finder.belongs()
+        self._raft.stands_last = bool(self._agreement.apart)
 
     async def stop(self, *, transfer: bool = True) -> None:
         """Leave: hand leadership over when `transfer`, then close. Batches without an outcome fail."""
@@ -205,42 +331,17 @@ class Engine:
         if transfer and not self._driver.stopped and self._raft.is_leader and self._raft.peers:
             await self.transfer_leadership()
         self._driver.stop()
-        self._submitter.fail_all(Unavailable("the node is stopping"))
-        self._rounds.abandon()
+        self._exchange.submitter.fail_all(Unavailable("the node is stopping"))
+        self._exchange.rounds.abandon()
         self._snapshots.stop()
         await self._links.stop()
-        await self._driver.loop.run_in_executor(None, self._close_disks)
-
-    def _close_disks(self) -> None:
-        for disk in (self._log_disk, self._snapshot_disk, self._root):
-            disk.close()
-        self._log.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        await self._driver.loop.run_in_executor(
+            None, lambda: self._folder.close((self._log, self._held), hung=self._disk.hung)
+        )
 
     async def transfer_leadership(self, peer: str | None = None) -> bool:
         """Hand leadership to `peer`, or to the one furthest ahead, once it holds the whole log. Returns whether it was taken."""
-        raft = self._raft
-        deadline = Clock.now() + _TRANSFER_S
-        asked_at = float("-inf")
-        self._handing_over += 1
-        try:
-            while raft.is_leader and Clock.now() < deadline:
-                target = peer
-                if target is None:
-                    present = [member for member in raft.peers if self._links.connected(member)]
-                    target = max(present, key=lambda member: (raft.match_index(member), member), default=None)
-                if target is not None and Clock.now() - asked_at > 0.3 and raft.transfer(target):
-                    asked_at = Clock.now()
-                self._poke()
-                await asyncio.sleep(0.005)
-            return not raft.is_leader
-        finally:
-            self._handing_over -= 1
+        return await self._handover.transfer(peer)
 
     # -- callers -----------------------------------------------------------------------------------------------------
 
@@ -274,22 +375,14 @@ class Engine:
             done(None, NotApplied("the node is stopping"))
             return
         raft = self._raft
-        self._submitter.submit(payload, deadline, done, raft.leader, raft.term, Clock.now())
+        self._exchange.submitter.submit(payload, deadline, done, raft.leader, raft.term, Clock.now())
         self._poke()
 
     async def read_index(self, deadline: float) -> None:
         """Return once the local state holds everything acknowledged anywhere before this call. Raises Unavailable."""
         if self._driver.stopped:
             raise Unavailable("the node is stopping")
-        future: asyncio.Future[bool] = self._driver.loop.create_future()
-
-        def done(fresh: bool) -> None:
-            if not future.done():
-                future.set_result(fresh)
-
-        self._readers.wait(deadline, done)
-        self._poke()
-        if not await future:
+        if not await self._exchange.read(deadline):
             raise Unavailable("no quorum: a consistent read is not possible now")
 
     def on_role_change(self, listener: Callable[[bool], None]) -> None:
@@ -299,9 +392,13 @@ class Engine:
     async def change_members(self, action: str, node: str, address: str = "", timeout_s: float = 10.0) -> Membership:
         """Add `node` as a learner, promote, or remove it, or hand leadership to it; the request goes to the leader.
 
-        action: add, promote, remove or transfer. Returns the membership in force afterwards.
+        action: add, promote, remove, transfer, or level, with the feature level to reach in place of the node.
+        Returns the membership in force afterwards.
         Raises ChangeRefused with the reason, Unavailable without a leader, OutcomeUnknown when the leader was lost meanwhile.
         """
+        if action == "level" and node.isdecimal() and (reasons := self._levels.lacking(int(node))):
+            # Known here already; and a leader of a version without levels could not say so.
+            raise ChangeRefused(f"feature level {node} needs every member: {'; '.join(reasons)}")
         return await self._changes.request(action, node, address, timeout_s)
 
     async def snapshot(self, timeout_s: float) -> Path:
@@ -314,7 +411,7 @@ class Engine:
     def status(self) -> Status:
         """What this node knows."""
         raft, journal = self._raft, self._log
-        seen = members(raft, self._links)
+        seen = members(raft, self._routes, self._levels.announced, self._vitals.offsets())
         missing = self._not_ready()
         return Status(
             node_id=self.node_id,
@@ -330,25 +427,53 @@ class Engine:
             first_index=journal.base_index + 1,
             snapshot_index=self._snapshots.index,
             log_bytes=journal.bytes_on_disk,
-            write_failed_since_ms=self._write_failed_since_ms,
+            write_failed_since_ms=self._log_watch.failed_since_ms,
             has_quorum=sum(member.connected and member.voter for member in seen) >= raft.quorum,
             ready=not missing,
             ready_reason=missing,
             digest=self.machine.digest(),
             members=seen,
+            apart=self._agreement.apart,
+            differing=self._agreement.differing,
+            agreed_index=self._agreement.agreed,
+            level=self._replica.level,
+            level_known=self.machine.level_known,
+            log_clock_ms=self._clock.read(Clock.now()) if self._clock.settled else None,
         )
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the consensus has done nothing, not even look at the time; a fraction of a second in a node that lives."""
+        return self._driver.silent_s
 
     def _not_ready(self) -> str:
         if self._driver.stopped or self._draining:
             return "stopping"
         if self._log.failure is not None:
             return f"the log cannot be written: {self._log.failure}"
-        return self._readiness.missing(self._raft, self._presence.probation, self._finder.looking, Clock.now())
+        if self._raft.full:
+            return f"the log is written too slowly: {self._log.unwritten_bytes >> 20} MB wait"
+        if self._raft.term >= RUN_AWAY and self._raft.leader is None:
+            return self._run_away()
+        if self._disk.hung:
+            return "the log cannot be written: the disk does not answer"
+        if self._agreement.apart:
+            return self._agreement.apart
+        presence = self._presence
+        return self._readiness.missing(
+            self._raft, presence.probation, presence.doubted, self._finder.looking, Clock.now()
+        )
+
+    def _run_away(self) -> str:
+        return f"the term has run away (it is {self._log.term}), and nobody can be elected any more"
 
     # -- the one step ------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         raft, journal = self._raft, self._log
+        self._log_watch.drive(Clock.now())
+        self._vitals.drive(self._replica.now_ms, Clock.now())
+        self._routes.drive(Clock.now())
         self._propose()
         raft.tick()
         journal.flush()
@@ -357,54 +482,81 @@ class Engine:
         if raft.leader not in (None, self._leader_seen):
             self._leader_seen = raft.leader
             self.metrics.leader_changes += 1
-        self.metrics.elections, self.metrics.batches_resent = raft.elections, self._submitter.resent
+        self.metrics.elections, self.metrics.batches_resent = raft.elections, self._exchange.submitter.resent
+        self.metrics.entries_refused, self.metrics.log_unwritten_bytes = raft.entries_refused, journal.unwritten_bytes
+        self.metrics.clock_jumps = self._clock.jumps
         if leads != self._was_leader:
             self._was_leader = leads
-            self._resumed = leads
-            self._inbox.clear()
             self._snapshots.send_no_more()
             self._proposed_at.clear()
             self._changes.ceased_to_lead()
+            self._elected_at = now if leads else None
             log.info("%s in term %d", "leads" if leads else "does not lead any more", raft.term)
             for listener in self._listeners:
                 listener(leads)
         self._readiness.look(raft, now)
         self._presence.drive()
-        self._changes.applied(self._replica.membership)
-        self._rounds.drive(
-            leads=leads, ready=raft.committed_own_term, commit_index=raft.commit_index, quorum=raft.quorum, now=now
-        )
-        self._readers.applied(raft.applied_index)
-        self._readers.drive(raft.leader, raft.term, now)
-        self._submitter.drive(raft.leader, raft.term, now)
+        self._changes.applied(self._replica.membership, self._replica.level)
+        self._levels.drive(now, leads=leads)
+        self._exchange.drive(now, leads=leads)
         self._snapshots.drive(now)
+        self._agreement.drive(now)
+        self._handover.drive(leads=leads)
+        if self._held.due(now):
+            self._folder.log.run(self._held.sync, lambda result, error: None)
+        if self._elected_at is not None and raft.committed_own_term:
+            log.info(
+                "the first entry of term %d is committed, %.0f ms after its election",
+                raft.term,
+                (now - self._elected_at) * 1000,
+            )
+            self._elected_at = None
+        self._hearing.look(now, able=raft.committed_own_term and self._may_propose())
         if leads:
             self._name_cluster()
-            if len(self._inbox) and self._may_propose():
+            if len(self._exchange.inbox) and self._may_propose():
                 self._poke()
 
-    def _stalled(self) -> None:
-        self._resumed = True
+    def _role_changed(self, old: int, new: int) -> None:
+        # At once: what a caller of this node hands over between this and the next step would be thrown away, and sent again
+        # only a second later.
+        self._exchange.inbox.clear()
+        if new == LEADER:
+            self._hearing.lost()
+        else:
+            self._hearing.none_of_ours()
+        self._poke()
 
     def _may_propose(self) -> bool:
         raft = self._raft
         return (
             raft.is_leader
-            and not self._handing_over
+            and not self._handover.under_way
             and self._log.failure is None
+            and self._clock.settled
             and self._log.last_index - raft.commit_index < self.config.entries_in_flight_max
         )
 
     def _propose(self) -> None:
-        if len(self._inbox) and self._may_propose():
-            batches = self._inbox.take(self.config.entry_bytes_target)
+        if len(self._exchange.inbox) and self._may_propose():
+            batches = self._exchange.inbox.take(self.config.entry_bytes_target)
             self.metrics.entry_batches.observe(len(batches))
             self._proposed_at[self._log.last_index + 1] = Clock.now()
-            self._raft.propose(replicated.encode_batches(self._now_ms(), batches, resumed=self._resumed))
-            self._resumed = False
+            resumed = self._hearing.say(Clock.now())
+            self._raft.propose(replicated.encode_batches(self._now_ms(), batches, resumed=resumed))
 
     def _now_ms(self) -> int:
-        return max(self._around.wall_ms(), self._replica.now_ms)
+        return max(self._clock.stamp(Clock.now()), self._replica.now_ms)
+
+    def now_ms(self) -> int:
+        """The log's clock as this node knows it, in milliseconds since the epoch.
+
+        Before it knows one, the time of the last entry, for its own wall clock may be wrong: a leader works out by this what is
+        due. Before the first entry, its wall clock.
+        """
+        if self._clock.settled:
+            return max(self._clock.read(Clock.now()), self._replica.now_ms)
+        return self._replica.now_ms or self._around.wall_ms()
 
     def _name_cluster(self) -> None:
         """The first leader gives the cluster its id and its members, through the log."""
@@ -415,10 +567,19 @@ class Engine:
                 self._propose_members(raft.membership)
             if not self._replica.cluster_id:
                 raft.propose(replicated.encode_cluster_id(self._now_ms(), f"{self._around.random_bits(128):032x}"))
+                self._levels.founded(Clock.now())
                 self._poke()
 
     def _propose_members(self, membership: Membership) -> None:
         self._raft.propose_membership(replicated.encode_members(self._now_ms(), membership.encode()))
+
+    def _propose_level(self, level: int) -> None:
+        self._raft.propose(replicated.encode_level(self._now_ms(), level))
+        self._poke()
+
+    def _format(self) -> int:
+        """Format of the log's segments to come: from level 1 on one that versions without levels refuse."""
+        return 2 if self._replica.level else 1
 
     def _apply(self, index: int, command: bytes) -> None:
         metrics, membership, began = self.metrics, self._replica.membership, time.perf_counter()
@@ -428,75 +589,25 @@ class Engine:
         proposed_at = self._proposed_at.pop(index, None)
         if proposed_at is not None:
             metrics.commit_seconds.observe(Clock.now() - proposed_at)
-        self._remember_cluster_id()
+        self._log.format = self._format()
+        self._belonging.remember()
         if self._replica.membership is not membership:
-            self._send_away()
-
-    def _remember_cluster_id(self) -> None:
-        held, name = self._identity.held.cluster_id, self._replica.cluster_id
-        if name in ("", held):
-            return
-        if held:
-            raise LogDamaged(f"the data is of cluster {held}, the log of cluster {name}")
-        self._identity.remember_cluster(name)
+            self._belonging.send_away()
 
     def _state_replaced(self) -> None:
-        self._submitter.state_replaced(self._replica)
-        self._remember_cluster_id()
-        self._send_away()
-
-    def _settled(self, batch: Batch, outcome: Any) -> None:
-        self._inbox.settled(batch)
-        self._submitter.settled(batch, outcome)
-
-    def _durable(self) -> None:
-        if self._write_failed_since_ms is not None:
-            log.info("the log can be written again")
-            self._write_failed_since_ms = None
-            self._vote_or_not()
-        self._raft.durable_advanced()
-        self._poke()
-
-    def _log_failed(self, error: Exception) -> None:
-        log.error("the log cannot be written: %s; this node neither leads nor votes until it can", error)
-        self._write_failed_since_ms = self._around.wall_ms()
-        self.metrics.log_failures += 1
-        self._vote_or_not()
-        self._raft.step_down()
-        self._driver.loop.call_later(_LOG_RETRY_S, self._retry_log)
-
-    def _retry_log(self) -> None:
-        if not self._driver.stopped and self._log.failure is not None:
-            self._log.retry()
-            self._driver.loop.call_later(_LOG_RETRY_S, self._retry_log)
-
-    # -- writes and reads between nodes --------------------------------------------------------------------------------
-
-    def _send_batch(self, leader: str, batch: Batch) -> bool:
-        if leader == self.node_id:
-            self._inbox.put(batch)
-            return True
-        return self._links.send(
-            leader, {"type": "batch", "batch": (batch.origin, batch.epoch, batch.seq, batch.floor, batch.payload)}
-        )
-
-    def _ask(self, leader: str, question: int) -> bool:
-        if leader == self.node_id:
-            self._rounds.ask(lambda index: self._readers.answered(question, index, self._raft.applied_index))
-            self._poke()
-            return True
-        return self._links.send(leader, {"type": "read", "question": question})
-
-    def _broadcast_round(self, number: int) -> None:
-        for peer in self._raft.peers:
-            self._links.send(peer, {"type": "round", "term": self._raft.term, "number": number})
+        self._log.format = self._format()
+        self._exchange.submitter.state_replaced(self._replica)
+        self._belonging.remember()
+        self._belonging.send_away()
+        self._agreement.replaced()
 
     # -- what the links tell -----------------------------------------------------------------------------------------
 
     def message_received(self, peer: str, message: Message) -> None:
-        """A message from a proven peer."""
+        """A message from a proven peer. Raises messages.Malformed for one that cannot be believed."""
         if self._driver.stopped:
             return
+        self._terms.check(message, self._raft.term, Clock.now())
         handler = self._handlers.get(message["type"])
         try:
             if handler is not None:
@@ -508,48 +619,37 @@ class Engine:
             return
         self._poke()
 
-    def _on_batch(self, peer: str, message: Message) -> None:
-        batch = Batch(*message["batch"])
-        if self._raft.is_leader:
-            self._inbox.put(batch)
-        else:
-            self._links.send(peer, {"type": "batch_no", "epoch": batch.epoch, "seq": batch.seq})
+    def _vet(self, message: Message) -> None:
+        """Raise Malformed for a message that no member sends, before anybody acts on it or passes it on."""
+        check(message, self.config.entry_bytes_max - _ENTRY_OVERHEAD)
+        self._terms.check(message, self._raft.term, Clock.now())
 
-    def _on_batch_no(self, peer: str, message: Message) -> None:
-        epoch, seq = message["epoch"], message["seq"]
-        # Not at once: the leader that refused may be about to be deposed, or to know of it only now.
-        self._driver.loop.call_later(0.02, self._submitter.rejected, epoch, seq)
-
-    def _on_read(self, peer: str, message: Message) -> None:
-        question = message["question"]
-
-        def reply(index: int | None) -> None:
-            self._links.send(peer, {"type": "read_index", "question": question, "index": index})
-
-        self._rounds.ask(reply)
-
-    def _on_read_index(self, peer: str, message: Message) -> None:
-        self._readers.answered(message["question"], message["index"], self._raft.applied_index)
-
-    def _on_round(self, peer: str, message: Message) -> None:
-        if message["term"] == self._raft.term and self._raft.leader == peer:
-            self._links.send(peer, {"type": "round_ok", "term": message["term"], "number": message["number"]})
-
-    def _on_round_ok(self, peer: str, message: Message) -> None:
-        if self._raft.is_leader and message["term"] == self._raft.term and peer in self._raft.peers:
-            self._rounds.confirmed(peer, message["number"], self._raft.quorum)
+    def _on_present(self, peer: str, message: Message) -> None:
+        self._routes.direct_heard(peer)
+        self._presence.on_present(peer, message)
 
     def peer_up(self, peer: str) -> None:
         """The link to `peer` stands."""
+        self._routes.direct_up(peer)
+        self._reachable(peer)
+
+    def _reachable(self, peer: str) -> None:
+        self._vitals.peer_up(peer)
         self._presence.peer_up(peer)
+        self._agreement.peer_up(peer)
         self._raft.peer_up(peer)
         self._poke()
 
     def peer_down(self, peer: str) -> None:
         """The link to `peer` is gone."""
+        self._unreachable(peer)
+        self._routes.direct_down(peer)
+
+    def _unreachable(self, peer: str) -> None:
         self._raft.peer_down(peer)
         self._snapshots.lost(peer)
         self._presence.peer_down(peer)
+        self._vitals.peer_down(peer)
         self._poke()
 
     def peer_reset(self, peer: str) -> None:
@@ -562,42 +662,36 @@ class Engine:
 
     def peer_congested(self, peer: str, congested: bool) -> None:
         """The link to `peer` is full, or has drained."""
+        self._routes.peer_congested(peer, congested)
         self._raft.peer_congested(peer, congested)
 
     def cluster_id(self) -> str:
         """The id that the first leader gave, empty before that."""
-        return self._replica.cluster_id or self._identity.held.cluster_id
+        return self._belonging.cluster_id
+
+    def levels(self) -> tuple[int, int]:
+        """The highest feature level that this node knows, and the one in force here."""
+        return self.machine.level_known, self._replica.level
 
     def refused(self, peer: str, code: str, reason: str) -> None:
-        """`peer` refused this node; the link has logged it and goes on trying, unless this node was removed."""
-        if code == "removed" and self._identity.held.whole:
-            self._driver.fail(
-                Removed(f"{peer}: {reason}; to join again, start with an empty data directory and add the member anew")
-            )
+        """`peer` refused this node."""
+        self._belonging.refused(peer, code, reason)
 
-    def _send_away(self) -> None:
-        """Close the connections of removed members, so that they dial again and are told.
+    def peer_refused(self) -> None:
+        """A connection at the peer port was refused."""
+        self.metrics.peers_refused += 1
 
-        One that dialled between the entry of its removal and the commit of that was still listened to as a stranger.
-        """
-        if self._replica.membership:
-            for peer in decode_membership(self._replica.membership).removed:
-                if peer not in self._raft.membership.seats:
-                    self._links.drop_peer(peer)
+    def message_refused(self) -> None:
+        """A message of a proven peer ended its connection."""
+        self.metrics.peer_messages_refused += 1
 
     def was_removed(self, peer: str) -> bool:
         """Whether `peer` was a member once, and its removal is committed."""
-        return bool(self._replica.membership) and peer in decode_membership(self._replica.membership).removed
+        return self._belonging.was_removed(peer)
 
     def may_adopt(self, peer: str) -> bool:
-        """Whether a peer that proved itself is listened to though this node does not know it.
-
-        It may be a member, the leader even, that joined while this node was away: only its entries can say so.
-        """
-        return (
-            not self.was_removed(peer)
-            and len(self._links.addresses) < len(self._raft.membership.seats) + _STRANGERS_MAX
-        )
+        """Whether a peer that proved itself is listened to though this node does not know it."""
+        return self._belonging.may_adopt(peer)
 
     def who(self) -> Who:
         """What this node says of itself to one that asks."""

@@ -40,6 +40,12 @@ class LogDamaged(ClusterError):
     """A file of the log or a snapshot is damaged where no crash can have damaged it; says file and offset."""
 
 
+class NotUnderstood(ClusterError):
+    """What this node has read, or has been told, belongs to a newer version: going on would make its state another one."""
+
+    exit_code = 4
+
+
 class Removed(ClusterError):
     """This node was removed from its cluster, and has come back with its old data."""
 

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
-from cluster import discovery
-from cluster.config import ClusterConfig
-from cluster.discovery import Who
-from cluster.driver import Driver
-from cluster.identity import IdentityFile, Probation
-from cluster.raft import Raft
+from quorumq.cluster import discovery
+from quorumq.cluster.config import ClusterConfig
+from quorumq.cluster.discovery import Who
+from quorumq.cluster.driver import Driver
+from quorumq.cluster.identity import IdentityFile, Probation
+from quorumq.cluster.raft import Raft
 
 log = logging.getLogger("quorumq.cluster")
 

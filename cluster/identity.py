@@ -10,12 +10,14 @@ from typing import Any
 
 import msgspec
 
-from cluster.disk import Disk
-from cluster.errors import LogDamaged
+from quorumq.cluster.disk import Disk
+from quorumq.cluster.errors import LogDamaged
 
 log = logging.getLogger("quorumq.cluster")
 
-_FILE = "identity.json"
+FILE = "identity.json"
+REFOUNDING = "recovering"
+"""A file that is in a data directory while refounding.py changes it, and names where it puts what was there."""
 
 
 class Identity(msgspec.Struct):
@@ -24,6 +26,8 @@ class Identity(msgspec.Struct):
     cluster_id: empty until it is known; known before anything of that cluster when this node joins it.
     whole: this node holds all that it ever promised. False from the first start on an empty disk until probation ends.
     founders: ids of those with whom alone this node may found a cluster; once written they never change.
+    doubted: it is not whole because it was found to hold less than it did, and not because it is new.
+    noted: beside this file lies one that says how far log and snapshots reached (held.py). Version 0.1.0 leaves both alone, or drops this.
     """
 
     format: int
@@ -32,6 +36,8 @@ class Identity(msgspec.Struct):
     cluster_id: str
     whole: bool
     founders: list[str] = []
+    noted: bool = False
+    doubted: bool = False
 
     def encode(self) -> bytes:
         """As it lies on the disk."""
@@ -39,19 +45,29 @@ class Identity(msgspec.Struct):
 
     def store(self, disk: Disk) -> None:
         """Write it; durable when this returns. Raises OSError."""
-        disk.write_atomic(_FILE, self.encode())
+        disk.write_atomic(FILE, self.encode())
+
+
+def read(disk: Disk) -> Identity:
+    """Read it. Raises FileNotFoundError, and LogDamaged when it is unreadable."""
+    try:
+        return msgspec.json.decode(disk.read(FILE), type=Identity)
+    except msgspec.MsgspecError as error:
+        raise LogDamaged(f"{FILE} cannot be read: {error}") from None
 
 
 def load(disk: Disk, node_id: str, cluster_name: str) -> Identity:
     """Read it, or write the first one. Raises LogDamaged when the directory is another node's or cluster's, or unreadable."""
+    if REFOUNDING in disk.list():
+        raise LogDamaged(
+            "`quorumq recover` did not come to its end here: give it again, and it undoes what it had begun"
+        )
     try:
-        held = msgspec.json.decode(disk.read(_FILE), type=Identity)
+        held = read(disk)
     except FileNotFoundError:
         first = Identity(1, node_id, cluster_name, "", False)
         first.store(disk)
         return first
-    except msgspec.MsgspecError as error:
-        raise LogDamaged(f"{_FILE} cannot be read: {error}") from None
     if held.node_id != node_id:
         raise LogDamaged(f"the data directory belongs to node {held.node_id!r}, this node is {node_id!r}")
     if held.cluster_name != cluster_name:
@@ -82,7 +98,7 @@ class IdentityFile:
         def written(result: None, error: Exception | None) -> None:
             self._changes.popleft()
             if error is not None:
-                log.error("%s could not be written: %s", _FILE, error)
+                log.error("%s could not be written: %s", FILE, error)
             else:
                 self.held = msgspec.structs.replace(self.held, **changes)
             if self._changes:
@@ -90,6 +106,13 @@ class IdentityFile:
             done(error)
 
         self._disk.run(lambda: changed.store(self._disk), written)
+
+    def keep_now(self, **changes: Any) -> None:
+        """At the start, before anything else is written: durable when this returns. Raises OSError."""
+        changed = msgspec.structs.replace(self.held, **changes)
+        if changed != self.held:
+            changed.store(self._disk)
+            self.held = changed
 
     async def keep(self, **changes: Any) -> None:
         """The same, and wait until it is written or has failed."""
@@ -115,17 +138,23 @@ class Probation:
     a history.
     """
 
-    def __init__(self, *, history: bool) -> None:
+    def __init__(self, *, history: bool, not_before: float = float("-inf")) -> None:
         self.history = history
-        self.term = 0
-        self.ending = False
-        self._heard: set[str] = set()
+        self.not_before = not_before
+        """Without a history it does not end before this time of the monotonic clock."""
+        self.ends_at: int | None = None
+        """The position of the log that must be durable before it ends; None while something has to be learnt."""
+        self.writing = False
+        self._heard: dict[str, int] = {}
 
     def present(self, peer: str, term: int, history: bool) -> None:
         """A member told where it stands."""
-        self._heard.add(peer)
         self.history = self.history or history
-        self.term = max(self.term, term)
+        self._heard[peer] = max(term, self._heard.get(peer, 0))
+
+    def term(self, peers: Sequence[str]) -> int:
+        """The highest term that any of `peers` told: this node voted and acknowledged in no later one before."""
+        return max((self._heard.get(peer, 0) for peer in peers), default=0)
 
     def missing(self, peers: Sequence[str]) -> list[str]:
         """Those of `peers` that have not told yet."""

@@ -7,7 +7,9 @@ which entries conflict (raft.py decides).
 
 File format, little endian. A segment is a row of records `length u32 · crc32 u32 · type u8 · payload`; the checksum covers length,
 type and payload. Every group begins with a MARK, written only after the group before it was synced: damage with a valid MARK behind
-it cannot be a torn write, so it is refused; damage without one is the tail of a group nobody was told of, and is cut.
+it cannot be a torn write, so it is refused. The MARK announces how long its group is (version 0.1.0 wrote a counter there, and reads
+nothing from it): a last group that is shorter than announced is a write that was torn, of which nobody was told, and is cut; one that
+is whole and wrong was damaged later, and may have been promised: the log is in doubt about itself.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 import msgspec
 
-from cluster.errors import LogDamaged
+from quorumq.cluster.errors import LogDamaged
 
 T = TypeVar("T")
 log = logging.getLogger("quorumq.log")
@@ -36,7 +38,12 @@ _ENTRY = struct.Struct("<QQ")
 _U64 = struct.Struct("<Q")
 
 _SEGMENT, _RECORD_ENTRY, _STATE, _RESET, _COMMIT, _MARK, _TRUNCATE = range(7)
-_FORMAT = 1
+_MARK_BYTES = _HEADER.size + _U64.size
+_ANNOUNCED = 1 << 63
+_SECTOR = 512
+_FORMATS = (1, 2)
+"""What a segment's header may say. A segment begun at feature level 1 or above has format 2, so that a version which knows no levels
+refuses it; the records are the same."""
 _NO_OP = b"\x01"
 MEMBERSHIP = b"\x02"
 """First byte of the commands that change the membership: the log remembers where they are."""
@@ -58,6 +65,12 @@ class LogDisk(Protocol):
     def remove(self, name: str) -> None: ...
     def sync_directory(self) -> None: ...
     def run(self, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]) -> None: ...
+
+
+class Witness(Protocol):
+    """Is told, beside the log, how far it is durable (cluster/held.py)."""
+
+    def reached(self, segment: int, size: int, last_index: int, term: int, *, sync: bool = False) -> None: ...
 
 
 class _SegmentHeader(msgspec.Struct, array_like=True, frozen=True):
@@ -114,12 +127,45 @@ def _mark_follows(data: bytes, offset: int) -> bool:
     return False
 
 
+def _reach(data: bytes, offset: int, announced: int | None) -> int | None:
+    """Where the write that holds `offset`, at which no valid record is, was to end; None when that is not known.
+
+    announced: where the group before `offset` ends, when its MARK said so.
+    """
+    if announced is not None and offset < announced:
+        return announced
+    if offset == announced:
+        return offset + _MARK_BYTES
+    # Of version 0.1.0, or the header of a segment: at least the record is known.
+    return offset + _HEADER.size + _HEADER.unpack_from(data, offset)[0] if offset + _HEADER.size <= len(data) else None
+
+
+_ZEROS_MAX = 7
+"""Zeros that a whole group may end with. Where no more than these are missing, nobody can tell: the log is in doubt."""
+
+
+def _is_torn(data: bytes, offset: int, reach: int | None) -> bool:
+    """Whether a write that is not valid at `offset`, and was to end at `reach`, can have been cut short."""
+    if reach is None or len(data) < reach:
+        return True
+    # The file system had grown the file, and what belongs into its last sectors had not arrived.
+    arrived = max(offset, len(data.rstrip(b"\0")))
+    # A few zeros may be what was written: the number that ends a group has up to seven.
+    return arrived == offset or -(-arrived // _SECTOR) * _SECTOR + _ZEROS_MAX < reach
+
+
 class Log:
     """The journal of one node. Not thread-safe: used from the event loop only, except the group writer it hands to the disk."""
 
-    def __init__(self, disk: LogDisk, segment_bytes: int) -> None:
-        """Read what the disk holds. Raises LogDamaged when a file is damaged where no crash can have damaged it."""
+    def __init__(
+        self, disk: LogDisk, segment_bytes: int, witness: Witness | None = None, *, settle: bool = True
+    ) -> None:
+        """Read what the disk holds. Raises LogDamaged when a file is damaged where no crash can have damaged it.
+
+        settle: cut at once what was torn; otherwise `settle` has to be called before anything is added.
+        """
         self._disk = disk
+        self._witness = witness
         self._segment_bytes = segment_bytes
         self._entries: list[Entry] = [(_NO_OP, 1, 0)]
         self.term = 0
@@ -138,7 +184,13 @@ class Log:
         self.memberships: list[Entry] = []
         """The membership entries held, oldest first; the last one is in force."""
         self.tail_cut_bytes = 0
-        """Bytes of an unfinished group that were cut at the start."""
+        """Bytes after the last whole record, which the start cuts off."""
+        self.doubt = ""
+        """Why what the start cuts off may have been promised; empty when it cannot."""
+
+        self.format = _FORMATS[0]
+        """Format of the segments to come; a higher one than before begins a new segment."""
+        self._format = _FORMATS[0]
 
         self._pending: list[bytes] = []
         self._writing = False
@@ -148,11 +200,19 @@ class Log:
         self._segments: list[_Segment] = []
         self._removable: deque[str] = deque()
         self._file: AppendFile | None = None
-        self._groups = 0
+        self._pending_bytes = 0
+        self._unsettled: list[tuple[str, int, bytes]] = []
         self._read()
+        if settle:
+            self.settle()
         self.durable_index = self.last_index
         self._group_last = self.last_index
         self._group_end = self._header_state()
+
+    @property
+    def last_format(self) -> int:
+        """Format of the newest segment."""
+        return self._format
 
     # -- reading at the start ----------------------------------------------------------------------------------------
 
@@ -162,24 +222,52 @@ class Log:
             data = self._disk.read(name)
             last = position == len(names) - 1
             size = self._read_segment(name, data, first=position == 0, last=last)
-            if size == 0:  # created, and never written: the crash came in between
-                self._disk.remove(name)
-            elif size < len(data):
+            if size == 0 or size < len(data):
+                self._unsettled.append((name, size, data[size:]))
                 self.tail_cut_bytes = len(data) - size
-                log.warning("cut %d bytes of an unfinished write from %s at offset %d", len(data) - size, name, size)
-                self._disk.truncate(name, size)
         self.commit = min(self.commit, self.last_index)
         self._commit_written = self.commit
         self.bytes = self.bytes_appended = sum(len(entry[0]) for entry in self._entries)
         self.memberships = [entry for entry in self._entries if entry[0][:1] == MEMBERSHIP]
 
+    def settle(self) -> None:
+        """Cut what was torn, and sync what was read: a process that ended between write and sync left that to the system."""
+        unsettled, self._unsettled = self._unsettled, []
+        for name, size, rest in unsettled:
+            if self.doubt and rest:
+                self._put_aside(name, size, rest)
+            if size == 0:  # created, and never written: the crash came in between
+                self._disk.remove(name)
+            else:
+                log.warning("cut %d bytes of an unfinished write from %s at offset %d", len(rest), name, size)
+                self._disk.truncate(name, size)
+        if self._segments:
+            self._file = self._disk.append(self._segments[-1].name)
+            self._file.sync()
+            self._disk.sync_directory()
+
+    def _put_aside(self, name: str, size: int, rest: bytes) -> None:
+        """Keep what is cut though it may have been promised: if all else is lost, somebody may want to look at it."""
+        aside = f"{name}.{size}.damaged"
+        self._disk.remove(aside)
+        file = self._disk.append(aside)
+        try:
+            file.write(rest)
+            file.sync()
+        finally:
+            file.close()
+        log.warning("what is cut from %s at offset %d is kept in %s", name, size, aside)
+
     def _read_segment(self, name: str, data: bytes, *, first: bool, last: bool) -> int:
         """Take in one segment; returns the bytes of it that are whole."""
         offset = 0
+        announced: int | None = None
         while offset < len(data):
             found = read_record(data, offset)
             if found is None:
                 if last and not _mark_follows(data, offset):
+                    if not _is_torn(data, offset, _reach(data, offset, announced)):
+                        self.doubt = f"{name} is damaged at offset {offset} of {len(data)}, in what was written last"
                     break
                 raise LogDamaged(
                     f"{name} is damaged at offset {offset} of {len(data)}: a record there fails its checksum and later ones are whole"
@@ -188,6 +276,9 @@ class Log:
             if offset == 0 and kind != _SEGMENT:
                 raise LogDamaged(f"{name} does not begin with a segment header")
             self._take(name, offset, kind, payload, first=first)
+            if kind == _MARK:
+                length = _U64.unpack(payload)[0] - _ANNOUNCED
+                announced = after + length if length >= 0 else None
             offset = after
         if offset == 0 and not last:
             raise LogDamaged(f"{name} is empty, and later segments exist")
@@ -219,8 +310,9 @@ class Log:
 
     def _take_header(self, name: str, payload: bytes, *, first: bool) -> None:
         header = msgspec.msgpack.decode(payload, type=_SegmentHeader)
-        if header.format != _FORMAT:
-            raise LogDamaged(f"{name} has format {header.format}; this version reads {_FORMAT}")
+        if header.format not in _FORMATS:
+            raise LogDamaged(f"{name} has format {header.format}; this version reads {_FORMATS[0]} to {_FORMATS[-1]}")
+        self._format = header.format
         if name != f"{header.number:012d}.log":
             raise LogDamaged(f"{name} is segment {header.number}: it was renamed or copied here")
         if first:
@@ -324,6 +416,21 @@ class Log:
         return sum(segment.size for segment in self._segments)
 
     @property
+    def end(self) -> tuple[int, int]:
+        """The last segment's number and the bytes of it that are whole; (0, 0) before there is one. It only ever grows."""
+        return (self._segments[-1].number, self._segments[-1].size) if self._segments else (0, 0)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """Bytes that were added and are not durable yet."""
+        return self._pending_bytes + (self._group[3] if self._group is not None else 0)
+
+    @property
+    def under_way(self) -> int:
+        """What tells the group that is being written from all others, 0 when none is."""
+        return self._group[2] if self._writing and self._group is not None else 0
+
+    @property
     def segments(self) -> int:
         """How many segment files there are."""
         return len(self._segments)
@@ -411,6 +518,7 @@ class Log:
 
     def _append(self, data: bytes) -> None:
         self._pending.append(data)
+        self._pending_bytes += len(data)
         self.appended += 1
 
     def _header_state(self) -> tuple[int, int, int, str | None, int]:
@@ -420,21 +528,24 @@ class Log:
         """Start writing what is pending, unless a group is being written: then it goes with the next one."""
         if self._writing or not self._pending or self.failure is not None:
             return
-        self._groups += 1
         if self.commit != self._commit_written:
             self._pending.append(record(_COMMIT, _U64.pack(self.commit)))
             self._commit_written = self.commit
-        group = record(_MARK, _U64.pack(self._groups)) + b"".join(self._pending)
-        self._pending = []
+        body = b"".join(self._pending)
+        group = record(_MARK, _U64.pack(_ANNOUNCED + len(body))) + body
+        self._pending, self._pending_bytes = [], 0
         header: bytes | None = None
-        if not self._segments or self._segments[-1].size >= self._segment_bytes:
+        if not self._segments or self._segments[-1].size >= self._segment_bytes or self._format < self.format:
             number = self._segments[-1].number + 1 if self._segments else 1
             prev_index, prev_term, term, voted_for, commit = self._group_end
             header = record(
                 _SEGMENT,
-                msgspec.msgpack.encode(_SegmentHeader(_FORMAT, number, prev_index, prev_term, term, voted_for, commit)),
+                msgspec.msgpack.encode(
+                    _SegmentHeader(self.format, number, prev_index, prev_term, term, voted_for, commit)
+                ),
             )
             self._segments.append(_Segment(number, prev_index, 0))
+            self._format = self.format
         self._group_end = self._header_state()
         self._group_last = self.last_index
         self._group = (group, header, self.appended, len(group) + (len(header) if header else 0))
@@ -442,8 +553,9 @@ class Log:
 
     def _start(self) -> None:
         assert self._group is not None
-        group, header, _, _ = self._group
+        group, header, _, size = self._group
         segment = self._segments[-1]
+        number, reaches, last_index, term = segment.number, segment.size + size, self._group_last, self._group_end[2]
         dirty, self._dirty = self._dirty, True
         self._writing = True
 
@@ -465,6 +577,8 @@ class Log:
             self._file.sync()
             if header is not None:
                 self._disk.sync_directory()
+            if self._witness is not None:
+                self._witness.reached(number, reaches, last_index, term, sync=header is not None)
             return time.perf_counter() - began
 
         self._disk.run(work, self._written)
@@ -502,9 +616,13 @@ class Log:
             self._file = None
 
 
-def describe(disk: LogDisk) -> dict[str, Any]:
-    """Read the whole log and tell what it holds; raises LogDamaged like a start would, and changes nothing."""
-    held = Log(_ReadOnly(disk), 1 << 30)
+def read_only(disk: LogDisk | None) -> Log:
+    """Read the whole log as a start would, and change nothing; an empty one without a disk. Raises LogDamaged."""
+    return Log(_ReadOnly(disk), 1 << 30, settle=False)
+
+
+def describe(held: Log) -> dict[str, Any]:
+    """Tell what a log that was read holds."""
     return {
         "segments": held.segments,
         "first_index": held.base_index + 1,
@@ -514,15 +632,23 @@ def describe(disk: LogDisk) -> dict[str, Any]:
         "voted_for": held.voted_for,
         "commit_index": held.commit,
         "unfinished_bytes": held.tail_cut_bytes,
+        "format": held.last_format,
     }
 
 
 class _ReadOnly:
     """A disk that reads and ignores the repairs of a start."""
 
-    def __init__(self, disk: LogDisk) -> None:
-        self.list = disk.list
-        self.read = disk.read
+    def __init__(self, disk: LogDisk | None) -> None:
+        self._disk = disk
+
+    def list(self) -> list[str]:
+        return self._disk.list() if self._disk is not None else []
+
+    def read(self, name: str) -> bytes:
+        if self._disk is None:
+            raise FileNotFoundError(name)
+        return self._disk.read(name)
 
     def append(self, name: str) -> AppendFile:
         raise PermissionError(name)

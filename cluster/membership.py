@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cluster.errors import ClusterError
+from quorumq.cluster.errors import ClusterError
 
 
 class ChangeRefused(ClusterError):

@@ -12,17 +12,24 @@ from typing import Any
 
 import msgspec
 
-from cluster.log import MEMBERSHIP
-from cluster.membership import decode
-from cluster.replica import members_of
+from quorumq.cluster.log import MEMBERSHIP
+from quorumq.cluster.membership import decode
+from quorumq.cluster.replica import members_of
 
 Message = dict[str, Any]
 Check = Callable[[Any], bool]
 
 _NUMBER_MAX = 1 << 62
+TIME_MAX = 1 << 48
+"""Milliseconds since the epoch that a message may name: to the year 10889."""
 _NAME_CHARS_MAX = 256
 _TEXT_CHARS_MAX = 4096
-_SNAPSHOT = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}\.snapshot")
+_DIGESTS_MAX = 64
+_NAMES_MAX = 64
+_DIGEST_BYTES_MAX = 64
+_SNAPSHOT = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8,16}\.snapshot")
+_UNSETTLED_MAX = 1 << 20
+"""From the oldest batch that an origin still waits for to its newest, at most: more than any node sends before its deadlines."""
 # A log command: the engine's type byte, and for the one replicated method its number and its one argument, in msgpack.
 _NO_OP, _APPLY = b"\x01", b"\x00\x92\x00\x91"
 _LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
@@ -38,6 +45,14 @@ def _number(value: Any) -> bool:
 
 def _number_or_none(value: Any) -> bool:
     return value is None or _number(value)
+
+
+def _time(value: Any) -> bool:
+    return _number(value) and value < TIME_MAX
+
+
+def _time_or_none(value: Any) -> bool:
+    return value is None or _time(value)
 
 
 def _flag(value: Any) -> bool:
@@ -66,12 +81,38 @@ def _batch(value: Any) -> bool:
         and len(value) == 5
         and _name(value[0])
         and all(map(_number, value[1:4]))
+        # The floor is the oldest batch without an outcome, so never above this one.
+        and 0 <= value[2] - value[3] <= _UNSETTLED_MAX
         and _bytes(value[4])
     )
 
 
+def _digests(value: Any) -> bool:
+    return (
+        type(value) is tuple
+        and len(value) <= _DIGESTS_MAX
+        and all(
+            type(point) is tuple
+            and len(point) == 3
+            and _number(point[0])
+            and all(_bytes(digest) and len(digest) <= _DIGEST_BYTES_MAX for digest in point[1:])
+            for point in value
+        )
+    )
+
+
+def _names(value: Any) -> bool:
+    return type(value) is tuple and len(value) <= _NAMES_MAX and all(map(_name, value))
+
+
+def _inner(value: Any) -> bool:
+    """A message within one that is passed on: any but another of that kind."""
+    return type(value) is dict and type(kind := value.get("type")) is str and not kind.startswith("relay")
+
+
 _LAST_LOG: dict[str, Check] = {"term": _number, "last_log_index": _number, "last_log_term": _number}
 _TERM: dict[str, Check] = {"term": _number}
+_ROUTE: dict[str, Check] = {"to": _name, "from": _name}
 
 FIELDS: dict[str, dict[str, Check]] = {
     "append_entries": {"term": _number, "commit_index": _number},
@@ -83,7 +124,10 @@ FIELDS: dict[str, dict[str, Check]] = {
     "stale_term": _TERM,
     "stepped_down": _TERM,
     "timeout_now": _TERM,
+    # log_ms: None when this node does not know the log's clock.
+    "vitals": {"wall_ms": _time, "log_ms": _time_or_none, "disk_ms": _time},
     "present": {"term": _number, "history": _flag, "whole": _flag},
+    "digests": {"shape": _text, "life": _name, "points": _digests},
     "change": {"number": _number, "action": _name, "node": _name, "address": _text},
     "changed": {"number": _number, "code": _text, "error": _text},
     "batch": {"batch": _batch},
@@ -92,12 +136,23 @@ FIELDS: dict[str, dict[str, Check]] = {
     "read_index": {"question": _number, "index": _number_or_none},
     "round": {"term": _number, "number": _number},
     "round_ok": {"term": _number, "number": _number},
+    "relay": {**_ROUTE, "token": _number, "message": _inner},
+    "relay_ask": {**_ROUTE, "nonce": _number},
+    "relay_open": {**_ROUTE, "nonce": _number, "token": _number},
+    "relay_closed": {**_ROUTE, "token": _number},
     "snapshot_begin": {"name": _snapshot_name, "size": _number},
     "snapshot_piece": {"name": _snapshot_name, "offset": _number, "data": _bytes},
     "snapshot_held": {"name": _snapshot_name, "offset": _number},
     "snapshot_installed": {"index": _number},
+    "snapshot_turn": {"taken": _flag},
 }
 """Every message that is acted upon, by its type. A type that is not listed is of a newer version, and ignored."""
+
+OPTIONAL: dict[str, dict[str, Check]] = {
+    "present": {"version": _text, "level": _number, "answers": _flag},
+    "vitals": {"reaches": _names},
+}
+"""Fields that older versions do not send."""
 
 
 def check(message: Any, entry_bytes_max: int) -> None:
@@ -107,8 +162,13 @@ def check(message: Any, entry_bytes_max: int) -> None:
     for field, valid in FIELDS.get(kind, {}).items():
         if field not in message or not valid(message[field]):
             raise Malformed(f"{kind} without a valid {field}")
+    for field, valid in OPTIONAL.get(kind, {}).items():
+        if field in message and not valid(message[field]):
+            raise Malformed(f"{kind} without a valid {field}")
     if kind == "append_entries":
         _check_entries(message)
+    elif kind in ("request_vote", "pre_vote") and message["last_log_term"] > message["term"]:
+        raise Malformed(f"{kind} with a log of a later term than its own")
     elif kind == "batch" and len(message["batch"][4]) > entry_bytes_max:
         # Its entry would be larger than any follower takes, and the leader would offer it for ever.
         raise Malformed("batch larger than an entry may be")
@@ -132,6 +192,15 @@ def _check_entries(message: Message) -> None:
         index, term = entry[1], entry[2]
     if term > message["term"]:
         raise Malformed("append_entries with entries of a later term than its own")
+
+
+def replicated(command: bytes) -> bytes | None:
+    """What a log command gives to the replica (replica.py), or None for one that is the engine's own."""
+    if command[:1] == MEMBERSHIP:
+        return command[1:]
+    if command[:4] == _APPLY and (size := _LENGTH_BYTES.get(command[4])) is not None:
+        return command[5 + size :]
+    return None
 
 
 def _command(command: Any) -> bool:

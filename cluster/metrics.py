@@ -57,10 +57,36 @@ class Metrics(msgspec.Struct):
     """The latest it came so far."""
     loop_stalls: int = 0
     """Times the event loop stood still for more than a quarter of a second."""
+    peers_refused: int = 0
+    """Connections at the peer port that were refused: by the handshake, because they did not end it in time or were too many."""
+    peer_messages_refused: int = 0
+    """Messages of proven peers that ended their connection: broken, or with a term that nobody can believe."""
+    peers_by_relay: int = 0
+    """Members that this node reaches through another one, because there is no link."""
+    relayed: int = 0
+    """Messages that this node has passed on between members that have no link."""
+    relay_drops: int = 0
+    """Messages that it could not pass on."""
     log_failures: int = 0
     """Times the log could not be written."""
+    log_unwritten_bytes: int = 0
+    """Bytes that wait to be written to the log."""
+    entries_refused: int = 0
+    """Messages with entries that this follower passed over because too much waited already."""
+    whole: bool = True
+    """Whether this node holds all that it ever promised; while it may not, its vote and its word do not count."""
+    disk_hangs: int = 0
+    """Times a write of the log did not return for so long that the disk was taken to hang."""
+    clock_jumps: int = 0
+    """Times the log's clock was set by the majority's clocks at once."""
+    disk_waiting_seconds: float = 0.0
+    """For how long the write of the log that is under way has been."""
     snapshots: int = 0
     snapshot_failures: int = 0
+    snapshot_waits: bool = False
+    """Whether one is due that waits for its turn."""
+    snapshot_stalls: int = 0
+    """Times the process that writes a snapshot was ended because it made no progress."""
     snapshot_fork_seconds: float = 0.0
     """How long the loop stood still for the last snapshot's fork."""
     snapshot_bytes: int = 0

@@ -1,7 +1,7 @@
-"""The engine: PySyncObj's Raft, with what it lacks put around it. The only module that touches its inside.
+"""The engine: PySyncObj's Raft, with what it lacks put around it. Only it, outbox.py and seams.py touch its inside.
 
 PySyncObj decides elections, replication and commitment. Here messages are checked before it sees them (duplicates, conflicts, stale
-terms, votes against a live leader), and held back after it sent them until what they promise is durable. The overridden
+terms, votes against a live leader), and held back after it sent them until what they promise is durable (outbox.py). The overridden
 names are pinned by tests/consensus/test_seams.py. What it replicates, who waits for it and where files live is not known here.
 """
 
@@ -9,131 +9,35 @@ from __future__ import annotations
 
 import logging
 import random
-import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-import pysyncobj.syncobj as engine_module
 from pysyncobj import SyncObj, SyncObjConf, replicated
-from pysyncobj.config import SERIALIZER_STATE
 from pysyncobj.node import Node
-from pysyncobj.transport import Transport
 
-from cluster import codec, replica
-from cluster.config import ClusterConfig
-from cluster.log import MEMBERSHIP, Entry, Log
-from cluster.membership import Membership, configured, decode
+from quorumq.cluster import replica
+from quorumq.cluster.asking import Asking
+from quorumq.cluster.config import ClusterConfig
+from quorumq.cluster.frames import Message
+from quorumq.cluster.log import MEMBERSHIP, Entry, Log
+from quorumq.cluster.membership import Membership, configured, decode
+from quorumq.cluster.outbox import Outbox, PeerLinks
+from quorumq.cluster.seams import Clock
 
 log = logging.getLogger("quorumq.raft")
-
-Message = dict[str, Any]
 
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 ROLES = ("follower", "candidate", "leader")
 
 _FROM_ANYBODY = frozenset({"append_entries", "request_vote", "pre_vote", "stale_term", "stepped_down", "timeout_now"})
-# Messages that promise something about this node's log, term or vote: none leaves before the promise is durable.
-_PROMISES = frozenset({"next_node_idx", "request_vote", "response_vote"})
 _NEVER = 10**9
 # After the leader's connection was reset: when to stand first, and how long to wait for a result before standing again.
 _RESET_S = (0.01, 0.1)
 _RETRY_S = (0.12, 0.3)
 # Two nodes that ask for pre-votes at once would both stand and split the vote: for this long the lower id has the right of way.
 _RIGHT_OF_WAY_S = 0.06
-
-
-class Clock:
-    """Monotonic seconds. One for the process, as the engine reads time through a name of its module."""
-
-    now: Callable[[], float] = time.monotonic
-
-
-class _NoSerializer:
-    """Takes the place of the engine's snapshot writer: snapshots are made and sent by cluster/snapshots.py.
-
-    The engine asks it for data when a follower needs entries that the log no longer holds; the wish is passed on.
-    """
-
-    def __init__(self, *unused: Any) -> None:
-        self.wanted: Callable[[str], None] = lambda peer: None
-
-    def checkSerializing(self) -> tuple[int, None]:
-        return SERIALIZER_STATE.NOT_SERIALIZING, None
-
-    def getTransmissionData(self, node: Node) -> None:
-        self.wanted(node.id)
-
-    def cancelTransmisstion(self, node: Node) -> None:
-        pass
-
-
-class _NoPoller:
-    """The event loop polls; the engine does not."""
-
-    def poll(self, timeout: float) -> None:
-        pass
-
-
-def _not_false_alarm(record: logging.LogRecord) -> bool:
-    # The engine says so for every message that ends before the log does; nothing is truncated then, see below.
-    return not str(record.msg).startswith("truncating already-applied log entries")
-
-
-logging.getLogger("pysyncobj.syncobj").addFilter(_not_false_alarm)
-
-# The seams that the engine looks up in its own module when it is constructed.
-engine_module.createJournal = lambda journal: journal
-engine_module.Serializer = _NoSerializer
-engine_module.pickle = codec
-engine_module.PIPE_NOTIFIER_ENABLED = False
-engine_module.createPoller = lambda kind: _NoPoller()
-engine_module.monotonicTime = lambda: Clock.now()
-
-
-class PeerLinks(Protocol):
-    """Frames to peers by id (cluster/transport.py, and the simulation's)."""
-
-    def send(self, peer: str, message: Message) -> bool: ...
-    def add_peer(self, peer: str, address: str) -> None: ...
-    def drop_peer(self, peer: str) -> None: ...
-    def connected(self, peer: str) -> bool: ...
-
-
-class _Outbox(Transport):  # type: ignore[misc]
-    """The engine's transport: passes messages to the links, promises only once they are durable."""
-
-    def __init__(self, raft: Raft, self_node: Node, other_nodes: Iterable[Node]) -> None:
-        super().__init__(raft, self_node, other_nodes)
-        self._raft = raft
-        self._held: deque[tuple[int, str, Message]] = deque()
-
-    def send(self, node: Node, message: Message) -> bool:
-        kind = message["type"]
-        if kind in ("apply_command", "apply_command_response"):
-            # Operations are forwarded by cluster/submit.py, which knows what to do when this node is deposed.
-            return False
-        raft = self._raft
-        if kind in _PROMISES:
-            if kind == "request_vote":
-                message["transfer"] = raft.transfer_election
-            elif kind == "next_node_idx":
-                message["term"] = raft.term
-            if raft.journal.durable < raft.journal.appended:
-                self._held.append((raft.journal.appended, node.id, message))
-                return True
-        return raft.links.send(node.id, message)
-
-    def release(self) -> None:
-        """Let go what has become durable."""
-        durable = self._raft.journal.durable
-        while self._held and self._held[0][0] <= durable:
-            _, peer, message = self._held.popleft()
-            if message.get("term", 0) == self._raft.term:
-                self._raft.links.send(peer, message)
-
-    def destroy(self) -> None:
-        pass
+# Longest election timeouts without a leader after which a node stands that otherwise leaves that to others.
+_ABANDONED_TIMEOUTS = 10
 
 
 class Raft(SyncObj):  # type: ignore[misc]
@@ -157,12 +61,15 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._config = config
         self._apply_entry = apply
         self._acked: dict[Node, int] = {}
+        self._discounted: set[Node] = set()
         self._voters: set[str] = set()
         self._heard_leader_at = float("-inf")
+        self._led_at = float("-inf")
         self._leader_reset = False
         self._leader_commit: int | None = None
         self._prevotes: set[str] | None = None
         self._prevote_at = float("-inf")
+        self._asking = Asking()
         self._congested: set[str] = set()
         self._conflict = False
         self._beyond: list[Node] = []
@@ -172,9 +79,20 @@ class Raft(SyncObj):  # type: ignore[misc]
         self.membership: Membership = self._configured
         self.may_vote = True
         """False while this node must not vote nor lead: it may have lost what it promised."""
-        self.verified = False
-        """Whether a leader has confirmed since the start that this log reaches its commit index."""
+        self.stands_last = False
+        """While true this node stands only when nobody else has led for long: its state is not to be trusted, its log is."""
+        self.whole = True
+        """False during probation: what this node acknowledges then tells the leader how far it is, and counts for nothing."""
+        self.verified_term = 0
+        """The highest term whose leader has confirmed since the start that this log reaches its commit index, 0 before one has.
+
+        Only a commit index of the leader's own term tells what is committed: before that it may be behind.
+        """
         self.elections = 0
+        self.full = False
+        """Whether too much waits for this node's disk: it follows its leader, and takes no entries."""
+        self.entries_refused = 0
+        """Messages of a leader that were passed over because of that."""
         # Through the instance, so that the engine's construction already finds the right transport.
         super().__init__(
             Node(config.node_id),
@@ -196,7 +114,7 @@ class Raft(SyncObj):  # type: ignore[misc]
                 logCompactionMinEntries=_NEVER,
                 logCompactionMinTime=_NEVER,
             ),
-            transportClass=_Outbox,
+            transportClass=Outbox,
         )
         self._wanted_snapshot = wanted_snapshot
         self._SyncObj__serializer.wanted = self._beyond_the_log
@@ -231,6 +149,7 @@ class Raft(SyncObj):  # type: ignore[misc]
             self._SyncObj__raftMatchIndex.pop(node, None)
             self._SyncObj__connectedNodes.discard(node)
             self._acked.pop(node, None)
+            self._discounted.discard(node)
             self.links.drop_peer(node.id)
         # The engine's own names, by setattr because mypy would take an assignment here for their declaration.
         setattr(self, "_SyncObj__otherNodes", voters)  # noqa: B010
@@ -251,8 +170,9 @@ class Raft(SyncObj):  # type: ignore[misc]
         self.follow_membership()
 
     def propose_membership(self, command: bytes) -> None:
-        """Append a membership at the next tick. Only when `membership_settled`."""
-        self._applyCommand(command, None, MEMBERSHIP[0])
+        """Append a membership: at once, so that whoever asks for a change before the next tick finds it. Only when `membership_settled`."""
+        self.journal.add(MEMBERSHIP + command, self.journal.last_index + 1, self.term)
+        self._SyncObj__sendAppendEntries()
 
     @property
     def membership_settled(self) -> bool:
@@ -328,8 +248,12 @@ class Raft(SyncObj):  # type: ignore[misc]
         """Leader only: the highest index known to be durable on `peer`."""
         return self._acked.get(Node(peer), 0)
 
+    def counts(self, peer: str) -> bool:
+        """Leader only: whether what `peer` acknowledges counts. It does not while `peer` may have lost what it promised."""
+        return Node(peer) not in self._discounted
+
     def answers(self, peer: str) -> bool:
-        """Leader only: whether `peer` has answered within three heartbeats."""
+        """Leader only: whether `peer` has answered within three heartbeats, and its word counts."""
         at = self._SyncObj__lastResponseTime.get(Node(peer), float("-inf"))
         return bool(Clock.now() - at < 3 * self._config.heartbeat_ms / 1000)
 
@@ -349,6 +273,12 @@ class Raft(SyncObj):  # type: ignore[misc]
             return self.committed_own_term and self.applied_index >= self.commit_index
         return self._leader_commit is not None and self.applied_index >= self._leader_commit
 
+    @property
+    def behind(self) -> int:
+        """How many entries that the leader had committed when it was last heard are not applied here."""
+        known = self.commit_index if self.is_leader else self._leader_commit or 0
+        return max(0, known - self.applied_index)
+
     # -- driving -----------------------------------------------------------------------------------------------------
 
     @replicated  # type: ignore[untyped-decorator]
@@ -366,7 +296,9 @@ class Raft(SyncObj):  # type: ignore[misc]
         if not self._SyncObj__otherNodes and self.voter and journal.durable < journal.appended:
             # A lone node's own copy is the quorum: nothing may be committed before it is durable.
             return
-        if self.role != LEADER and self._SyncObj__raftElectionDeadline < Clock.now():
+        if self.is_leader:
+            self._led_at = Clock.now()
+        elif self._SyncObj__raftElectionDeadline < Clock.now():
             self._election_due()
         self.doTick(0)
         self.follow_membership()
@@ -390,20 +322,34 @@ class Raft(SyncObj):  # type: ignore[misc]
         # The engine counts the leader itself at once. Bounding what it may count for the others by what is
         # durable here makes the leader's own vote wait as well.
         match = self._SyncObj__raftMatchIndex
-        if node in match:
+        if node in match and node not in self._discounted:
             match[node] = max(match[node], min(acked, self.journal.durable_index))
+
+    def discount(self, peer: str) -> None:
+        """`peer` may have lost what it promised: nothing that it acknowledged counts, from now on and until it is whole.
+
+        It may have forgotten that it elected another leader, and acknowledge entries of one that was deposed.
+        """
+        node = Node(peer)
+        if node in self._members():
+            self._discounted.add(node)
+            self._SyncObj__raftMatchIndex[node] = 0
 
     # -- elections ---------------------------------------------------------------------------------------------------
 
     def _election_due(self) -> None:
         self.transfer_election = bool(self._SyncObj__transferInProgress)
-        if not (self.may_vote and self.voter):
+        apart = self.stands_last and not self._abandoned()
+        if not (self.may_vote and self.voter) or apart or self._SyncObj__transport.elects:
+            # What its own disk has not let out yet cannot have been answered, or counted: another term would be no better.
             self._postpone_election()
         elif not self.transfer_election and self._SyncObj__otherNodes:
             # Pre-vote (Raft thesis 9.6): ask whether an election could be won before raising the term for it.
             self._postpone_election(*(_RETRY_S if self._leader_reset else ()))
             self._prevotes = {self.id}
             self._prevote_at = Clock.now()
+            now, heard_at = self._prevote_at, self._heard_leader_at
+            self._asking.asks(self.term + 1, self.leader, now - heard_at, now, reset=self._leader_reset)
             for node in sorted(self._SyncObj__otherNodes, key=lambda node: str(node.id)):
                 self.links.send(
                     node.id,
@@ -417,10 +363,18 @@ class Raft(SyncObj):  # type: ignore[misc]
         else:
             self._stand()
 
+    def _abandoned(self) -> bool:
+        """Whether no leader was heard for so long that the others cannot have one: perhaps only this node's log reaches far enough."""
+        return (
+            Clock.now() - max(self._heard_leader_at, self._led_at)
+            > _ABANDONED_TIMEOUTS * self._config.election_max_ms / 1000
+        )
+
     def _stand(self) -> None:
         self._prevotes = None
         self._voters = set()
         self.elections += 1
+        self._asking.stands(self.term + 1, Clock.now(), asked=not self.transfer_election)
 
     def _postpone_election(self, least_s: float | None = None, most_s: float | None = None) -> None:
         least = self._config.election_min_ms / 1000 if least_s is None else least_s
@@ -429,6 +383,7 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__onBecomeLeader(self) -> None:
         self._acked.clear()
+        self._asking.over()
         self.transfer_election = False
         super()._SyncObj__onBecomeLeader()
 
@@ -442,7 +397,7 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def transfer(self, peer: str) -> bool:
         """Ask `peer` to stand at once (thesis 3.10). Only for a peer that holds the whole log; returns whether it was asked."""
-        if not self.is_leader or self.match_index(peer) < self.journal.last_index:
+        if not self.is_leader or not self.counts(peer) or self.match_index(peer) < self.journal.last_index:
             return False
         return self.links.send(peer, {"type": "timeout_now", "term": self.term})
 
@@ -484,7 +439,7 @@ class Raft(SyncObj):  # type: ignore[misc]
                 self._SyncObj__raftElectionDeadline = max(
                     self._SyncObj__raftElectionDeadline, Clock.now() + self._config.election_min_ms / 1000
                 )
-        elif self.is_leader and Node(peer) in self._acked:
+        elif self.is_leader and Node(peer) in self._acked and self.counts(peer):
             self._SyncObj__lastResponseTime[Node(peer)] = Clock.now()
 
     def peer_congested(self, peer: str, congested: bool) -> None:
@@ -543,6 +498,12 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._leader_commit = message["commit_index"]
         self._leader_reset = False
         self._prevotes = None
+        self._asking.over()
+        if "prevLogIdx" in message and not self._takes_entries():
+            # No answer: the leader is told what is lacking when the next message can be taken, and sends that or a snapshot.
+            self.entries_refused += 1
+            self._adopt_leader(node, message)
+            return
         if "prevLogIdx" in message:
             entries: list[Entry] = [tuple(entry) for entry in message["entries"]]
             prev = message["prevLogIdx"]
@@ -554,13 +515,30 @@ class Raft(SyncObj):  # type: ignore[misc]
                 return
             self._conflict = bool(message["entries"])
             matches = self.journal.term_at(message["prevLogIdx"]) == message["prevLogTerm"]
-            self.verified = self.verified or (matches and message["commit_index"] == committed)
+            reached = matches and message["commit_index"] == committed
         else:
             # A heartbeat to a follower that needs a snapshot says nothing about its log, and the engine would commit
             # whatever is there up to the leader's commit index (finding 16).
-            message["commit_index"] = 0
+            message["commit_index"] = committed = 0
+            reached = False
         self._to_engine(node, message)
         self._conflict = False
+        if reached and self.journal.term_at(committed) == term:
+            self.verified_term = max(self.verified_term, term)
+
+    def _takes_entries(self) -> bool:
+        """Whether what waits for this node's disk leaves room for more in memory."""
+        waiting, most = self.journal.unwritten_bytes, self._config.unwritten_bytes_max
+        full = waiting > (most // 2 if self.full else most)
+        if full != self.full:
+            self.full = full
+            if full:
+                log.error(
+                    "%d MB wait to be written to the log: no entries are taken until half of it is", waiting >> 20
+                )
+            else:
+                log.info("the log has been written: entries are taken again")
+        return not full
 
     def _skip_known(self, node: Node, message: Message) -> bool:
         """Cut off the entries that the log already holds, so that only a true conflict truncates (finding 1).
@@ -620,7 +598,9 @@ class Raft(SyncObj):  # type: ignore[misc]
     def _on_pre_vote(self, node: Node, message: Message) -> None:
         mine = (self.journal.last_term, self.journal.last_index)
         theirs = (message["last_log_term"], message["last_log_index"])
-        if self.may_vote and message["term"] > self.term and theirs >= mine and not self.leader_alive():
+        # A vote that waits for this disk would be void in a higher term, and the next one would have to wait as well.
+        free = self.may_vote and not self._SyncObj__transport.elects
+        if free and message["term"] > self.term and theirs >= mine and not self.leader_alive():
             if self._prevotes is not None and Clock.now() - self._prevote_at < _RIGHT_OF_WAY_S:
                 if theirs == mine and self.id < node.id:
                     return
@@ -655,7 +635,7 @@ class Raft(SyncObj):  # type: ignore[misc]
             self.peer_reset(node.id)
 
     def _on_timeout_now(self, node: Node, message: Message) -> None:
-        if self.may_vote:
+        if self.may_vote and not self.stands_last:
             self._to_engine(node, message)
 
     def _on_next_node_idx(self, node: Node, message: Message) -> None:
@@ -664,14 +644,21 @@ class Raft(SyncObj):  # type: ignore[misc]
         following = message["next_node_idx"]
         if not 1 <= following <= self.journal.last_index + 1:
             return  # nobody can hold, or want, what this leader's log does not reach
-        self._SyncObj__lastResponseTime[node] = Clock.now()
+        if message.get("whole", True) is True:
+            self._discounted.discard(node)
+            self._SyncObj__lastResponseTime[node] = Clock.now()
+        else:
+            # Nor is it one of those who keep this leader in office.
+            self.discount(node.id)
         if message["success"]:
             self._acknowledged(node, following - 1)
         elif message["reset"]:
             if following <= self._acked.setdefault(node, 0):
                 # It lacks what it once acknowledged: its disk was wiped, and its word for those entries is void.
                 self._acked[node] = self._SyncObj__raftMatchIndex[node] = 0
-            self._SyncObj__raftNextIndex[node] = following
+            # The answers to all messages under way come one after the other. One to a message beyond the end of its log asks for that
+            # end; an earlier one knew of a contradiction below it, and holds until entries from there are acknowledged.
+            self._SyncObj__raftNextIndex[node] = min(following, self._SyncObj__raftNextIndex[node])
 
     def _acknowledged(self, node: Node, index: int) -> None:
         # Unlike the engine's own handler this never moves the next index back: entries sent meanwhile are still under way.

@@ -114,6 +114,11 @@ class Readers:
                 self._waiting, self._in_question = [], self._waiting
                 self._asked_of, self._asked_at = (leader, term), now
 
+    @property
+    def asked(self) -> str | None:
+        """The node that the question under way was put to, None when there is none."""
+        return self._asked_of[0] if self._asked_of is not None else None
+
     def _requeue(self) -> None:
         self._waiting, self._in_question = self._in_question + self._waiting, []
         self._asked_of = None

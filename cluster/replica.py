@@ -8,26 +8,40 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 import msgspec
 
+from quorumq.cluster.errors import NotUnderstood
+from quorumq.cluster.version import VERSION
+
 log = logging.getLogger("quorumq.replica")
 
-BATCHES, CLUSTER_ID, MEMBERS, RESUMED = 0, 1, 2, 3
+BATCHES, CLUSTER_ID, MEMBERS, RESUMED, LEVEL = range(5)
 _SESSIONS_PER_ORIGIN = 8
 """Process lives remembered per node. A batch of an older life than these cannot be under way any more."""
 
 
 class Machine(Protocol):
-    """The application's state machine (node/machine.py)."""
+    """The application's state machine (node/machine/machine.py).
+
+    level: the feature level in force, which decides what entries mean; `Replica` sets it.  level_known: the highest it knows.
+    """
+
+    level: int
+    level_known: int
 
     def apply(self, index: int, now_ms: int, batches: Sequence[bytes], *, resumed: bool = False) -> list[Any]:
         """Apply the batches of one entry in order; total. One outcome a batch.
 
         resumed: a leader begins, or goes on after it stood still: nothing that was said just before could be heard.
+        Raises NotUnderstood for what a newer version wrote.
         """
+        ...
+
+    def understands(self, payload: bytes) -> bool:
+        """Whether `apply` can read this batch whole."""
         ...
 
     def image(self) -> Iterator[bytes]:
@@ -47,6 +61,16 @@ class Machine(Protocol):
 
     def digest(self) -> str:
         """A digest of the history, equal on all nodes at equal index."""
+        ...
+
+    @property
+    def shape(self) -> str:
+        """What `points` are made of, see agreement.Digesting."""
+        ...
+
+    @property
+    def points(self) -> dict[int, tuple[bytes, bytes]]:
+        """Digests after some entries of late, see agreement.Digesting."""
         ...
 
 
@@ -84,6 +108,8 @@ class _Image(msgspec.Struct):
     cluster_id: str
     sessions: list[_Session]
     membership: bytes = b""
+    level: int = 0
+    wall_ms: int = 0
 
 
 def encode_batches(now_ms: int, batches: list[Batch], *, resumed: bool = False) -> bytes:
@@ -108,6 +134,12 @@ def encode_members(now_ms: int, membership: bytes) -> bytes:
     return encoded
 
 
+def encode_level(now_ms: int, level: int) -> bytes:
+    """The log command that raises the feature level."""
+    encoded: bytes = msgpack.packb((LEVEL, now_ms, level))
+    return encoded
+
+
 def members_of(command: bytes) -> bytes:
     """The membership inside such a command."""
     membership = msgpack.unpackb(command, use_list=False, raw=False)[2]
@@ -125,6 +157,7 @@ _ENTRY = msgspec.msgpack.Decoder(_Entry)
 _BATCHES = msgspec.msgpack.Decoder(list[Batch])
 _TEXT = msgspec.msgpack.Decoder(str)
 _BYTES = msgspec.msgpack.Decoder(bytes)
+_NUMBER = msgspec.msgpack.Decoder(int)
 
 
 def cluster_of(head: bytes) -> str:
@@ -132,10 +165,44 @@ def cluster_of(head: bytes) -> str:
     return msgspec.msgpack.decode(head, type=_Image).cluster_id
 
 
-def of_a_new_cluster(head: bytes, cluster_id: str) -> bytes:
-    """An image's head with the same state but of nobody: without members and sessions, under another id."""
+def level_of(head: bytes) -> int:
+    """The feature level that an image's head says. Raises msgspec.MsgspecError."""
+    return msgspec.msgpack.decode(head, type=_Image).level
+
+
+def cluster_named_by(command: bytes) -> str:
+    """The id that an entry gives the cluster; empty for every other entry, and for one that cannot be understood."""
+    try:
+        entry = _ENTRY.decode(command)
+        return _TEXT.decode(entry.body) if entry.kind == CLUSTER_ID else ""
+    except msgspec.MsgspecError:
+        return ""
+
+
+def of_a_new_cluster(head: bytes, cluster_id: str, membership: bytes = b"", latest_ms: int | None = None) -> bytes:
+    """An image's head with the same state but of nobody: without sessions, under another id, with these members or none.
+
+    latest_ms: its clock is not later than that.
+    """
     held = msgspec.msgpack.decode(head, type=_Image)
-    return msgspec.msgpack.encode(_Image(held.version, held.now_ms, cluster_id, []))
+    now_ms = held.now_ms if latest_ms is None else min(held.now_ms, latest_ms)
+    return msgspec.msgpack.encode(_Image(held.version, now_ms, cluster_id, [], membership, held.level, held.wall_ms))
+
+
+class Times(NamedTuple):
+    """What an image's head says of time, in milliseconds since the epoch.
+
+    now_ms: by the log's clock.  wall_ms: by the wall clocks of a majority when it was written, 0 where they were not known.
+    """
+
+    now_ms: int
+    wall_ms: int
+
+
+def times_of(head: bytes) -> Times:
+    """The times that an image's head says. Raises msgspec.MsgspecError."""
+    held = msgspec.msgpack.decode(head, type=_Image)
+    return Times(held.now_ms, held.wall_ms)
 
 
 Settled = Callable[[Batch, Any], None]
@@ -149,20 +216,24 @@ class Replica:
         self.now_ms = 0
         self.cluster_id = ""
         self.membership = b""
+        self.level = machine.level = 0
         self.exactly_once = True
         self._settled = settled
         self._sessions: dict[str, list[_Session]] = {}
 
     def apply(self, index: int, command: bytes) -> None:
-        """Apply one log command. Never raises: what cannot be read is skipped by every node alike, and logged."""
+        """Apply one log command. Raises NotUnderstood for one that a newer version wrote: skipping it would part the replicas."""
         try:
             entry = _ENTRY.decode(command)
             batches = _BATCHES.decode(entry.body) if entry.kind in (BATCHES, RESUMED) else []
             name = _TEXT.decode(entry.body) if entry.kind == CLUSTER_ID else ""
             membership = _BYTES.decode(entry.body) if entry.kind == MEMBERS else b""
+            level = _NUMBER.decode(entry.body) if entry.kind == LEVEL else 0
         except msgspec.MsgspecError as error:
-            log.error("entry %d cannot be read (%s) and is skipped", index, error)
-            return
+            raise NotUnderstood(f"entry {index} cannot be understood by version {VERSION}: {error}") from None
+        if not 0 <= entry.kind <= LEVEL:
+            raise NotUnderstood(f"entry {index} is of kind {entry.kind}, which version {VERSION} does not know")
+        self._reach(level, f"entry {index} raises the cluster to")
         self.now_ms = max(self.now_ms, entry.now_ms)
         self.cluster_id = self.cluster_id or name
         self.membership = membership or self.membership
@@ -173,6 +244,17 @@ class Replica:
         outcomes = self.machine.apply(index, self.now_ms, payloads, resumed=entry.kind == RESUMED)
         for batch, outcome in zip(fresh, outcomes, strict=True):
             self._settled(batch, outcome)
+
+    def _reach(self, level: int, who: str) -> None:
+        """Put a higher feature level in force."""
+        if level > self.machine.level_known:
+            raise NotUnderstood(
+                f"{who} feature level {level}, and version {VERSION} knows levels up to {self.machine.level_known}: "
+                "start a newer version with this data directory"
+            )
+        if level > self.level:
+            self.level = self.machine.level = level
+            log.info("feature level %d is in force", level)
 
     def was_applied(self, batch: Batch) -> bool:
         """Whether `batch` was applied, or its origin has given it up since."""
@@ -200,30 +282,42 @@ class Replica:
         session.applied.append(batch.seq)
         return True
 
-    def head(self) -> bytes:
-        """This module's own state for an image."""
+    def head(self, wall_ms: int = 0) -> bytes:
+        """This module's own state for an image. wall_ms: see `Times`."""
         sessions = [session for origin in sorted(self._sessions) for session in self._sessions[origin]]
-        return msgspec.msgpack.encode(_Image(1, self.now_ms, self.cluster_id, sessions, self.membership))
+        image = _Image(1, self.now_ms, self.cluster_id, sessions, self.membership, self.level, wall_ms)
+        return msgspec.msgpack.encode(image)
 
     def restore(self, head: bytes, pieces: Iterable[bytes]) -> None:
         """Replace everything by the state of an image."""
-        image = msgspec.msgpack.decode(head, type=_Image)
+        image = self._image_of(head)
         self.machine.restore(pieces)
         self._become(image)
 
     def restoring(self, head: bytes, pieces: Iterable[bytes]) -> Generator[None, None, Callable[[], Iterator[None]]]:
         """The same beside the present state, which stays whole until the returned function is called; see `Machine.restoring`."""
-        image = msgspec.msgpack.decode(head, type=_Image)
+        image = self._image_of(head)
         put_machine = yield from self.machine.restoring(pieces)
 
         def put() -> Iterator[None]:
+            let_go = put_machine()
             self._become(image)
-            return put_machine()
+            return let_go
 
         return put
 
+    def _image_of(self, head: bytes) -> _Image:
+        image = msgspec.msgpack.decode(head, type=_Image)
+        if image.level > self.machine.level_known:
+            raise NotUnderstood(
+                f"the snapshot is of feature level {image.level}, and version {VERSION} knows levels up to "
+                f"{self.machine.level_known}: start a newer version with this data directory"
+            )
+        return image
+
     def _become(self, image: _Image) -> None:
         self.now_ms, self.cluster_id, self.membership = image.now_ms, image.cluster_id, image.membership
+        self.level = self.machine.level = image.level
         self._sessions = {}
         for session in image.sessions:
             self._sessions.setdefault(session.origin, []).append(session)

@@ -7,6 +7,8 @@ When to take one is decided here by the log's growth; what is in the pieces is t
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import gc
 import logging
@@ -18,9 +20,9 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
-from cluster.disk import AppendFile
-from cluster.errors import LogDamaged
-from cluster.log import LogDisk, read_record, record
+from quorumq.cluster.disk import AppendFile
+from quorumq.cluster.errors import LogDamaged
+from quorumq.cluster.log import LogDisk, read_record, record
 
 log = logging.getLogger("quorumq.snapshots")
 
@@ -31,12 +33,20 @@ _WRITING = "writing.part"
 _KEPT = 2
 _SYNC_BYTES = 1 << 20
 _PAUSE_S = 0.01
+_PAUSE_MAX_S = 0.25
+_PAUSE_SHARE = 4
+"""A writer that is in no hurry pauses for so many times as long as the piece before took: a fifth of the disk and of a core is its."""
 _READ_BYTES = 1 << 20
 SEND_BYTES = 256 << 10
 """Bytes of one piece of a snapshot under way to a peer."""
 _SEND_AHEAD = 8
 """Pieces sent before the first of them must be acknowledged."""
 _SEND_STALL_S = 3.0
+_STILL_S = 0.25
+"""A poll that comes later than this after the one before shows that the process stood still, and its child perhaps as well."""
+_STOP_S = 0.5
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -158,29 +168,59 @@ def prune(disk: SnapshotDisk, needed: Collection[str]) -> None:
             disk.remove(name)
 
 
+class Pace:
+    """How long a writer pauses between two pieces. hurried: as short as those who serve can bear for a while."""
+
+    def __init__(self, *, hurried: bool) -> None:
+        self._share = 0 if hurried else _PAUSE_SHARE
+        self._resumed_at: float | None = None
+
+    def pause_s(self, now: float) -> float:
+        """A piece was written by `now`: return for how many seconds to pause."""
+        took = 0.0 if self._resumed_at is None else now - self._resumed_at
+        pause = min(max(took * self._share, _PAUSE_S), _PAUSE_MAX_S)
+        self._resumed_at = now + pause
+        return pause
+
+
 class Forked:
     """Runs the writing in a forked child: the child's memory is the state as it was, and the parent goes on.
 
-    `poll` is asked now and then whether the child has ended.
+    `poll` is asked now and then whether the child has ended. One that has made no progress for `stall_s` seconds is ended; the next
+    one begins when it is really gone.
     """
 
     def __init__(self) -> None:
         self._child = 0
+        self._progress = -1
+        self._moved_at = self._polled_at = 0.0
+        self._killed = False
         self._done: Callable[[Exception | None], None] | None = None
         self.fork_s = 0.0
+        self.hurried = False
+        self.stall_s = 60.0
+        self.stalls = 0
 
     def start(self, work: Callable[[Callable[[], None]], Any], done: Callable[[Exception | None], None]) -> None:
         """Fork, do `work` in the child, and report its end through `poll`."""
         parent = os.getpid()
         began = time.monotonic()
-        child = os.fork()
+        self._progress, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            child = os.fork()
+        except OSError:
+            os.close(told)
+            self._forget()
+            raise
         if child == 0:
-            self._in_child(parent, work)
-        self.fork_s = time.monotonic() - began
-        self._child, self._done = child, done
+            self._in_child(parent, told, work, self.hurried)
+        os.close(told)
+        self._moved_at = self._polled_at = time.monotonic()
+        self.fork_s = self._moved_at - began
+        self._child, self._done, self._killed = child, done, False
 
     @staticmethod
-    def _in_child(parent: int, work: Callable[[Callable[[], None]], Any]) -> NoReturn:
+    def _in_child(parent: int, told: int, work: Callable[[Callable[[], None]], Any], hurried: bool) -> NoReturn:
         status = 1
         try:
             gc.disable()
@@ -189,15 +229,23 @@ class Forked:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.closerange(3, 65536)
+            os.closerange(3, told)
+            os.closerange(told + 1, 65536)
+            # Also one that is stopped, or waits for a disk that hangs, ends with its parent.
+            if hasattr(_libc, "prctl"):
+                _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             # Serving comes first: the child needs a second of processor time for a million jobs, and no hurry.
             os.nice(19)
+
+            pace = Pace(hurried=hurried)
 
             def alive() -> None:
                 if os.getppid() != parent:
                     os._exit(2)
+                with contextlib.suppress(OSError):
+                    os.write(told, b".")
                 # Gaps between the pieces leave processor and disk to those who serve.
-                time.sleep(_PAUSE_S)
+                time.sleep(pace.pause_s(time.monotonic()))
 
             work(alive)
             status = 0
@@ -213,28 +261,54 @@ class Forked:
             return
         child, status = os.waitpid(self._child, os.WNOHANG)
         if child == 0:
+            self._watch(time.monotonic())
             return
-        self._child = 0
+        self._forget()
         done, self._done = self._done, None
         assert done is not None
         code = os.waitstatus_to_exitcode(status)
-        done(None if code == 0 else OSError(f"the snapshot writer ended with status {code}"))
+        if self._killed and code == -signal.SIGKILL:
+            done(OSError(f"its writer made no progress for {self.stall_s:.0f} s"))
+        else:
+            done(None if code == 0 else OSError(f"the snapshot writer ended with status {code}"))
+
+    def _watch(self, now: float) -> None:
+        late, self._polled_at = now - self._polled_at, now
+        if late > _STILL_S:
+            self._moved_at += late
+        with contextlib.suppress(BlockingIOError):
+            if os.read(self._progress, 1 << 16):
+                self._moved_at = now
+        if now - self._moved_at > self.stall_s and not self._killed:
+            self._killed = True
+            self.stalls += 1
+            log.error("the process that writes a snapshot has made no progress for %.0f s, and is ended", self.stall_s)
+            os.kill(self._child, signal.SIGKILL)
+
+    def _forget(self) -> None:
+        self._child = 0
+        if self._progress >= 0:
+            os.close(self._progress)
+            self._progress = -1
 
     def stop(self) -> None:
-        """End a child that still writes."""
+        """End a child that still writes. One that hangs in the kernel is not waited for: it ends as soon as it can."""
         if self._child:
-            try:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self._child, signal.SIGKILL)
-                os.waitpid(self._child, 0)
-            except (ProcessLookupError, ChildProcessError):
-                pass
-            self._child = 0
+                deadline = time.monotonic() + _STOP_S
+                while os.waitpid(self._child, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+                    time.sleep(0.001)
+            self._forget()
 
 
 class Writer(Protocol):
     """Does the writing beside the event loop (Forked, or the simulation's)."""
 
     fork_s: float
+    hurried: bool
+    stall_s: float
+    stalls: int
 
     def start(self, work: Callable[[Callable[[], None]], Any], done: Callable[[Exception | None], None]) -> None: ...
     def poll(self) -> None: ...
@@ -289,17 +363,40 @@ class Sender:
         return now - self.moved_at > _SEND_STALL_S
 
 
+class _Incoming:
+    """The file that a snapshot is received into; used in the disk's thread only, since opening it may take as long as any write."""
+
+    def __init__(self, disk: SnapshotDisk) -> None:
+        self._disk = disk
+        self._file: AppendFile | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._file is None:
+            self._disk.remove(_RECEIVING)
+            self._file = self._disk.append(_RECEIVING)
+        self._file.write(data)
+
+    def sync(self) -> None:
+        if self._file is not None:
+            self._file.sync()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
 class Receiver:
     """Takes a snapshot in from the leader. A transfer that was cut goes on where it stopped.
 
-    install: called with a whole and durable snapshot, and with what to call when it is in place, or not wanted any more.
+    install: called with a whole and durable snapshot, and with what to call when that is done: True when it is in place or
+    not needed any more, False when it is not taken.
     """
 
     def __init__(
         self,
         disk: SnapshotDisk,
         send: Callable[[str, dict[str, Any]], bool],
-        install: Callable[[str, Head, Callable[[], None]], None],
+        install: Callable[[str, Head, Callable[[bool], None]], None],
     ) -> None:
         self._disk = disk
         self._send = send
@@ -309,7 +406,7 @@ class Receiver:
         self._name = ""
         self._size = 0
         self._held = 0
-        self._file: AppendFile | None = None
+        self._file: _Incoming | None = None
         self._busy = False
         self._finishing: tuple[str, dict[str, Any]] | None = None
         self._said_at = float("-inf")
@@ -323,11 +420,6 @@ class Receiver:
             return
         if (peer, name, size) != (self._peer, self._name, self._size):
             self._give_up()
-            try:
-                self._disk.remove(_RECEIVING)
-            except OSError as error:
-                log.error("cannot begin to take in a snapshot: %s", error)
-                return
             self._peer, self._name, self._size, self._held = peer, name, size, 0
         if self._held >= self._size > 0:
             self._finish(peer)
@@ -339,14 +431,7 @@ class Receiver:
         if (peer, message["name"], message["offset"]) != (self._peer, self._name, self._held) or self._busy:
             return
         data = message["data"]
-        if self._file is None:
-            try:
-                self._file = self._disk.append(_RECEIVING)
-            except OSError as error:
-                log.error("cannot keep a piece of a snapshot: %s", error)
-                self._give_up()
-                return
-        file = self._file
+        file = self._file = self._file or _Incoming(self._disk)
         self._held += len(data)
         held, name, whole = self._held, self._name, self._held >= self._size
 
@@ -387,15 +472,17 @@ class Receiver:
             if error is not None or head is None:
                 self._busy = False
                 log.error("the snapshot received from %s is not sound (%s): it will be asked for again", peer, error)
-                self._disk.remove(_RECEIVING)
+                self._disk.run(lambda: self._disk.remove(_RECEIVING), lambda result, error: None)
                 return
             self._install(name, head, functools.partial(self._installed, peer, head.index))
 
         self._disk.run(work, done)
 
-    def _installed(self, peer: str, index: int) -> None:
+    def _installed(self, peer: str, index: int, taken: bool) -> None:
         self._busy = False
-        self._send(peer, {"type": "snapshot_installed", "index": index})
+        if taken:
+            # It counts as an acknowledgement of everything up to there.
+            self._send(peer, {"type": "snapshot_installed", "index": index})
 
     def tick(self, now: float) -> None:
         """Let the leader know, while a whole snapshot is checked and put in place, that this goes on."""
@@ -431,6 +518,13 @@ class Policy:
             bytes_appended - self._bytes_at_last >= self._log_bytes or applied_index - self.index >= self._log_entries
         )
         return grown and applied_index > self.index and self.may(now)
+
+    def overdue(self, bytes_appended: int, applied_index: int) -> bool:
+        """Whether the log has grown twice as much as it should."""
+        return (
+            bytes_appended - self._bytes_at_last >= 2 * self._log_bytes
+            or applied_index - self.index >= 2 * self._log_entries
+        )
 
     def may(self, now: float) -> bool:
         """Whether the last attempt is long enough ago for another one."""

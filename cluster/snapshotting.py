@@ -16,18 +16,23 @@ from typing import Protocol
 
 import msgspec
 
-from cluster import replica as replicated
-from cluster import snapshots
-from cluster.config import ClusterConfig
-from cluster.driver import Driver
-from cluster.errors import Unavailable
-from cluster.metrics import Metrics
-from cluster.raft import Clock, Message, Raft
-from cluster.replica import Replica
+from quorumq.cluster import replica as replicated
+from quorumq.cluster import snapshots
+from quorumq.cluster.config import ClusterConfig
+from quorumq.cluster.driver import Driver
+from quorumq.cluster.errors import Unavailable
+from quorumq.cluster.frames import Message
+from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.raft import Raft
+from quorumq.cluster.replica import Replica
+from quorumq.cluster.seams import Clock
+from quorumq.cluster.turns import Turns
 
 log = logging.getLogger("quorumq.cluster")
 
 _POLL_S = 0.05
+# How far above this node a snapshot may be: weeks of a million entries a second.
+_INDEX_LEAP = 1 << 40
 _Put = Callable[[], Iterator[None]]
 
 
@@ -42,7 +47,9 @@ class Snapshotting:
     """One node's snapshots, all on its disk `disk`.
 
     name, index: of the newest sound one; an empty name without any.  cluster_id: the id as far as it is known.
-    installed: called when the state was replaced by that of a received one.
+    installed: called when the state was replaced by that of a received one.  sound: whether this node's state is that of the
+    others; while it is not, nothing of it is written, kept or sent.  durable: called with the index of a new one.
+    majority_ms: the time by most members' wall clocks.
     """
 
     def __init__(
@@ -59,6 +66,9 @@ class Snapshotting:
         *,
         cluster_id: Callable[[], str],
         installed: Callable[[], None],
+        sound: Callable[[], bool],
+        durable: Callable[[int], None],
+        majority_ms: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._config = config
         self._disk = disk
@@ -70,6 +80,9 @@ class Snapshotting:
         self._metrics = metrics
         self._cluster_id = cluster_id
         self._installed = installed
+        self._sound = sound
+        self._durable = durable
+        self._majority_ms = majority_ms
         self.name = name
         self._policy = snapshots.Policy(
             config.snapshot_log_bytes,
@@ -80,6 +93,8 @@ class Snapshotting:
         if name:
             self._policy.taken(index, 0)
         self._writer = around.snapshot_writer()
+        self._turns = Turns(raft)
+        self._writer.stall_s = config.snapshot_stall_ms / 1000
         self._running = False
         self._wanted: set[str] = set()
         self._senders: dict[str, snapshots.Sender] = {}
@@ -93,18 +108,33 @@ class Snapshotting:
     def drive(self, now: float) -> None:
         """Do what is due."""
         self._writer.poll()
+        self._metrics.snapshot_stalls = self._writer.stalls
         self._receiver.tick(now)
-        if not self._running and self._due(now):
-            self._write()
+        self._turns.drive(now)
+        if not self._running:
+            due = self._due(now)
+            self._metrics.snapshot_waits = due
+            if not due:
+                self._turns.over(now)
+            elif self._urgent() or self._turns.mine(now):
+                self._turns.take(now)
+                self._write()
         for peer in self._wanted:
             sender = self._senders.get(peer)
-            if self.name and (sender is None or sender.stalled(now)):
+            if self.name and self._sound() and (sender is None or sender.stalled(now)):
                 self._send(peer, now)
         self._wanted.clear()
 
     def _due(self, now: float) -> bool:
+        if not self._sound():
+            return False
         lacking = bool(self._wanted) and not self.name and self._policy.may(now)
         return lacking or self._policy.due(self._log.bytes_appended, self._raft.applied_index, now)
+
+    def _urgent(self) -> bool:
+        """Whether others may be slowed down for it: a peer needs one, or the log grows faster than turns come."""
+        lacking = bool(self._wanted) and not self.name
+        return lacking or self._policy.overdue(self._log.bytes_appended, self._raft.applied_index)
 
     def stop(self) -> None:
         """End a writing under way."""
@@ -112,13 +142,19 @@ class Snapshotting:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def _write(self) -> None:
+    def _write(self, *, hurried: bool = False) -> None:
+        """Begin to write. hurried: somebody waits for it."""
         index = self._raft.applied_index
         term = self._log.term_at(index)
         assert term is not None
-        head, membership = snapshots.Head(1, index, term, self._replica.head()), self._replica.membership
+        head, membership = (
+            snapshots.Head(1, index, term, self._replica.head(self._majority_ms() or 0)),
+            self._replica.membership,
+        )
         bytes_appended, began = self._log.bytes_appended, time.monotonic()
         self._running = True
+        self._metrics.snapshot_waits = False
+        self._writer.hurried = hurried
 
         def work(alive: Callable[[], None]) -> None:
             snapshots.write(self._disk, "writing.part", head, self._replica.machine.image(), alive)
@@ -132,6 +168,7 @@ class Snapshotting:
                 log.error("a snapshot could not be written: %s; the log is kept", error)
                 return
             log.info("wrote a snapshot at entry %d in %.1f s", index, time.monotonic() - began)
+            self._durable(index)
             # A newer one may have been installed meanwhile: then the log begins behind that one, with its members.
             if index >= self._policy.index:
                 self._policy.taken(index, bytes_appended)
@@ -176,8 +213,10 @@ class Snapshotting:
     async def snapshot(self, timeout_s: float) -> Path:
         """Have a snapshot written that holds everything applied by now, unless one does already; returns its file.
 
-        Raises Unavailable when it could not be written in time; the log says why.
+        Raises Unavailable when it could not be written in time, which the log explains, or this node's state is not that of the others.
         """
+        if not self._sound():
+            raise Unavailable("this node's state differs from that of the others; ask another one", retry_after_s=10.0)
         loop = self._driver.loop
         wanted, deadline, begun = self._raft.applied_index, loop.time() + timeout_s, False
         while not self.name or self._policy.index < wanted:
@@ -185,7 +224,8 @@ class Snapshotting:
                 if begun:
                     raise Unavailable("the image could not be written; this node's log says why", retry_after_s=10.0)
                 begun = True
-                self._write()
+                self._turns.take(Clock.now())
+                self._write(hurried=True)
             elif loop.time() > deadline:
                 raise Unavailable("the image was not written in time", retry_after_s=10.0)
             await asyncio.sleep(_POLL_S)
@@ -210,6 +250,7 @@ class Snapshotting:
     def lost(self, peer: str) -> None:
         """The link to `peer` is gone."""
         self._senders.pop(peer, None)
+        self._turns.peer_down(peer)
 
     def send_no_more(self) -> None:
         """This node leads no more, or leads anew: peers ask their leader again for what they need."""
@@ -223,8 +264,14 @@ class Snapshotting:
 
     def on_installed(self, peer: str, message: Message) -> None:
         """`peer` has put it in place."""
-        if self._senders.pop(peer, None) is not None:
+        sender = self._senders.get(peer)
+        if sender is not None and message["index"] <= sender.index:
+            del self._senders[peer]
             self._raft.snapshot_installed(peer, message["index"])
+
+    def on_turn(self, peer: str, message: Message) -> None:
+        """`peer` writes a snapshot, or does not any more."""
+        self._turns.on_turn(peer, message, Clock.now())
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
@@ -236,22 +283,27 @@ class Snapshotting:
         """A piece of it."""
         self._receiver.piece(peer, message)
 
-    def _install(self, name: str, head: snapshots.Head, done: Callable[[], None]) -> None:
+    def _install(self, name: str, head: snapshots.Head, done: Callable[[bool], None]) -> None:
         """A snapshot from the leader is whole and durable: it becomes this node's state, unless the log gets there meanwhile.
 
         It is built beside the present state, which goes on as before, so that heartbeats and callers are answered.
         """
-        if trouble := self._unsuitable(head):
+        if trouble := self._unsuitable(name, head):
             log.error("%s %s, and is not installed", name, trouble)
-            self._disk.remove(name)
-            done()
+            self._disk.run(lambda: self._disk.remove(name), lambda result, error: None)
+            done(False)
             return
         if head.index <= self._raft.applied_index:
-            done()
+            done(True)
             return
         self._driver.step_by_step(self._restoring(name, head), lambda put: self._put(name, head, put, done))
 
-    def _unsuitable(self, head: snapshots.Head) -> str:
+    def _unsuitable(self, name: str, head: snapshots.Head) -> str:
+        # Index and term become those of this node's log: what no leader of this term can hold must not get there.
+        if head.term > self._raft.term or head.index - self._raft.applied_index > _INDEX_LEAP:
+            return f"ends at entry {head.index} of term {head.term}, which cannot be"
+        if name != snapshots.file_name(head.index, head.term):
+            return "is called by another's name"
         try:
             owner = replicated.cluster_of(head.replica)
         except msgspec.MsgspecError as error:
@@ -266,16 +318,17 @@ class Snapshotting:
         except FileNotFoundError:
             return None  # newer ones of this node's own have taken its place meanwhile
 
-    def _put(self, name: str, head: snapshots.Head, put: _Put | None, done: Callable[[], None]) -> None:
+    def _put(self, name: str, head: snapshots.Head, put: _Put | None, done: Callable[[bool], None]) -> None:
         if put is not None and head.index > self._raft.applied_index:
             self._driver.step_by_step(_letting_go(put()), lambda nothing: None)
             self._raft.install(head.index, head.term, self._replica.membership)
             self._policy.taken(head.index, self._log.bytes_appended)
             self.name = name
             self._installed()
+            self._durable(head.index)
             self._prune()
             log.info("installed %s", name)
-        done()
+        done(True)
         self._driver.poke()
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cluster.errors import ClusterError, EntryTooLarge, NotApplied, OutcomeUnknown
-from cluster.replica import Batch, Replica
+from quorumq.cluster.errors import ClusterError, EntryTooLarge, NotApplied, OutcomeUnknown
+from quorumq.cluster.replica import Batch, Replica
 
 Done = Callable[[Any, ClusterError | None], None]
 

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from cluster import discovery, snapshots
-from cluster.config import ClusterConfig
-from cluster.disk import Disk
-from cluster.transport import Links, Listener
+from quorumq.cluster import discovery, snapshots
+from quorumq.cluster.config import ClusterConfig
+from quorumq.cluster.disk import Disk, make_private
+from quorumq.cluster.handshake import Listener
+from quorumq.cluster.links import Links
+
+log = logging.getLogger("quorumq.cluster")
+
+
+_OWNED = re.compile(
+    r"((identity\.json|held)(\.tmp)?|process\.(json|part)|lock|log|snapshots|recovering|before-recover-.*|lost\+found)\Z"
+).match
 
 
 class Surroundings:
@@ -37,6 +47,12 @@ class Surroundings:
     def disk(self, directory: Path) -> Disk:
         """Files below `directory`."""
         return Disk(directory)
+
+    def make_private(self, directory: Path) -> None:
+        """Let nobody else read a data directory; says loudly what stays open."""
+        for part in (directory / "log", directory / "snapshots", directory):
+            if trouble := make_private(part, _OWNED if part == directory else lambda name: True):
+                log.warning("%s", trouble)
 
     def lock(self, directory: Path) -> int | None:
         """Take the directory for this process alone; returns a handle to close. Raises OSError when another has it."""
@@ -63,6 +79,13 @@ class Surroundings:
     def wall_ms(self) -> int:
         """Milliseconds since the epoch; may jump."""
         return time.time_ns() // 1_000_000
+
+    def asleep_s(self) -> float:
+        """Seconds for which the machine has been suspended so far: they are not in the monotonic clock. 0 where nobody counts them."""
+        boottime = getattr(time, "CLOCK_BOOTTIME", None)
+        if boottime is None:
+            return 0.0
+        return time.clock_gettime(boottime) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
     def random_bits(self, bits: int) -> int:
         """A number that nobody can guess."""

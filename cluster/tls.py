@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from cluster.errors import ClusterError
+from quorumq.cluster.addresses import parted
+from quorumq.cluster.errors import ClusterError
 
 log = logging.getLogger("quorumq.peers")
 
@@ -51,7 +52,7 @@ class Certificates:
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.verify_mode = ssl.CERT_REQUIRED
             try:
-                context.load_cert_chain(self._cert, self._key, password=_no_password)
+                context.load_cert_chain(self._cert, self._key, password=no_password)
             except (OSError, ValueError) as error:
                 files = f"PEER_TLS_CERT {self._cert} and PEER_TLS_KEY {self._key}"
                 raise BadCertificates(f"{files} cannot be used: {reason(error)}") from None
@@ -77,8 +78,8 @@ class Certificates:
         return True
 
 
-def _no_password() -> str:
-    # Without this OpenSSL would ask a person at the terminal.
+def no_password() -> str:
+    """Refuse a key that is encrypted, instead of OpenSSL, which would ask a person at the terminal. Raises ValueError."""
     raise ValueError("the key is encrypted, and there is no setting for its password")
 
 
@@ -91,13 +92,18 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def speaks_none(error: ssl.SSLError) -> bool:
+    """Whether a handshake failed because the other side does not speak TLS at all."""
+    return error.reason in _NOT_TLS
+
+
 def misnamed(session: Any, names: Sequence[str]) -> str | None:
     """Why the certificate at the other end of `session` is not for any of `names`, or None when it is or names nobody.
 
     names: ids, hosts, or `host:port`. A certificate's `*.` stands for one label.
     """
     held = [value.lower() for kind, value in (session.getpeercert() or {}).get("subjectAltName", ()) if kind in _NAMES]
-    wanted = {name.lower() for name in names} | {name.lower().rpartition(":")[0].strip("[]") for name in names}
+    wanted = {name.lower() for name in names} | {parted(name.lower())[0] for name in names}
     for name in wanted - {""}:
         if any(_is(name, each) for each in held):
             return None
@@ -105,6 +111,8 @@ def misnamed(session: Any, names: Sequence[str]) -> str | None:
 
 
 _NAMES = ("DNS", "IP Address")
+# What OpenSSL says of bytes that are no record of TLS, by its version.
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"})
 
 
 def _is(name: str, held: str) -> bool:

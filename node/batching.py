@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cluster.errors import ClusterError, EntryTooLarge, NotApplied, Unavailable
-from node.engine import Engine
-from node.operation import Operation
-from node.refusals import Refusal
+from quorumq.cluster.errors import ClusterError, EntryTooLarge, NotApplied, NotUnderstood, Unavailable
+from quorumq.node.engine import Engine
+from quorumq.node.machine.operation import Operation, read_operation
+from quorumq.node.machine.refusals import OperationNotKnown, Refusal
 
 T = TypeVar("T")
 
@@ -67,9 +67,13 @@ class Batcher:
         """Replicate an operation; the future gets `view(reply)`, a Refusal or a cluster error.
 
         `view` runs inside the local apply. When the future was cancelled by then, `abandoned(reply)` runs in its place.
-        Raises Unavailable when too much is waiting already.
+        Raises Unavailable when too much is waiting already, OperationNotKnown for what no node could read: it would stop them all.
         """
         payload = self._encode(operation)
+        try:
+            read_operation(payload)
+        except NotUnderstood as error:
+            raise OperationNotKnown(str(error)) from None
         if len(self._pending) >= PENDING_OPERATIONS_MAX or (
             self._pending and self._pending_bytes + len(payload) > PENDING_BYTES_MAX
         ):

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from cluster.errors import ClusterError
-    from cluster.membership import Membership
-    from cluster.status import Status
+    from quorumq.cluster.errors import ClusterError
+    from quorumq.cluster.membership import Membership
+    from quorumq.cluster.status import Status
 
 
 class Engine(Protocol):
@@ -30,6 +30,13 @@ class Engine(Protocol):
     @property
     def applied_index(self) -> int:
         """Index of the last entry applied here."""
+
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds it has done nothing at all; more than a fraction of one means that it is dead."""
+
+    def now_ms(self) -> int:
+        """The log's clock as far as this node knows it, in milliseconds since the epoch; what the next entry is stamped with."""
 
     def submit(self, payload: bytes, deadline: float, done: Callable[[Any, ClusterError | None], None]) -> None:
         """Replicate one batch; `done(outcome, None)` or `done(None, error)` exactly once.

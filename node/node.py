@@ -10,30 +10,32 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
 import msgspec
 
-from cluster.errors import ClusterError, Unavailable
-from node.addresses import CallPolicy
-from node.batching import Batcher
-from node.deliveries import Deliveries
-from node.engine import Engine
-from node.machine import Machine
-from node.operation import Operation, Query
-from node.operations.jobs import FinishAndPull, Finished, Pulled, PullJobs, ReleaseJobs
-from node.operations.requests import GetOutcome, Idempotent
-from node.pulse import Pulse
-from node.pushing import Pushing, Render
-from node.scheduler import Scheduler
-from node.slices import is_large, lessen
-from node.spreading import Spreader
-from node.state.job import COMPLETED, Job
-from node.waiters import Waiters
+from quorumq.cluster.errors import Unavailable
+from quorumq.node.batching import Batcher
+from quorumq.node.connected import Connected
+from quorumq.node.engine import Engine
+from quorumq.node.forgetting import Forgetting
+from quorumq.node.leader.assignment import AssignmentDuty
+from quorumq.node.leader.clock import ClockDuty
+from quorumq.node.leader.crons import CronDuty
+from quorumq.node.long_polls import Waiters
+from quorumq.node.machine.machine import Machine
+from quorumq.node.machine.operation import Operation, Query, level_needed
+from quorumq.node.machine.operations.bullmq.sessions import CallOnce, IsAnswered
+from quorumq.node.machine.operations.requests import GetOutcome, Idempotent
+from quorumq.node.machine.operations.runs import FinishAndPull, Finished, Pulled, PullJobs, ReleaseJobs
+from quorumq.node.machine.refusals import KeyNeedsScope, LevelTooLow
+from quorumq.node.machine.state.job import COMPLETED, Job
+from quorumq.node.split_large import is_large, split_large
+from quorumq.node.stream_readers import StreamReaders
+from quorumq.node.telling import mention
 
 if TYPE_CHECKING:
-    from cluster.status import Status
-    from node.config import NodeConfig
+    from quorumq.cluster.status import Status
 
 T = TypeVar("T")
 
@@ -41,72 +43,86 @@ WRITE_TIMEOUT_S = 15.0
 
 
 class Once(NamedTuple):
-    """A client's promise that requests with this key are one request. fingerprint: of all that it sent."""
+    """A client's promise that requests with this key are one request. fingerprint: of all that it sent.
+
+    scope: whose key it is, empty where everybody is one.  earlier: what the key is below feature level 1.
+    """
 
     key: str
     fingerprint: bytes
+    scope: str
+    earlier: str
 
 
-def wall_ms() -> int:
-    """Return the time of this machine in milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
+class Service(Protocol):
+    """What runs on a node as long as the node does, and is made above it: the calls of webhooks and push workers."""
+
+    def start(self) -> None:
+        """Begin to work."""
+
+    def drain(self) -> None:
+        """Begin nothing that the node would have to wait for."""
+
+    async def stop(self, within_s: float) -> None:
+        """Finish what is under way in so many seconds, and leave the rest undone."""
+
+
+class Keyed(NamedTuple):
+    """A call of a session: its number there, and up to which number the client has its answers."""
+
+    session: str
+    number: int
+    acknowledged: int
 
 
 class Node:
     """One node of the cluster, as its API sees it.
 
-    clock: milliseconds since the epoch, for deciding when to look at the state again; the log has its own time.
-    render: what the endpoint of a push worker is sent for a job and its token; without it this node calls none.
+    write_timeout_s: how long a write or a read may take.  shutdown_s: how long what is under way may take once the node drains.
+    clock: milliseconds since the epoch, for deciding when to look at the state again; by default the log's clock.
     """
 
     def __init__(
         self,
         engine: Engine,
         machine: Machine,
-        config: NodeConfig | None = None,
         *,
-        clock: Callable[[], int] = wall_ms,
-        render: Render | None = None,
+        write_timeout_s: float = WRITE_TIMEOUT_S,
+        shutdown_s: float = 0.0,
+        clock: Callable[[], int] | None = None,
     ) -> None:
+        clock = clock or engine.now_ms
         self.engine = engine
         self.machine = machine
         self.id = engine.node_id
         self.draining = False
-        self.timeout_s = WRITE_TIMEOUT_S if config is None else config.write_timeout_ms / 1000
+        self.timeout_s = write_timeout_s
+        self.shutdown_s = shutdown_s
         self.batcher = Batcher(engine)
         self.waiters = Waiters(machine, clock)
-        self.pulse = Pulse(engine, machine, self.batcher, clock)
-        self.scheduler = Scheduler(engine, machine, self.batcher, clock)
-        allow_private = config is not None and config.webhook_allow_private == "true"
-        self.deliveries = Deliveries(engine, machine, self.batcher, allow_private=allow_private)
-        self.spreader = Spreader(engine, machine, self.batcher, clock)
-        self.pushing = None if render is None else self._pushing(config, clock, render)
-        self.shutdown_s = 0.0 if config is None else config.shutdown_timeout_ms / 1000
+        self.readers = StreamReaders(machine)
+        self.connected = Connected(self.id, machine, self.submit, clock)
+        self.forgetting = Forgetting(engine, machine)
+        self.clock_duty = ClockDuty(engine, machine, self.batcher, clock)
+        self.cron_duty = CronDuty(engine, machine, self.batcher, clock)
+        self.assignment_duty = AssignmentDuty(engine, machine, self.batcher, clock)
+        self._services: list[Service] = []
         self._clock = clock
         self._drained_at = 0.0
 
-    def _pushing(self, config: NodeConfig | None, clock: Callable[[], int], render: Render) -> Pushing:
-        options: dict[str, Any] = {}
-        if config is not None:
-            options = {
-                "policy": CallPolicy(config.worker_endpoints),
-                "lock_ms": config.worker_lock_ms,
-                "calls_max": config.worker_calls_max,
-            }
-        return Pushing(
-            self.engine, self.machine, self.batcher, clock, render, write_timeout_s=self.timeout_s, **options
-        )
-
     # -- Life
+
+    def attach(self, service: Service) -> None:
+        """Have something run as long as this node does. Before `start`."""
+        self._services.append(service)
 
     async def start(self) -> None:
         """Begin to beat when leading. The engine is started by whoever made it."""
-        self.pulse.start()
-        self.scheduler.start()
-        self.deliveries.start()
-        self.spreader.start()
-        if self.pushing is not None:
-            self.pushing.start()
+        self.clock_duty.start()
+        self.cron_duty.start()
+        self.assignment_duty.start()
+        for service in self._services:
+            service.start()
 
     def drain(self) -> None:
         """Take no new long polls and end those that wait, so that stopping takes no longer than the work under way."""
@@ -114,22 +130,22 @@ class Node:
             self._drained_at = time.monotonic()
         self.draining = True
         self.waiters.close()
-        if self.pushing is not None:
-            self.pushing.drain()
+        for service in self._services:
+            service.drain()
 
     async def stop(self, *, at_once: bool = False) -> None:
-        """Finish what is under way, deliveries within what is left of the time to shut down.
+        """Finish what is under way, services within what is left of the time to shut down.
 
         The engine is stopped by whoever made it; when it has given up already, nothing can be finished (at_once).
         """
         self.drain()
-        if self.pushing is not None:
+        for service in self._services:
             left_s = self.shutdown_s - (time.monotonic() - self._drained_at)
-            await self.pushing.stop(0 if at_once else max(left_s, 0))
-        self.pulse.stop()
-        self.scheduler.stop()
-        self.spreader.stop()
-        await self.deliveries.stop()
+            await service.stop(0 if at_once else max(left_s, 0))
+        self.connected.stop()
+        self.clock_duty.stop()
+        self.cron_duty.stop()
+        self.assignment_duty.stop()
         try:
             async with asyncio.timeout(self.timeout_s):
                 await self.batcher.idle()
@@ -137,9 +153,30 @@ class Node:
             # What is under way without a quorum stays so; its callers get their answer from the engine.
             pass
 
+    def now_ms(self) -> int:
+        """The log's clock as this node knows it, in milliseconds since the epoch: what is asked of the future goes by it."""
+        return self._clock()
+
     def status(self) -> Status:
         """Return the node's view of the cluster."""
         return self.engine.status()
+
+    async def contents_digest(self) -> tuple[int, str]:
+        """Work out a fingerprint of all that this node's state holds, beside everything else; return it with the entry it is of.
+
+        It begins anew when an entry is applied meanwhile. Raises Unavailable when that never leaves it the time.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            index, steps = self.machine.index, self.machine.contents_digest()
+            while self.machine.index == index:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    return index, end.value
+                await asyncio.sleep(0)
+            if time.monotonic() > deadline:
+                raise Unavailable("the state changes all the time; the members compare it by themselves meanwhile")
 
     async def change_members(self, action: str, node: str, address: str = "") -> None:
         """Add (as a learner), promote or remove a member, or transfer leadership to it.
@@ -177,9 +214,62 @@ class Node:
         """
         if isinstance(op, FinishAndPull):
             return await self._finish_and_pull(op, view or _same, timeout_s or self.timeout_s, once)
-        if is_large(op, self.machine.state) and (once is None or await self.ask(GetOutcome(*once)) is None):
-            op = await lessen(op, self.machine.state, self._submit_part)
-        return await self.batcher.submit(_keyed(op, once), view or _same, timeout_s or self.timeout_s)
+        if is_large(op, self.machine.state) and (once is None or await self.ask(self._question(once)) is None):
+            op = await split_large(op, self.machine.state, self._submit_part)
+        return await self._hand_over(op, once, view or _same, timeout_s or self.timeout_s)
+
+    def begin(self, op: Operation, view: Callable[[Any], T], keyed: Keyed | None = None) -> asyncio.Future[T]:
+        """Hand an operation to the log now, after those that were handed to it before; the future gets what `submit` returns or raises.
+
+        It goes on when nobody waits for it. What is large is done in parts, and others may come between them.
+        keyed: whose call it is; one that was made before is answered as it was then.
+        Raises LevelTooLow, OperationNotKnown, cluster.errors.NotApplied where it cannot be handed over.
+        """
+        if is_large(op, self.machine.state):
+            return asyncio.ensure_future(self._in_parts(op, view, keyed))
+        return self.batcher.submit(self._keyed(self._ready(op, None), keyed), view, self.timeout_s)
+
+    async def _in_parts(self, op: Operation, view: Callable[[Any], T], keyed: Keyed | None) -> T:
+        if keyed is None or not await self.ask(IsAnswered(keyed.session, keyed.number)):
+            op = await split_large(op, self.machine.state, self._submit_part)
+        return await self.batcher.submit(self._keyed(self._ready(op, None), keyed), view, self.timeout_s)
+
+    def _keyed(self, op: Operation, keyed: Keyed | None) -> Operation:
+        return op if keyed is None else CallOnce(keyed.session, keyed.number, keyed.acknowledged, _encode(op))
+
+    async def _hand_over(
+        self,
+        op: Operation,
+        once: Once | None,
+        view: Callable[[Any], Any],
+        timeout_s: float,
+        abandoned: Callable[[Any], None] | None = None,
+    ) -> Any:
+        try:
+            return await self.batcher.submit(self._ready(op, once), view, timeout_s, abandoned)
+        except KeyNeedsScope:
+            # Level 1 came into force just before it was applied, and so it is in force here too now.
+            return await self.batcher.submit(self._ready(op, once), view, timeout_s, abandoned)
+
+    def _key(self, once: Once) -> str:
+        """What a client's key is at the level in force."""
+        return once.key if self.machine.state.level >= 1 else once.earlier
+
+    def _question(self, once: Once) -> GetOutcome:
+        if self.machine.state.level < 1:
+            return GetOutcome(once.earlier, once.fingerprint)
+        return GetOutcome(once.key, once.fingerprint, once.scope, once.earlier)
+
+    def _ready(self, op: Operation, once: Once | None) -> Operation:
+        """Put an operation under its idempotency key, if it has one. Raises LevelTooLow for one that may not be in the log yet."""
+        needed, level = level_needed(op), self.machine.state.level
+        if needed > level:
+            raise LevelTooLow(str(op.__struct_config__.tag), needed, level)
+        if once is None:
+            return op
+        if level < 1:
+            return Idempotent(once.earlier, once.fingerprint, _encode(op))
+        return Idempotent(once.key, once.fingerprint, _encode(op), once.scope, once.earlier)
 
     async def _submit_part(self, op: Operation) -> Any:
         return await self.batcher.submit(op, _same, self.timeout_s)
@@ -210,10 +300,10 @@ class Node:
 
         An empty answer at once is as true as any linearizable read, and costs no log entry. When the caller is cancelled,
         jobs taken for it go back as they were. With `once` a repeat gets the jobs that were taken first, as they were then.
-        Raises Unavailable, IdempotencyKeyReused, ReplyForgotten.
+        Raises Unavailable, IdempotencyKeyReused, ReplyForgotten, KeyForgotten.
         """
         if once is not None:
-            known = await self.ask(GetOutcome(*once))
+            known = await self.ask(self._question(once))
             if known is not None:
                 return view(known)
         loop = asyncio.get_running_loop()
@@ -242,6 +332,10 @@ class Node:
             self.waiters.leave(waiter)
         return view(_nothing_for(op))
 
+    def has_for(self, queue: str) -> bool:
+        """Whether a pull from a queue may find something, as far as this node knows; whoever wants to be sure refreshes first."""
+        return self._promising(PullJobs(queue))
+
     def _promising(self, op: PullJobs) -> bool:
         """Whether a pull may find something, as far as this node knows: a job, or something due that may become one."""
         state = self.machine.state
@@ -254,7 +348,9 @@ class Node:
         if queue.claimable(now_ms) > 0:
             return True
         first = queue.delayed.first()
-        return first is not None and first.run_at <= now_ms
+        if first is not None and first.run_at <= now_ms:
+            return True
+        return bool(queue.group_uses) and (state.group_limits.next_due() or now_ms + 1) <= now_ms
 
     async def _take(self, op: PullJobs, view: Callable[[Pulled], T], once: Once | None) -> tuple[bool, T]:
         """Pull, and say whether there was anything. What was taken for a caller that is gone, or failed, goes back."""
@@ -267,9 +363,9 @@ class Node:
         def leave(reply: Pulled) -> None:
             self._give_back([(job.id, job.fence) for job in reply.jobs], once)
 
-        future = self.batcher.submit(_keyed(op, once), look, self.timeout_s, leave)
         try:
-            return await future
+            found: tuple[bool, T] = await self._hand_over(op, once, look, self.timeout_s, leave)
+            return found
         except BaseException:
             # The caller may be cancelled after the jobs were taken and before it could hear of them.
             self._give_back(taken, once)
@@ -288,9 +384,9 @@ class Node:
         def leave(reply: Finished) -> None:
             self._give_back([(job.id, job.fence) for job in reply.next.jobs], None)
 
-        future = self.batcher.submit(_keyed(op, once), look, timeout_s, leave)
         try:
-            return await future
+            done: T = await self._hand_over(op, once, look, timeout_s, leave)
+            return done
         except BaseException:
             self._give_back(taken, None)
             raise
@@ -299,12 +395,8 @@ class Node:
         """Return jobs, by id and fence, as they were."""
         if not taken:
             return
-        try:
-            future = self.batcher.submit(ReleaseJobs(taken, once and once.key), _same, self.timeout_s)
-        except ClusterError:
-            # Their locks, or stall detection, bring them back.
-            return
-        future.add_done_callback(_heard)
+        # When that is not heard, their locks, or stall detection, bring them back.
+        mention(self.batcher, ReleaseJobs(taken, once and self._key(once)), self.timeout_s)
 
     # -- Waiting for an end
 
@@ -330,20 +422,9 @@ class Node:
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def _keyed(op: Operation, once: Once | None) -> Operation:
-    """Put an operation under its idempotency key, if it has one."""
-    return op if once is None else Idempotent(once.key, once.fingerprint, _encode(op))
-
-
 def _same(reply: Any) -> Any:
     return reply
 
 
 def _nothing_for(op: PullJobs) -> Pulled:
     return Pulled([], [] if op.locks else None)
-
-
-def _heard(future: asyncio.Future[Any]) -> None:
-    # Asking for the exception keeps the loop from reporting one that nobody waits for.
-    if not future.cancelled():
-        future.exception()

@@ -1,20 +1,25 @@
-"""The pages of a listener: the OpenAPI document of all that it serves, and a page to browse it with.
+"""The pages of a listener: what is where, the OpenAPI document of all that it serves, and a page to browse it with.
 
 The page is one file that asks for nothing beyond this node, so it works without the internet.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 
 import msgspec
 from aiohttp import web
 
-from api.auth import Access, Grant, bearer_or_bare
-from api.http import HTML, JSON, Answer, Call, Html, OpenApi, Reply, Route, grouped, plain
-from api.openapi import document
-from api.version import VERSION
-from node.refusals import Refusal
+from quorumq.api.auth import Access, Grant, bearer_or_bare
+from quorumq.api.front import Places, places, to_docs
+from quorumq.api.openapi import document
+from quorumq.api.reply import HTML, JSON, Reply
+from quorumq.api.request import Answer, Call, Route
+from quorumq.api.router import Dialect
+from quorumq.api.rows import Html, OpenApi, grouped, plain
+from quorumq.cluster.version import VERSION
+from quorumq.node.machine.refusals import Refusal
 
 # The page's script and style stand in it; nothing else may run, be loaded or be asked for elsewhere.
 POLICY = (
@@ -22,10 +27,8 @@ POLICY = (
     b"connect-src 'self'; base-uri 'none'; frame-ancestors 'none'\r\nX-Content-Type-Options: nosniff\r\n"
 )
 
-
-async def openapi(call: Call) -> Reply:
-    """Describe every route of this listener."""
-    return Reply(200, msgspec.json.encode(document(call.server.dialects, VERSION)))
+# The dialects that a client may want to know of; the others are parts of these.
+APIS = frozenset({"bunqueue", "bullmq", "openarchiver", "admin"})
 
 
 async def docs(call: Call) -> Reply:
@@ -35,21 +38,44 @@ async def docs(call: Call) -> Reply:
 
 
 class Pages:
-    """The pages, as a dialect of their own."""
+    """The pages, as a dialect of their own.
+
+    mounts: what the listener serves, these pages among it.  front: whether `/` is theirs, too.
+    """
 
     name = "pages"
     undecoded: frozenset[str] = frozenset()
+    may_be_empty: frozenset[str] = frozenset()
     content_type = JSON
     hides_paths = True
-    routes: tuple[Route, ...] = grouped(
-        "Documentation",
-        plain("GET", "/openapi.json", openapi, reply=OpenApi, right="open",
-              about="Every request of this server as an OpenAPI 3.1 document."),
-        plain("GET", "/docs", docs, reply=Html, right="open", about="The same as a page to browse and try."),
-    )  # fmt: skip
+    private = False
+
+    def __init__(self, mounts: Sequence[tuple[Dialect, str]], *, front: bool) -> None:
+        self._mounts = mounts
+        at_root = plain("GET", "/", self.root, reply=Places, right="open", limited=False,
+                        about="Who answers, and what is where; a browser is sent to `/docs`.")  # fmt: skip
+        self.routes: tuple[Route, ...] = grouped(
+            "Documentation",
+            *([at_root] if front else []),
+            plain("GET", "/openapi.json", self.openapi, reply=OpenApi, right="open",
+                  about="Every request of this port as an OpenAPI 3.1 document."),
+            plain("GET", "/docs", docs, reply=Html, right="open", about="The same as a page to browse and try."),
+        )  # fmt: skip
+
+    async def root(self, call: Call) -> Reply:
+        """Say what is where."""
+        apis = {dialect.name: prefix or "/" for dialect, prefix in self._mounts if dialect.name in APIS}
+        return to_docs(call) or places(apis)
+
+    async def openapi(self, call: Call) -> Reply:
+        """Describe every route of this listener."""
+        return Reply(200, msgspec.json.encode(document(self._mounts, VERSION)))
 
     def authorize(self, access: Access, request: web.BaseRequest) -> Grant:
         return bearer_or_bare(access, request)
+
+    def weigh(self, route: Route, body: bytes) -> None:
+        """Nothing here takes a body with lists."""
 
     def refusal(self, refusal: Refusal) -> Answer:
         return 400, refusal.message

@@ -12,11 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import msgspec
+
 if TYPE_CHECKING:
-    from api.auth import Grant
-    from node.events import Event
-    from node.machine import Entry, Machine
-    from node.state import State
+    from quorumq.api.auth import Grant
+    from quorumq.node.machine.events import Event
+    from quorumq.node.machine.machine import Machine
+    from quorumq.node.machine.operation import Entry
+    from quorumq.node.machine.state import State
 
 # What can be resumed: so many events; one with a long text counts as several.
 RING_WEIGHT = 20_000
@@ -24,6 +27,7 @@ RING_WEIGHT = 20_000
 PLACES = 10**9
 # Changes of a queue within this time are one change to those who follow its counts.
 COALESCE_S = 0.01
+ENCODE = msgspec.json.Encoder().encode
 
 
 class Id(NamedTuple):
@@ -47,11 +51,12 @@ def id_of(text: str) -> Id | None:
 class Message:
     """One event as it is told.
 
-    queue: empty for none.  of_job: whether those who follow another queue do not get it.  data: JSON.
-    legacy: the whole text for those who have not subscribed, where they get one.  id: None for what only this node says.
+    queue: whose counts it may have changed, empty for none.  queues: those that it is about, none when it is about the node or
+    all of them.  data: JSON.  legacy: the whole text for those who have not subscribed, where they get one.  id: None for what
+    only this node says.
     """
 
-    __slots__ = ("_frame", "at_ms", "data", "id", "legacy", "name", "of_job", "queue")
+    __slots__ = ("_frame", "at_ms", "data", "id", "legacy", "name", "queue", "queues")
 
     def __init__(
         self,
@@ -60,14 +65,14 @@ class Message:
         data: bytes,
         *,
         queue: str = "",
-        of_job: bool = False,
+        queues: Sequence[str] = (),
         legacy: bytes | None = None,
     ) -> None:
         self.name = name
         self.at_ms = at_ms
         self.data = data
         self.queue = queue
-        self.of_job = of_job
+        self.queues = queues or ((queue,) if queue else ())
         self.legacy = legacy
         self.id: Id | None = None
         self._frame: bytes | None = None
@@ -79,10 +84,30 @@ class Message:
             self._frame = b'{"event":"%b","ts":%d,"data":%b}' % (self.name.encode(), self.at_ms, self.data)
         return self._frame
 
+    def concerns(self, queue: str) -> bool:
+        """Say whether somebody who follows one queue hears of it: of everything but what is about other queues."""
+        return not self.queues or queue in self.queues
 
-def may_hear(grant: Grant, message: Message) -> bool:
-    """Say whether a token is for a message: what names no queue is about all of them."""
-    return grant.may("read") and (grant.every_queue or (bool(message.queue) and grant.covers(message.queue)))
+    def naming(self, queues: Sequence[str]) -> Message:
+        """Return the same as those are told who must not know of the other queues that it is about."""
+        data = self.data
+        if b'"queues":' in data:
+            data = ENCODE({**msgspec.json.decode(data), "queues": queues})
+        message = Message(self.name, self.at_ms, data, queue=self.queue, queues=queues, legacy=self.legacy)
+        message.id = self.id
+        return message
+
+
+def as_heard(grant: Grant, message: Message) -> Message | None:
+    """Return what a token is told of a message: nothing unless one of its queues is named; none named stands for all of them."""
+    if not grant.may("read"):
+        return None
+    if grant.every_queue:
+        return message
+    own = [queue for queue in message.queues if grant.covers(queue)]
+    if not own:
+        return None
+    return message if len(own) == len(message.queues) else message.naming(own)
 
 
 class Listener(Protocol):
@@ -178,8 +203,9 @@ class Feed:
             for event in past.events:
                 messages = self._made(past.entry, past.now_ms, event, place)
                 place += len(messages)
-                if not queue or not getattr(event, "job_id", "") or getattr(event, "queue", "") == queue:
-                    yield from (one for one in messages if one.id is None or one.id > last)
+                for one in messages:
+                    if (one.id is None or one.id > last) and (not queue or one.concerns(queue)):
+                        yield one
 
     def _made(self, index: int, now_ms: int, event: Event, place: int) -> list[Message]:
         messages = list(self._render(self._machine.state, now_ms, event))
@@ -187,10 +213,10 @@ class Feed:
             message.id = Id(index, place + more)
         return messages
 
-    def publish(self, name: str, data: bytes, *, queue: str = "") -> None:
+    def publish(self, name: str, data: bytes, *, queue: str = "", queues: Sequence[str] = ()) -> None:
         """Tell what only this node can say: figures, warnings. It has no id and is not kept."""
         if self._listeners:
-            self._tell([Message(name, time.time_ns() // 1_000_000, data, queue=queue)])
+            self._tell([Message(name, time.time_ns() // 1_000_000, data, queue=queue, queues=queues)])
 
     def _on_entry(self, entry: Entry) -> None:
         events = entry.events

@@ -1,1 +1,1 @@
-"""What the scripts in the folder above run, and the local cluster that they share with the tests."""
+"""What the scripts in the folder above run. The cluster of real processes that they start is in tests/support."""

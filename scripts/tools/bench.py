@@ -22,9 +22,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from scripts.tools.bench_snapshots import snapshots
 from scripts.tools.bench_workers import workers
 from scripts.tools.load import Ack, Cycle, Measured, Pull, Push, Script, has_wrk, run
-from scripts.tools.local_cluster import ClusterTrouble, LocalCluster, LocalNode
+from tests.support.local_cluster import ClusterTrouble, LocalCluster, LocalNode
 
 KB = 1024
 # Jobs a second that the filling before a pull or an ack must provide for.
@@ -272,6 +273,7 @@ PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "ack": ack,
     "cycle": cycle,
     "held": held,
+    "snapshots": snapshots,
     "workers": workers,
 }
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from scripts.tools.local_cluster import ClusterTrouble, LocalCluster, LocalNode
+from tests.support.local_cluster import ClusterTrouble, LocalCluster, LocalNode
 
 if TYPE_CHECKING:
     from scripts.tools.bench import Bench

@@ -2,8 +2,8 @@
 
 A case may take longer while nodes die, and none may fail. What is repeated on the way is only what a client may repeat: a
 request that nobody answered, under its idempotency key, and a case whose WebSocket or stream ended with its node, or whose
-requests came too late for what it says.  The cases and their runners are not part of this project; a folder with them is named
-on the command line or by QUORUMQ_CONFORMANCE.
+requests came too late for what it says.  The cases and their runners are in tests/conformance; another folder is named on the
+command line or by QUORUMQ_CONFORMANCE.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any
 
 import aiohttp
 
-from api import tokens
-from scripts.tools.balancer import Balancer
-from scripts.tools.local_cluster import HOST, ClusterTrouble, LocalCluster, LocalNode
+from quorumq.api import tokens
+from tests.support.balancer import Balancer
+from tests.support.local_cluster import HOST, ClusterTrouble, LocalCluster, LocalNode
 
-FOLDER = Path(os.environ.get("QUORUMQ_CONFORMANCE") or Path(__file__).parents[2].parent / "shared" / "conformance")
+FOLDER = Path(os.environ.get("QUORUMQ_CONFORMANCE") or Path(__file__).parents[2] / "tests" / "conformance")
 TOKEN = "t-conformance"
 BULLMQ_PREFIX = "/bullmq"
 # Cases at once: most of them wait for something.
@@ -460,7 +460,8 @@ async def killing(
                     when = kills.when if suite.needs_token else never
                     result.failed += await suite.run(f"http://{HOST}:{suite.port_of(spared)}", access, when)
                 else:
-                    async with Balancer(cluster.nodes, repeats=True, port_of=suite.port_of) as balancer:
+                    # One that does not look who is ready: what is lost with a node is what this is about.
+                    async with Balancer(cluster.nodes, repeats=True, follows=False, port_of=suite.port_of) as balancer:
                         result.failed += await suite.run(balancer.url, access, kills.when)
                         result.repeated += balancer.repeated
                 result.cases += len(suite.cases(access))

@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 
 from scripts.tools.demo_worker import hash_file
-from scripts.tools.local_cluster import ClusterTrouble, LocalCluster, LocalNode
+from tests.support.local_cluster import ClusterTrouble, LocalCluster, LocalNode
 
 QUEUE = "files"
 BULK = 100

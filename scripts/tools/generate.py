@@ -1,4 +1,5 @@
-"""Files that are made from the code: docs/configuration.md from the table of settings, docs/http-reference.md from the routes.
+"""Files that are made from the code: docs/configuration.md from the table of settings, docs/http-reference.md from the routes,
+the chart's table of values and their schema from its values.
 
 Each generated file is a function in FILES; adding one is adding a row.  With --check nothing is written, and the exit
 status says whether a file is out of date.
@@ -12,19 +13,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from api.openapi import reference
-from api.server import DIALECTS
-from node.config import Setting, settings
+from quorumq.api.dialects.bullmq.backend import table
+from quorumq.api.mounts import main_dialects
+from quorumq.api.openapi import reference
+from quorumq.api.settings.rows import settings
+from quorumq.api.settings.table import Setting
+from scripts.tools import chart
 
 CONFIGURATION = """\
 # Settings
 
-<!-- Made by scripts/generate from node/config.py. Change it there. -->
+<!-- Made by scripts/generate from api/settings/rows.py. Change it there. -->
 
 Every setting of `quorumq serve` can be given as a flag, as an environment variable, or in a TOML file named by
-`--config` (or `CONFIG_FILE`). A flag wins over the environment, the environment over the file, the file over the default.
-A value that cannot be used, and a key in the file that is no setting, stop the node at once with a message that names
-the setting and where its value came from (exit status 2). Secrets have no flag, because others can see a command line.
+`--config` (or `CONFIG_FILE`). A flag wins over the environment, the environment over the file, the file over the default;
+an empty variable counts as not set. A value that cannot be used, and a key in the file that is no setting,
+stop the node at once with a message that names the setting and where its value came from (exit status 2).
+Secrets have no flag, because others can see a command line.
 
 In the file, names are in lower case, lists are lists and PEERS is a table:
 
@@ -69,12 +74,31 @@ def configuration() -> str:
 
 def http_reference() -> str:
     """Return docs/http-reference.md."""
-    return reference(DIALECTS)
+    return reference(main_dialects())
+
+
+BULLMQ_CALLS = """\
+# Calls of BullMQ's backend protocol
+
+<!-- Made by scripts/generate from api/dialects/bullmq/backend/table.py. Change it there. -->
+
+How they travel, and what answers mean, is in [bullmq-protocol.md](bullmq-protocol.md).
+
+```text
+"""
+
+
+def bullmq_calls() -> str:
+    """Return docs/bullmq-calls.md."""
+    return f"{BULLMQ_CALLS}{(table.__doc__ or '').strip()}\n```\n"
 
 
 FILES: dict[str, Callable[[], str]] = {
     "docs/configuration.md": configuration,
     "docs/http-reference.md": http_reference,
+    "docs/bullmq-calls.md": bullmq_calls,
+    "deploy/helm/quorumq/README.md": chart.readme,
+    "deploy/helm/quorumq/values.schema.json": chart.schema,
 }
 
 

@@ -17,9 +17,9 @@ import aiohttp
 import msgspec
 import uvloop
 
-from cluster.config import ClusterConfig
+from quorumq.cluster.config import ClusterConfig
 from scripts.tools.bench import a_text_of, counts, post
-from scripts.tools.local_cluster import ClusterTrouble, LocalCluster, LocalNode
+from tests.support.local_cluster import ClusterTrouble, LocalCluster, LocalNode
 
 MB = 1 << 20
 QUEUE = "soak"

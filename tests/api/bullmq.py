@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import msgspec
 from yarl import URL
 
-from api import surrogates
-from api.http import Text
+from quorumq.api import surrogates
+from quorumq.api.rows import Text
 from tests.api.conftest import Answer, Client
 from tests.support.waiting import after_entries
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,15 +14,14 @@ import msgspec
 import pytest
 from yarl import URL
 
-from api import surrogates
-from api.dialects.bullmq import workers
-from api.dialects.bunqueue.replies import Failure
-from api.dialects.openarchiver.render import ArchiverFailure
-from api.http import Html, NotReady, Octets, Text
-from api.server import Listener, Server
-from node.config import NodeConfig
-from node.machine import Machine
-from node.node import Node
+from quorumq.api import surrogates
+from quorumq.api.dialects.bunqueue.replies import Failure
+from quorumq.api.dialects.openarchiver.render import ArchiverFailure
+from quorumq.api.rows import Html, NotReady, Octets, Text
+from quorumq.api.server import Listener, Server
+from quorumq.api.settings.rows import NodeConfig
+from quorumq.node.machine.machine import Machine
+from quorumq.node.node import Node
 from tests.support.local import LocalEngine
 
 
@@ -155,13 +153,18 @@ async def serve() -> AsyncIterator[Serve]:
     running: list[tuple[Server, Node, LocalEngine, aiohttp.ClientSession]] = []
 
     async def start(**settings: Any) -> Client:
-        config = NodeConfig(host="127.0.0.1", http_port=0, **{"bullmq_port": 0, **settings})
+        config = NodeConfig(host="127.0.0.1", http_port=0, **{"bullmq_port": 0, "tcp_port": 0, **settings})
         machine = Machine()
         engine = LocalEngine(machine)
-        node = Node(engine, machine, config, render=partial(workers.delivery, config.queue_prefix))
+        node = Node(
+            engine,
+            machine,
+            write_timeout_s=config.write_timeout_ms / 1000,
+            shutdown_s=config.shutdown_timeout_ms / 1000,
+        )
+        server = Server(node, config)
         await engine.start()
         await node.start()
-        server = Server(node, config)
         await server.start()
         session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
         running.append((server, node, engine, session))

@@ -159,6 +159,7 @@ CHANGES = [
     ("POST", "change-priority", {"priority": 1}, 404, "Missing key for job nope. changePriority"),
     ("POST", "change-delay", {"delay": 1}, 404, "Missing key for job nope. changeDelay"),
     ("PUT", "data", {"data": 1}, 404, "Missing key for job nope. updateData"),
+    ("DELETE", "logs", None, 404, "Job not found"),
 ]
 
 

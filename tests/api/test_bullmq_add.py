@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.limits import DATA_BYTES_MAX
+from quorumq.api.limits import DATA_BYTES_MAX
 from tests.api.bullmq import Bull
 
 JOBS = "/queues/que/jobs"
@@ -65,6 +65,7 @@ async def test_bodies_that_are_refused(bull: Bull, body: Any, text: str) -> None
             b'[{"name":"a","data":1,"opts":{"backoff":{"type":"fixed","delay":1e400}}}]',
             "Invalid backoff Infinity, must be a number or an object",
         ),
+        (b'[{"name":"a","data":1,"opts":{"delay":1%b}}]' % (b"0" * 400), "Invalid delay Infinity"),
         (b'[{"name":"a","data":1,"opts":1e400}]', "opts must be an object"),
     ],
 )
@@ -75,7 +76,7 @@ async def test_what_is_no_json_is_the_clients_mistake(bull: Bull, raw: bytes, te
 OPTIONS = [
     ({"foo": 1}, "Unexpected field: opts.foo"),
     ({"timestamp": 1}, "Unexpected field: opts.timestamp"),
-    ({"parent": {"id": "1", "queue": "q"}}, "Unexpected field: opts.parent"),
+    ({"parent": {"id": "1", "queue": "que", "x": 1}}, "Unexpected field: opts.parent.x"),
     ("string", "Unexpected field: opts.0"),
     ([1], "Unexpected field: opts.0"),
     (5, "opts must be an object"),

@@ -26,9 +26,10 @@ async def eighteen(bull: Bull) -> None:
 
 
 NEWEST = [str(number) for number in range(15, 0, -1)]
-# Query, ids, counts: recorded but for the default, which is all statuses as the document says.
+# Query, ids, counts: recorded but for the default, which is all statuses, and for pages of several statuses, of which start and
+# length are of the whole, both as the document says.
 PAGES = [
-    ("", [*NEWEST[:10], "16", "17"], {"waiting": 16, "active": 0, "completed": 0, "failed": 0, "delayed": 1,
+    ("", NEWEST[:10], {"waiting": 16, "active": 0, "completed": 0, "failed": 0, "delayed": 1,
                                         "prioritized": 1, "paused": 0}),
     ("?statuses=waiting", NEWEST[:10], {"waiting": 16, "paused": 0}),
     ("?statuses=waiting&start=0&length=3", NEWEST[:3], {"waiting": 16, "paused": 0}),
@@ -38,8 +39,16 @@ PAGES = [
     ("?start=1.9&length=2.9&statuses=waiting", ["14", "13"], {"waiting": 16, "paused": 0}),
     ("?statuses=delayed", ["16"], {"delayed": 1}),
     ("?statuses=prioritized", ["17"], {"prioritized": 1}),
-    ("?statuses=waiting,delayed&length=2", ["15", "14", "16"], {"waiting": 16, "delayed": 1, "paused": 0}),
-    ("?statuses=delayed,waiting&length=2", ["16", "15", "14"], {"waiting": 16, "delayed": 1, "paused": 0}),
+    ("?statuses=waiting,delayed&length=1", NEWEST[:1], {"waiting": 16, "delayed": 1, "paused": 0}),
+    ("?statuses=waiting,delayed&length=2", NEWEST[:2], {"waiting": 16, "delayed": 1, "paused": 0}),
+    ("?statuses=delayed,waiting&length=2", ["16", "15"], {"waiting": 16, "delayed": 1, "paused": 0}),
+    ("?statuses=delayed,waiting&start=1&length=2", ["15", "14"], {"waiting": 16, "delayed": 1, "paused": 0}),
+    ("?statuses=waiting,delayed&start=14&length=3", ["1", "18", "16"], {"waiting": 16, "delayed": 1, "paused": 0}),
+    ("?statuses=waiting,active,delayed,prioritized&start=16", ["16", "17"],
+     {"waiting": 16, "active": 0, "delayed": 1, "prioritized": 1, "paused": 0}),
+    ("?statuses=waiting,delayed&start=17", [], {"waiting": 16, "delayed": 1, "paused": 0}),
+    ("?statuses=delayed,prioritized,waiting&length=0", ["16", "17", *NEWEST, "18"],
+     {"waiting": 16, "delayed": 1, "prioritized": 1, "paused": 0}),
     ("?statuses=waiting,waiting&length=2", ["15", "14"], {"waiting": 16, "paused": 0}),
     ("?statuses=active", [], {"active": 0}),
     ("?statuses=waiting&start=&length=", NEWEST[:10], {"waiting": 16, "paused": 0}),
@@ -102,6 +111,26 @@ async def test_a_paused_queue_shows_what_waits(bull: Bull) -> None:
     page = (await bull.get(f"{JOBS}?statuses=waiting")).json
     assert [job["name"] for job in page["jobs"]] == ["b", "a"]
     assert page["counts"] == {"waiting": 0, "paused": 2}
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_pages_of_several_statuses_follow_each_other(bull: Bull, paused: bool) -> None:
+    """Read in pages of any size, each job comes once, in the order of the whole."""
+    await eighteen(bull)
+    if paused:
+        await bull.post("/queues/que/pause")
+    everything = f"{JOBS}?statuses=prioritized,waiting,delayed"
+    whole = [job["id"] for job in (await bull.get(f"{everything}&length=0")).json["jobs"]]
+    assert len(whole) == 18
+    for length in (1, 3, 5, 17, 100):
+        seen: list[str] = []
+        while True:
+            page = (await bull.get(f"{everything}&start={len(seen)}&length={length}")).json["jobs"]
+            assert len(page) <= length
+            if not page:
+                break
+            seen += [job["id"] for job in page]
+        assert seen == whole
 
 
 async def test_ended_jobs_come_newest_first(bull: Bull) -> None:

@@ -1,7 +1,4 @@
-"""The cases recorded from BullMQ Proxy, run against one node in this process: on the listener of its own, and under /bullmq.
-
-They are not part of this repository; see test_recorded.py.
-"""
+"""The cases recorded from BullMQ Proxy, run against one node in this process: on the listener of its own, and under /bullmq."""
 
 from __future__ import annotations
 
@@ -10,13 +7,11 @@ import sys
 
 import pytest
 
+from scripts.tools.conformance import FOLDER
 from tests.api.conftest import Serve
-from tests.api.test_recorded import FOLDER
 
 RUNNER = FOLDER / "replay_proxy.py"
 GROUPS = ["auth", "add", "add-validation", "list", "get", "workers", "process", "job-actions"]
-
-pytestmark = pytest.mark.skipif(not RUNNER.is_file(), reason=f"the recorded cases are not in {FOLDER}")
 
 
 @pytest.mark.parametrize("prefix", ["", "/bullmq"])

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from node.node import wall_ms
-from node.operations.repeatables import AddRepeating, GetRepeating, ListRepeating
+from quorumq.node.machine.operations.repeatables import AddRepeating, GetRepeating, ListRepeating
 from tests.api.bullmq import Bull
+from tests.support.local import wall_ms
 
 JOBS = "/queues/que/jobs"
 MINUTE_MS = 60_000
@@ -153,8 +153,21 @@ async def test_where_its_times_lie(bull: Bull) -> None:
     found = {one["name"]: one["next"] for one in await repeatables(bull)}
     assert found["grid"] % hour == 0
     assert found["offset"] % hour == 5 * MINUTE_MS
-    assert start < found["late"] <= start + hour
+    assert start <= found["late"] < start + hour
     assert found["iso"] == 2_240_611_200_000
+
+
+@pytest.mark.parametrize("how", [{"every": MINUTE_MS}, {"pattern": "* * * * *"}, {"every": MINUTE_MS, "offset": 5}])
+async def test_a_start_date_that_is_a_due_time_is_the_first_one(bull: Bull, how: dict[str, Any]) -> None:
+    start = (wall_ms() // MINUTE_MS + 60) * MINUTE_MS + how.get("offset", 0)
+    for name, at_ms, expected in (
+        ("on", start, start),
+        ("before", start - 1, start),
+        ("after", start + 1, start + MINUTE_MS),
+    ):
+        await repeat(bull, name, key=name, startDate=at_ms, **how)
+        (found,) = [one["next"] for one in await repeatables(bull) if one["name"] == name]
+        assert found == expected, name
 
 
 async def test_an_array_with_repetitions_is_all_or_nothing(bull: Bull) -> None:
@@ -232,3 +245,39 @@ async def test_what_repeats_is_in_the_image(bull: Bull) -> None:
     assert (after.key, after.until, after.next_due) == (before.key, before.until, before.next_due)
     assert machine.full_digest() == digest
     assert AddRepeating.__struct_config__.tag == "job.add_repeating"
+
+
+async def test_an_obliterated_queue_does_not_come_back(bull: Bull) -> None:
+    """Neither by a repetition of its own nor by a cron of the other dialect."""
+    await repeat(bull, every=100)
+    cron = {"name": "c", "queue": "que", "data": 1, "repeatEvery": 100, "preventOverlap": False}
+    headers = {"Authorization": "Bearer tok1"}
+    assert (await bull.client.send("POST", "/crons", cron, headers=headers)).status == 200
+    state = bull.server.node.machine.state
+    await bull.until(lambda: len(state.jobs) >= 2)
+    assert (await bull.post("/queues/que/obliterate", {"force": True})).status == 200
+    assert (await bull.client.get("/crons", headers=headers)).json["crons"] == []
+    assert await repeatables(bull) == []
+    # A time of both passes.
+    await bull.add("last", queue="another", delay=250)
+    await bull.until(lambda: not state.queues["another"].delayed.slice(0, 1))
+    assert list(state.queues) == ["another"]
+
+
+@pytest.mark.parametrize(
+    ("what", "body"),
+    [("drain", {}), ("drain", {"delayed": True}), ("clean", {"type": "wait"}), ("clean", {"type": "paused"})],
+)
+async def test_the_job_that_a_repetition_waits_with_is_neither_drained_nor_cleaned(
+    bull: Bull, what: str, body: Any
+) -> None:
+    await bull.add()
+    job = await repeat(bull, every=MINUTE_MS, immediately=True)
+    assert (await bull.post(f"/queues/que/{what}", body)).json["count"] == 1
+    assert await bull.state(job["id"]) == "waiting"
+    # The other dialect's takes all, and the repetition goes on.
+    assert (await bull.client.send("POST", "/queues/que/drain", headers={"Authorization": "Bearer tok1"})).json[
+        "count"
+    ] == 1
+    assert await bull.state(job["id"]) == "unknown"
+    assert len(await repeatables(bull)) == 1

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from node.node import wall_ms
 from tests.api.bullmq import Bull
+from tests.support.local import wall_ms
 
 LOCK_MS = 30_000
 

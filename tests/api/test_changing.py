@@ -36,7 +36,7 @@ CHANGES = [
     ("PUT", "data", {"data": {"new": 1}}, "waiting delayed active waiting-children", None, "cannot be updated"),
     ("PUT", "priority", {"priority": 7}, "waiting delayed waiting-children", None, "not in queue"),
     ("POST", "promote", None, "delayed", "waiting", "not delayed"),
-    ("POST", "move-to-wait", None, "delayed", "waiting", "not delayed"),
+    ("POST", "move-to-wait", None, "delayed active failed", "waiting", "not delayed"),
     ("POST", "move-to-delayed", {"delay": 60_000}, "waiting delayed active", "delayed", "not active"),
     ("PUT", "delay", {"delay": 60_000}, "waiting delayed active", "delayed", "cannot change delay"),
     ("POST", "discard", None, "waiting delayed active waiting-children", "failed", ""),
@@ -148,10 +148,9 @@ async def test_logs(client: Client) -> None:
 
 
 async def test_logs_of_an_unknown_job(client: Client) -> None:
-    assert (await client.get("/jobs/nope/logs")).json == {"ok": True, "data": {"logs": [], "count": 0}}
-    assert (await client.delete("/jobs/nope/logs")).json == {"ok": True}
-    answer = await client.post("/jobs/nope/logs", {"message": "x"})
-    assert (answer.status, answer.error) == (404, "Job not found")
+    for method, body in (("GET", None), ("DELETE", None), ("POST", {"message": "x"})):
+        answer = await client.send(method, "/jobs/nope/logs", body)
+        assert (answer.status, answer.error) == (404, "Job not found")
 
 
 async def test_a_long_line_is_cut(client: Client) -> None:

@@ -34,6 +34,15 @@ async def test_what_is_shown(client: Client) -> None:
     assert [(cron["name"], cron["priority"]) for cron in crons] == [("na me/x", 0), ("b", 3)]
 
 
+@pytest.mark.parametrize("times", [{"schedule": "0 2 * * *"}, {"repeatEvery": 60_000}])
+@pytest.mark.parametrize("zone", [{}, {"timezone": None}, {"timezone": ""}, {"timezone": "UTC"}], ids=str)
+async def test_the_zone_that_counts_is_shown(client: Client, times: Any, zone: Any) -> None:
+    made = (await client.post("/crons", {"name": "c", "queue": "q", "data": 1, **times, **zone})).json["cron"]
+    listed = (await client.get("/dashboard")).json["crons"]["list"]
+    found = [made, (await client.get("/crons/c")).json["cron"], *(await client.get("/crons")).json["crons"], *listed]
+    assert [cron["timezone"] for cron in found] == ["UTC"] * 4
+
+
 async def test_the_same_name_replaces(client: Client) -> None:
     await client.post("/crons", {"name": "c", "queue": "a", "data": 1, "repeatEvery": 60_000, "maxLimit": 5})
     await client.post("/crons", {"name": "c", "queue": "b", "data": 2, "repeatEvery": 30_000})

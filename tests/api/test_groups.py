@@ -10,6 +10,7 @@ async def test_a_group(client: Client) -> None:
         await client.push(groupId="a/b")
     path = "/queues/q/groups/a%2Fb"
     none = {"ok": True, "waiting": 3, "active": 0, "concurrency": 1, "paused": False}
+    none |= {"rateLimit": None, "rateLimitTtl": -2}
     assert (await client.get(path)).json == none
     assert (await client.send("PUT", f"{path}/concurrency", {"concurrency": 2})).json == {"ok": True}
     assert await client.pull() and await client.pull() and await client.pull() is None

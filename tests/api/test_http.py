@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from quorumq.node.machine import contents
+from quorumq.node.machine.state import State
+from quorumq.node.machine.state.digests import START, Place
 from tests.api.conftest import Client, Serve
 
 MIB = 1 << 20
@@ -52,11 +55,11 @@ class TestRoutes:
         ("method", "path"),
         [
             ("GET", "/nope"),
-            ("GET", "/"),
+            ("POST", "/"),
             ("PATCH", "/queues"),
             ("POST", "/queues"),
             ("GET", "/queues/"),
-            ("POST", "/queues//jobs"),
+            ("POST", "/jobs//ack"),
             ("GET", "/queues/q"),
             ("GET", "/jobs"),
             ("GET", "/jobs/"),
@@ -105,10 +108,9 @@ class TestRoutes:
             assert route.reply is not None
             assert (route.right == "open") == (
                 route.path in {"/health", "/healthz", "/live", "/livez", "/ready", "/readyz", "/startupz"}
-                or route.path in {"/openapi.json", "/docs"}
+                or route.path in {"/", "/openapi.json", "/docs"}
                 # A client may show its token after the handshake.
-                or route.path in {"/ws", "/ws/queues/{queue}"}
-                or mount.template == "/bullmq/"
+                or route.path in {"/ws", "/ws/queues/{queue}", "/v1/socket"}
             ), mount.template
             assert route.group
             assert (route.takes is not None) == (route.body != "none")
@@ -172,6 +174,27 @@ class TestConnections:
         assert await reader.read() == b""
         writer.close()
 
+    @pytest.mark.parametrize("size", [8_000, 9_000, 16 << 10])
+    async def test_a_long_header_is_taken(self, client: Client, size: int) -> None:
+        reader, writer = await talk(client, f"GET /ping HTTP/1.1\r\nHost: h\r\nCookie: {'x' * size}\r\n\r\n".encode())
+        assert (await read_reply(reader))[0] == 200
+        writer.close()
+
+    @pytest.mark.parametrize(
+        "headers",
+        [f"Cookie: {'x' * 17_000}", f"{'X' * 17_000}: x", "\r\n".join(f"X-{n}: {n}" for n in range(200))],
+        ids=["value", "name", "many"],
+    )
+    @pytest.mark.parametrize("port", [0, 1])
+    async def test_headers_beyond_the_bound(self, client: Client, headers: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.server.listeners[port].port)
+        writer.write(f"GET /ping HTTP/1.1\r\nHost: h\r\n{headers}\r\n\r\n".encode())
+        status, _, body = await read_reply(reader)
+        text = b"Request headers too large (max 16KB each, 128 of them)"
+        assert status == 431 and text in body and (port == 1 or json.loads(body)["error"] == text.decode())
+        assert await reader.read() == b""
+        writer.close()
+
     async def test_what_is_no_http_on_the_other_port(self, client: Client) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", client.server.listeners[1].port)
         writer.write(b"get /queues HTTP/1.1\r\n\r\n")
@@ -206,7 +229,7 @@ class TestTokens:
             assert answer.status == status
             if status == 401:
                 assert answer.error == "Unauthorized"
-                assert answer.headers["Access-Control-Allow-Origin"] == "*"
+                assert answer.headers.get("Access-Control-Allow-Origin") == (None if "admin" in path else "*")
 
     async def test_what_is_open(self, serve: Serve) -> None:
         client = await serve(auth_tokens=("t",))
@@ -321,9 +344,9 @@ class TestBodyBounds:
     async def test_bodies_under_way_are_bounded_together(self, client: Client) -> None:
         client.server.bodies.pending_bytes_max = 100_000
         head = b"POST /jobs/x/ack HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n"
-        first = await talk(client, head, b"x" * 60_000)
-        await until(lambda: client.server.bodies.pending_bytes == 60_000)
-        reader, writer = await talk(client, head, b"x" * 60_000)
+        first = await talk(client, head, b"x" * 90_000)
+        await until(lambda: client.server.bodies.pending_bytes == 90_000)
+        reader, writer = await talk(client, head, b"x" * 90_000)
         status, headers, body = await read_reply(reader)
         assert (status, json.loads(body)["code"]) == (503, "busy")
         assert int(headers["retry-after"]) >= 1
@@ -420,7 +443,7 @@ class TestTrouble:
         assert "s3cret" not in caplog.text
 
     async def test_too_many_requests_under_way(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("api.server.REQUESTS_MAX", 1)
+        monkeypatch.setattr("quorumq.api.host.REQUESTS_MAX", 1)
         waiting = asyncio.ensure_future(client.get("/queues/q/jobs?timeout=20000"))
         await until(lambda: client.server.under_way == 1)
         answer = await client.get("/queues")
@@ -450,6 +473,27 @@ class TestProbes:
         for path in ("/healthz", "/live", "/livez", "/startupz"):
             answer = await client.get(path)
             assert (answer.status, answer.body) == (200, b"OK")
+
+    async def test_a_consensus_that_ticks_no_more(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("quorumq.api.dialects.bunqueue.monitoring.MOMENT_S", 0.0)
+        client.engine.silent_s = 11.0
+        answer = await client.get("/livez")
+        assert (answer.status, answer.json["error"]) == (503, "the consensus has done nothing for 11 s")
+        # As documented, these are of the process alone.
+        for path in ("/healthz", "/live"):
+            assert (await client.get(path)).status == 200
+
+    async def test_a_process_that_was_suspended_is_alive(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        waited: list[float] = []
+
+        async def ticks(seconds: float) -> None:
+            waited.append(seconds)
+            client.engine.silent_s = 0.0
+
+        client.engine.silent_s = 60.0
+        monkeypatch.setattr("quorumq.api.dialects.bunqueue.monitoring.asyncio.sleep", ticks)
+        assert (await client.get("/livez")).status == 200
+        assert waited == [0.25]
 
     async def test_before_the_log_is_replayed(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(client.server.node, "started", False, raising=False)
@@ -490,8 +534,41 @@ class TestProbes:
         before = body["digest"]
         await client.push()
         assert (await client.get("/admin/cluster")).json["digest"] != before
+        assert (body["apart"], body["differing"], body["agreed_index"]) == ("", [], 0)
         client.engine.available = False
         assert (await client.get("/admin/cluster")).json["has_quorum"] is False
+
+    async def test_the_contents(self, client: Client) -> None:
+        await client.push()
+        before = (await client.get("/admin/contents")).json
+        assert (before["node_id"], before["index"]) == ("n1", client.server.node.machine.index)
+        assert (await client.get("/admin/contents")).json == before
+        state = client.server.node.machine.state
+        next(iter(state.jobs.values())).data = b'"damaged"'
+        assert (await client.get("/admin/contents")).json["digest"] != before["digest"]
+
+    async def test_the_contents_are_of_one_entry_even_while_others_come(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for _ in range(3):
+            await client.push()
+        monkeypatch.setattr(contents, "STEP_RECORDS", 1)
+        read, pushes = contents.read, [1, 2]
+
+        def late(state: State, place: Place) -> tuple[bytes, Place]:
+            if place != START and pushes:
+                pushes.pop()
+                client.engine.apply_now([])
+            return read(state, place)
+
+        monkeypatch.setattr(contents, "read", late)
+        while_written = (await client.get("/admin/contents")).json
+        assert not pushes
+        assert (await client.get("/admin/contents")).json == while_written
+        client.server.node.timeout_s = 0.0
+        pushes += range(10**6)
+        assert (await client.get("/admin/contents")).status == 503
+        pushes.clear()
 
 
 class TestStopping:

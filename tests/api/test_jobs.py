@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from quorumq.api.dialects.bunqueue.routes import ROUTES
 from tests.api.conftest import Client
 
 JOB_KEYS = {
@@ -155,6 +157,13 @@ class TestAck:
         job = (await client.get(f"/jobs/{job_id}")).json["job"]
         assert (job["state"], job["returnvalue"], job["progress"]) == ("completed", {"sent": True}, 100)
         assert job["completedAt"] >= job["startedAt"]
+
+    async def test_the_progress_that_was_reported_stays(self, client: Client) -> None:
+        job_id = await client.push()
+        await client.pull()
+        await client.post(f"/jobs/{job_id}/progress", {"progress": 50})
+        await client.post(f"/jobs/{job_id}/ack")
+        assert (await client.get(f"/jobs/{job_id}")).json["job"]["progress"] == 50
 
     @pytest.mark.parametrize("text", [b"0", b'""', b"null", b"[1, 2]", b'"\\ud800"'])
     async def test_any_result_is_kept_as_it_is(self, client: Client, text: bytes) -> None:
@@ -339,8 +348,63 @@ class TestReads:
         answer = await client.get("/jobs/nope")
         assert (answer.status, answer.error) == (404, "Job not found")
         assert (await client.get("/jobs/nope/state")).json == {"ok": True, "id": "nope", "state": "unknown"}
-        assert (await client.get("/jobs/nope/result")).json == {"ok": True, "id": "nope"}
         assert (await client.get("/jobs/nope/progress")).status == 404
+
+    @pytest.mark.parametrize("query", ["", "?consistency=stale"])
+    async def test_what_belongs_to_a_job_that_is_not_there_is_not_found(self, client: Client, query: str) -> None:
+        """One that never was, one that was removed, and one that was removed when it completed."""
+        removed = await client.push()
+        assert (await client.post(f"/jobs/{removed}/logs", {"message": "m"})).status == 200
+        for path in ("result", "children", "logs"):
+            assert (await client.get(f"/jobs/{removed}/{path}{query}")).status == 200
+        assert (await client.delete(f"/jobs/{removed}/logs")).status == 200
+        assert (await client.delete(f"/jobs/{removed}")).status == 200
+        forgotten = await client.push(removeOnComplete=True)
+        await client.pull()
+        assert (await client.post(f"/jobs/{forgotten}/ack", {"result": 1})).status == 200
+        for job_id in ("nope", removed, forgotten):
+            for method, path in (("GET", "result"), ("GET", "children"), ("GET", "logs"), ("DELETE", "logs")):
+                answer = await client.send(method, f"/jobs/{job_id}/{path}{query if method == 'GET' else ''}")
+                assert (answer.status, answer.error) == (404, "Job not found"), (job_id, method, path)
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [(route.method, route.path) for route in ROUTES if re.match(r"/jobs/\{id\}(?!/state$)", route.path)],
+    )
+    async def test_every_route_of_a_job_says_that_it_is_not_there(self, client: Client, method: str, path: str) -> None:
+        """404, or the text that the document gives with 400; never as if something had been done."""
+        body = None if method in {"GET", "DELETE"} else {
+            "delay": 1, "progress": 1, "message": "m", "data": 1, "priority": 1, "token": "t", "duration": 1000, "timeout": 1,
+            "parentId": "other",
+        }  # fmt: skip
+        answer = await client.send(method, path.replace("{id}", "nope"), body)
+        with_400 = {"ack", "fail", "promote", "move-to-wait", "heartbeat", "extend-lock"}
+        assert answer.status == (400 if path.rpartition("/")[2] in with_400 else 404), answer.json
+        assert answer.json["ok"] is False
+
+    async def test_what_a_worker_says_of_a_run_is_kept_as_far_as_it_was_said(self, client: Client) -> None:
+        """No stack where none was sent; a word of its own as level, of which 256 characters stay."""
+        job = await client.push(backoff=0, maxAttempts=9)
+        for sent, shown in (
+            ({}, None),
+            ({"stack": "at one"}, ["at one"]),
+            ({}, ["at one"]),
+            ({"stack": "at two"}, ["at one", "at two"]),
+        ):
+            assert (await client.get("/queues/q/jobs?timeout=5000")).json["job"]["id"] == job
+            assert (await client.post(f"/jobs/{job}/fail", {"error": "e", **sent})).status == 200
+            assert (await client.get(f"/jobs/{job}")).json["job"]["stacktrace"] == shown
+        assert (await client.post(f"/jobs/{job}/logs", {"message": "m", "level": "x" * 300})).status == 200
+        assert (await client.get(f"/jobs/{job}/logs")).json["data"]["logs"][0]["level"] == "x" * 256
+
+    @pytest.mark.parametrize("end", ["", "ack", "fail"])
+    async def test_a_custom_id_is_answered_as_the_id_in_every_state(self, client: Client, end: str) -> None:
+        await client.push(jobId="mine", maxAttempts=1)
+        if end:
+            await client.pull()
+            assert (await client.post(f"/jobs/mine/{end}", {})).status == 200
+        answer = await client.get("/jobs/custom/mine")
+        assert answer.status == 200 and answer.json == (await client.get("/jobs/mine")).json
 
     async def test_unknown_ids_are_not_decoded_in_paths(self, client: Client) -> None:
         assert (await client.get("/jobs/a%20b/state")).json == {"ok": True, "id": "a%20b", "state": "unknown"}

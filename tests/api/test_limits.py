@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from api import limits
-from api.limits import STEPS, Proxies, RequestLimit
-from node.config import SettingError, load
+from quorumq.api import limits
+from quorumq.api.limits import STEPS, Proxies, RequestLimit
+from quorumq.api.settings.loading import load
+from quorumq.api.settings.table import SettingError
 from tests.api.conftest import Serve
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from api import server as server_module
-from api.server import BULLMQ_DIALECTS, DIALECTS, Server
-from node.config import NodeConfig, load
-from node.machine import Machine
-from node.node import Node
+from quorumq.api.mounts import bullmq_dialects, main_dialects
+from quorumq.api.server import Server
+from quorumq.api.settings.loading import load
+from quorumq.api.settings.rows import NodeConfig
+from quorumq.node.machine.machine import Machine
+from quorumq.node.node import Node
 from tests.api.conftest import Answer, Client, Serve
 from tests.support.local import LocalEngine
 
@@ -50,11 +51,53 @@ class TestWhatIsServed:
             assert (await client.get("/v1/jobs/queues", headers=TOKEN)).json == {"queues": []}
 
     async def test_what_is_on_one_only(self, serve: Serve) -> None:
-        main, bullmq = await both(serve)
-        for path in ("/admin/cluster", "/docs", "/openapi.json", "/events", "/ws", "/health", "/prometheus", "/stats"):
+        _, bullmq = await both(serve)
+        for path in ("/admin/cluster", "/events", "/ws", "/health", "/prometheus", "/stats"):
             assert (await bullmq.get(path, headers=TOKEN)).status == 404, path
-        assert (await main.get("/", headers=TOKEN)).status == 404
-        assert (await bullmq.get("/")).status == 200
+
+    async def test_each_describes_what_it_serves(self, serve: Serve) -> None:
+        main, bullmq = await both(serve)
+        described = [set((await client.get("/openapi.json")).json["paths"]) for client in (main, bullmq)]
+        assert described == [{prefix + route.path for dialect, prefix in mounts for route in dialect.routes}
+                             for mounts in (main_dialects(), bullmq_dialects())]  # fmt: skip
+        for client in (main, bullmq):
+            assert (await client.get("/docs")).headers["Content-Type"] == "text/html; charset=utf-8"
+
+    @pytest.mark.parametrize(
+        "accept",
+        ["text/html", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "*/*, TEXT/HTML;q=0.5"],
+    )
+    async def test_a_browser_is_sent_to_the_documentation(self, serve: Serve, accept: str) -> None:
+        main, bullmq = await both(serve)
+        async with aiohttp.ClientSession(headers={"Accept": accept}) as session:
+            for client, path, where in ((main, "/", "docs"), (bullmq, "/", "docs"), (main, "/bullmq/", "../docs")):
+                async with session.get(client.base + path, allow_redirects=False) as answer:
+                    assert (answer.status, answer.headers["Location"], answer.headers["Vary"]) == (302, where, "Accept")
+                async with session.get(client.base + path) as page:
+                    assert (page.status, page.url.path, page.content_type) == (200, "/docs", "text/html")
+
+    async def test_others_are_told_what_is_where(self, serve: Serve) -> None:
+        main, bullmq = await both(serve)
+        asked = {"Accept": "application/json"}
+        told = await main.get("/", headers={"Accept": "*/*"})
+        assert told.json == (await main.get("/")).json == (await main.get("/", headers=asked)).json
+        assert told.headers["Vary"] == "Accept"
+        assert (told.json["name"], told.json["apis"]["bunqueue"], told.json["apis"]["bullmq"]) == (
+            "quorumq",
+            "/",
+            "/bullmq",
+        )
+        # What it names is there.
+        for name in ("docs", "openapi", "ready"):
+            assert (await main.get(told.json[name])).status == 200
+            assert (await bullmq.get(told.json[name])).status == 200
+        # BullMQ Proxy answers with text, which stays so for whoever does not ask for JSON.
+        for client, path, own in ((bullmq, "/", "/"), (main, "/bullmq/", "/bullmq")):
+            for headers in ({}, {"Accept": "*/*"}):
+                status, said, kind = text(await client.get(path, headers=headers))
+                assert (status, kind) == (200, "text/plain") and said.startswith("quorumq ")
+            async with aiohttp.ClientSession() as session, session.get(client.base + path, headers=asked) as answer:
+                assert (await answer.json())["apis"] == {"bullmq": own, "openarchiver": "/v1/jobs"}
 
     async def test_probes_are_on_both(self, serve: Serve) -> None:
         for client in await both(serve):
@@ -66,7 +109,7 @@ class TestWhatIsServed:
             client.engine.available = True
 
     def test_no_path_is_served_twice(self) -> None:
-        for mounts in (DIALECTS, BULLMQ_DIALECTS):
+        for mounts in (main_dialects(), bullmq_dialects()):
             paths = [(route.method, prefix + route.path) for dialect, prefix in mounts for route in dialect.routes]
             assert len(paths) == len(set(paths))
 
@@ -136,7 +179,7 @@ class TestWhoseWords:
             assert "Retry-After" in answer.headers
 
     async def test_too_many_under_way(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server_module, "REQUESTS_MAX", 0)
+        monkeypatch.setattr("quorumq.api.host.REQUESTS_MAX", 0)
         main, bullmq = await both(serve)
         assert text(await bullmq.get("/nope")) == (503, "Too many requests under way", "text/plain")
         assert (await bullmq.get("/v1/jobs/queues?x=1")).json == {"message": "Too many requests under way"}
@@ -183,13 +226,13 @@ class TestLife:
         assert 'quorumq_http_refused_total{status="401"} 1' in page
 
     async def test_stopping_answers_what_waits_on_every_listener(self) -> None:
-        config = NodeConfig(host="127.0.0.1", http_port=0, bullmq_port=0, auth_tokens=("t",))
+        config = NodeConfig(host="127.0.0.1", http_port=0, bullmq_port=0, tcp_port=None, auth_tokens=("t",))
         machine = Machine()
         engine = LocalEngine(machine)
-        node = Node(engine, machine, config)
+        node = Node(engine, machine)
+        server = Server(node, config)
         await engine.start()
         await node.start()
-        server = Server(node, config)
         await server.start()
         ports = [listener.port for listener in server.listeners]
         assert len(set(ports)) == 2
@@ -228,8 +271,8 @@ class TestLife:
     async def test_a_port_that_is_taken_is_named_and_nothing_stays_open(self, serve: Serve) -> None:
         taken = (await serve()).bullmq.listener.port
         engine = LocalEngine(Machine())
-        config = NodeConfig(host="127.0.0.1", http_port=0, bullmq_port=taken)
-        server = Server(Node(engine, engine.machine, config), config)
+        config = NodeConfig(host="127.0.0.1", http_port=0, bullmq_port=taken, tcp_port=None)
+        server = Server(Node(engine, engine.machine), config)
         with pytest.raises(OSError, match=rf"cannot listen on 127.0.0.1:{taken} \(BULLMQ_PORT\): ."):
             await server.start()
         assert server.connections == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import OutcomeUnknown
+from quorumq.cluster.errors import OutcomeUnknown
 from tests.api.conftest import Answer, Client
 
 PATH = "/admin/cluster/members"

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from api import disk
-from api.dialects.bunqueue import monitoring
-from api.metrics import Histogram, Page
-from node.state.queue import QueueCounters
+from quorumq.api import disk
+from quorumq.api.dialects.bunqueue import prometheus
+from quorumq.api.metrics import Histogram, Page
+from quorumq.cluster.version import VERSION
+from quorumq.node.machine.state.queue import QueueCounters
 from tests.api.conftest import Client, Serve
 
 SAMPLE = re.compile(r'([a-z_]+)(\{(?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)+\})? (-?[0-9.e+-]+|\+Inf)')
@@ -77,6 +78,7 @@ async def test_waits_and_runs_of_a_queue(client: Client) -> None:
     await client.push("a")
     client.engine.clock = lambda: now_ms - 19_000
     job = await client.pull("a")
+    client.engine.clock = lambda: now_ms
     found = await scrape(client)
     assert 20 <= found['quorumq_queue_oldest_claimable_age_seconds{queue="a"}'] < 40
     assert found['quorumq_queue_run_seconds_count{queue="a"}'] == 0
@@ -97,22 +99,40 @@ def test_every_duration_is_within_the_bound_of_its_bucket() -> None:
     for ms in (0, 1, 2, 3, 4, 5, 255, 256, 1 << 20, 1 << 50):
         counters = QueueCounters()
         counters.ran(ms)
-        below = monitoring.shown_buckets(counters.runs)
-        assert below == [*(int(ms / 1000 <= bound) for bound in monitoring.BOUNDS), 1]
+        below = prometheus.shown_buckets(counters.runs)
+        assert below == [*(int(ms / 1000 <= bound) for bound in prometheus.BOUNDS), 1]
 
 
 async def test_what_the_replication_measures_is_shown(client: Client) -> None:
     before = await client.get("/prometheus")
-    _, types = parse(before.body.decode())
+    page_before = before.body.decode()
+    _, types = parse(page_before)
     assert "quorumq_snapshot_age_seconds" not in types
     kept = client.engine.metrics
+    client.engine.clock_offset_ms = -250
     for seconds in (0.0002, 0.003, 10.0):
         kept.commit_seconds.observe(seconds)
     kept.entry_bytes.observe(1000)
-    for i, field in enumerate(("elections", "leader_changes", "batches_resent", "loop_stalls", "log_failures"), 1):
+    counters = (
+        "elections",
+        "leader_changes",
+        "batches_resent",
+        "loop_stalls",
+        "log_failures",
+        "disk_hangs",
+        "snapshots",
+        "snapshot_failures",
+        "snapshot_stalls",
+        "peers_refused",
+        "peer_messages_refused",
+    )
+    for i, field in enumerate(counters, 1):
         setattr(kept, field, i)
-    kept.snapshots, kept.snapshot_failures, kept.snapshot_bytes, kept.snapshot_fork_seconds = 6, 7, 8, 0.25
+    kept.clock_jumps, kept.disk_waiting_seconds = 20, 1.5
+    kept.snapshot_bytes, kept.snapshot_fork_seconds = 8, 0.25
     kept.snapshot_at = time.time() - 30
+    assert parse(page_before)[0]["quorumq_whole"] == 1
+    kept.whole = False
     page = await client.get("/prometheus")
     found, types = parse(page.body.decode())
     histograms = ("log_sync_seconds", "commit_seconds", "apply_seconds", "entry_bytes", "entry_batches")
@@ -122,21 +142,28 @@ async def test_what_the_replication_measures_is_shown(client: Client) -> None:
     assert found["quorumq_commit_seconds_sum"] == pytest.approx(10.0032)
     assert found['quorumq_entry_bytes_bucket{le="256"}'] == 0
     assert found['quorumq_entry_bytes_bucket{le="1024"}'] == found["quorumq_entry_bytes_count"] == 1
-    counters = (
-        "elections",
-        "leader_changes",
-        "batches_resent",
-        "loop_stalls",
-        "log_failures",
-        "snapshots",
-        "snapshot_failures",
-    )
     assert {types[f"quorumq_{name}_total"] for name in counters} == {"counter"}
-    assert [found[f"quorumq_{name}_total"] for name in counters] == [1, 2, 3, 4, 5, 6, 7]
+    assert [found[f"quorumq_{name}_total"] for name in counters] == list(range(1, 12))
+    assert (found["quorumq_log_clock_jumps_total"], found["quorumq_disk_waiting_seconds"]) == (20, 1.5)
+    assert found['quorumq_clock_offset_seconds{node="n1"}'] == -0.25
     assert (found["quorumq_snapshot_bytes"], found["quorumq_snapshot_fork_seconds"]) == (8, 0.25)
     assert 30 <= found["quorumq_snapshot_age_seconds"] < 60
+    assert found["quorumq_whole"] == 0
+    assert found["quorumq_log_unwritten_bytes"] >= 0 and types["quorumq_log_unwritten_bytes"] == "gauge"
     assert types["quorumq_snapshot_age_seconds"] == types["quorumq_log_bytes"] == "gauge"
     assert types["quorumq_replication_lag_entries"] == "gauge"
+
+
+async def test_that_states_differ_is_shown(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = await scrape(client)
+    assert (found["quorumq_apart"], found["quorumq_members_differing"], found["quorumq_agreed_index"]) == (0, 0, 0)
+    status = client.engine.status
+    differs = {"apart": "its state differs", "differing": ["n2", "n3"], "agreed_index": 7}
+    monkeypatch.setattr(client.engine, "status", lambda: msgspec.structs.replace(status(), **differs))
+    found = await scrape(client)
+    assert (found["quorumq_apart"], found["quorumq_members_differing"], found["quorumq_agreed_index"]) == (1, 2, 7)
+    body = (await client.get("/admin/cluster")).json
+    assert {name: body[name] for name in differs} == differs
 
 
 async def test_lag_is_shown_by_peer(client: Client) -> None:
@@ -155,7 +182,7 @@ async def test_prometheus_answers_without_a_quorum(client: Client) -> None:
 async def test_prometheus_is_open_unless_it_shall_not(serve: Serve) -> None:
     client = await serve(auth_tokens=("secret",))
     await scrape(client)
-    client = await serve(auth_tokens=("secret",), metrics_auth="true")
+    client = await serve(auth_tokens=("secret",), metrics_auth=True)
     assert (await client.get("/prometheus")).status == 401
     await scrape(client, headers={"Authorization": "Bearer secret"})
 
@@ -233,3 +260,15 @@ async def test_health_tells_of_the_cluster(client: Client) -> None:
     cluster = (await client.get("/health")).json["cluster"]
     assert (cluster["members"], cluster["connected"], cluster["role"]) == (1, 1, "leader")
     assert cluster["appliedIndex"] >= 0
+
+
+async def test_the_version_that_clients_compare_with_theirs(serve: Serve, client: Client) -> None:
+    assert (await client.get("/health")).json["version"] == VERSION
+    other = await serve(bunqueue_version="2.9.5")
+    health = (await other.get("/health")).json
+    assert (health["version"], health["cluster"]["version"]) == ("2.9.5", VERSION)
+    async with other.session.ws_connect(other.base + "/ws") as socket:
+        await socket.send_json({"cmd": "Hello", "reqId": "r"})
+        while (hello := await socket.receive_json()).get("reqId") != "r":
+            pass
+        assert (hello["server"], hello["version"]) == ("quorumq", "2.9.5")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from api.openapi import ERRORS, document, reference
-from api.server import DIALECTS
-from tests.api.conftest import Client
+from quorumq.api.mounts import main_dialects
+from quorumq.api.openapi import ERRORS, document, reference
+from tests.api.conftest import Client, Serve
 
-DOCUMENT = document(DIALECTS, "1")
+DOCUMENT = document(main_dialects(), "1")
 METHODS = ("get", "post", "put", "delete")
 
 
@@ -42,7 +42,7 @@ def test_every_route_is_in_it_once(client: Client) -> None:
 
 
 def path_of(mount: Any) -> str:
-    prefix = next(prefix for dialect, prefix in DIALECTS if dialect is mount.dialect)
+    prefix = next(prefix for dialect, prefix in main_dialects() if type(dialect) is type(mount.dialect))
     return str(prefix + mount.route.path)
 
 
@@ -66,7 +66,7 @@ def test_a_route_says_all_there_is_to_say(method: str, path: str, one: Any) -> N
     given = {item["name"] for item in one.get("parameters", []) if item["in"] == "path"}
     assert given == set(re.findall(r"\{(\w+)\}", path))
     assert ("requestBody" in one) <= (method in ("post", "put"))
-    assert ("101" if path.startswith("/ws") else "200") in one["responses"]
+    assert ("101" if path.startswith("/ws") or path.endswith("/socket") else "200") in one["responses"]
     is_open = one.get("security") == [{}]
     assert is_open or {"401", "500", "503"} <= set(one["responses"])
 
@@ -136,7 +136,126 @@ async def test_the_page_needs_nothing_from_elsewhere(client: Client) -> None:
     assert "innerHTML" not in page
 
 
+async def test_the_page_can_be_searched_fits_a_phone_and_shows_no_backticks(client: Client) -> None:
+    page = (await client.get("/docs")).body.decode()
+    assert 'type: "search"' in page and 'name="viewport"' in page and "@media (max-width: 50rem)" in page
+    # Every text of the description goes through what makes code of backticks; the search alone takes it as it is.
+    script = page.partition("function words(")[0]
+    assert "prose(one.summary)" in script and "prose(found.description)" in script
+    assert "prose(one.description || one.summary)" in script and "prose(api.info.description)" in script
+    assert "prose(cell)" in script
+
+
+def descriptions(part: Any) -> list[str]:
+    """Return every text of the document that is for people."""
+    if isinstance(part, list):
+        return [text for one in part for text in descriptions(one)]
+    if not isinstance(part, dict):
+        return []
+    own = [part[name] for name in ("summary", "description") if isinstance(part.get(name), str)]
+    return own + [text for one in part.values() for text in descriptions(one)]
+
+
+def test_clients_are_told_in_their_own_words() -> None:
+    texts = descriptions(DOCUMENT)
+    assert len(texts) > 500
+    assert [text for text in texts if re.search(r"\b(None|True|False|str|int|dict)\b", text)] == []
+    # The page makes code of what is between backticks.
+    assert [text for text in texts if text.count("`") % 2] == []
+    assert any("`null`" in text for text in texts)
+
+
 def test_the_reference_has_every_route() -> None:
-    text = reference(DIALECTS)
+    text = reference(main_dialects())
     for method, path, _ in operations():
         assert text.count(f"\n### {method.upper()} {path}\n") == 1
+
+
+async def test_what_it_says_of_lock_tokens_is_so(client: Client) -> None:
+    """Of a job that is locked: which requests are refused without its token, and all of them with a wrong one."""
+    bodies: dict[str, Any] = {
+        "fail": {"error": "x"},
+        "progress": {"progress": 5},
+        "delay": {"delay": 9},
+        "move-to-delayed": {"delay": 9},
+    }
+    tried = []
+    for section in reference(main_dialects()).split("\n### "):
+        title = re.match(r"(POST|PUT) (/jobs/\{id\}/(\S+))\n", section)
+        said = re.search(r"^\| `token` \| body .*$", section, re.MULTILINE)
+        if title is None or said is None:
+            continue
+        method, path, last = title.groups()
+        body = bodies.get(last, {})
+        job_id = await client.push(last)
+        pulled = (await client.post(f"/queues/{last}/jobs/pull-batch", {"count": 1, "owner": "w"})).json
+        assert (await client.send(method, path.replace("{id}", job_id), {**body, "token": "wrong"})).status == 400
+        needed = "a locked job needs it" in said[0] or (last == "delay" and "so is `PUT …/delay`" in said[0])
+        assert (await client.send(method, path.replace("{id}", job_id), body)).status == (400 if needed else 200), last
+        if needed:
+            token = pulled["tokens"][0]
+            assert (await client.send(method, path.replace("{id}", job_id), {**body, "token": token})).status == 200
+        tried.append(last)
+    assert sorted(tried) == [
+        "ack",
+        "delay",
+        "extend-lock",
+        "fail",
+        "heartbeat",
+        "move-to-delayed",
+        "move-to-wait",
+        "move-to-waiting-children",
+        "progress",
+        "requeue",
+    ]
+
+
+def resolved(node: Any) -> Any:
+    """Follow a reference into the document."""
+    while isinstance(node, dict) and "$ref" in node:
+        name = node["$ref"].rpartition("/")[2]
+        node = DOCUMENT["components"]["schemas"][name]
+    return node
+
+
+def bodies_with(schema: Any, value: Any, depth: int = 3) -> Iterator[Any]:
+    """Give bodies of a schema in which one thing, at whatever place, is `value`."""
+    schema = resolved(schema)
+    yield value
+    if not isinstance(schema, dict) or not depth:
+        return
+    for other in (*schema.get("anyOf", ()), *schema.get("allOf", ()), *schema.get("oneOf", ())):
+        yield from bodies_with(other, value, depth)
+    if "items" in schema:
+        yield from ([item] for item in bodies_with(schema["items"], value, depth - 1))
+    for name, one in schema.get("properties", {}).items():
+        for inner in bodies_with(one, value, depth - 1):
+            yield {"data": 1, "name": "n", name: inner}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**20, [], {}, "x"], ids=lambda value: str(type(value)))
+async def test_no_field_can_hold_what_the_server_is_at_a_loss_with(serve: Serve, value: Any) -> None:
+    client = await serve(auth_tokens=("t",))
+    sent = 0
+    for method, path, one in operations():
+        where = re.sub(r"\{[^}]*\}", "some", path)
+        for parameter in map(resolved, one.get("parameters", ())):
+            if (
+                parameter["in"] == "query"
+                and parameter["name"] != "timeout"
+                and "event" not in path
+                and "/ws" not in path
+            ):
+                text = str(value) if isinstance(value, int) else "x"
+                answer = await client.send(
+                    method.upper(), f"{where}?{parameter['name']}={text}", headers={"Authorization": "Bearer t"}
+                )
+                assert answer.status != 500, (method, path, parameter["name"])
+                sent += 1
+        for content in one.get("requestBody", {}).get("content", {}).values():
+            for body in bodies_with(content["schema"], value):
+                answer = await client.send(method.upper(), where, body, headers={"Authorization": "Bearer t"})
+                assert answer.status != 500, (method, path, str(body)[:200])
+                sent += 1
+    assert sent > 300

@@ -11,13 +11,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from api import tokens
-from api.dialects.openarchiver import render
-from api.dialects.openarchiver.routes import parse_int, window
-from api.openapi import document
-from api.server import DIALECTS
+from quorumq.api import tokens
+from quorumq.api.dialects.openarchiver import render
+from quorumq.api.dialects.openarchiver.routes import parse_int, window
+from quorumq.api.mounts import main_dialects
+from quorumq.api.openapi import document
+from scripts.tools.conformance import FOLDER
 from tests.api.conftest import Client, Serve
-from tests.api.test_recorded import FOLDER
 
 HEADERS = {"Authorization": "Bearer t"}
 STATES = ("active", "completed", "failed", "delayed", "waiting", "paused")
@@ -336,7 +336,7 @@ class TestPages:
 
     async def test_a_page_has_a_bound_that_it_says(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         await add(client, *({"name": f"j{at}"} for at in range(12)))
-        monkeypatch.setattr("api.dialects.openarchiver.routes.LIMIT_MAX", 8)
+        monkeypatch.setattr("quorumq.api.dialects.openarchiver.routes.LIMIT_MAX", 8)
         for number, names in ((1, 8), (2, 4), (3, 0)):
             found = await page(client, f"?status=waiting&limit=100&page={number}")
             assert len(found["jobs"]) == names
@@ -407,11 +407,40 @@ class TestRetention:
             "completedBytes": 256 << 20,
             "failed": 10_000,
             "failedAgeMs": 604_800_000,
+            "own": [],
         }
         wanted = {"completed": 1_000, "failed": 5_000, "failedAgeMs": None}
-        assert (await client.send("PUT", path, wanted, headers=HEADERS)).json == before | wanted
+        own = {"own": ["completed", "failed", "failedAgeMs"]}
+        assert (await client.send("PUT", path, wanted, headers=HEADERS)).json == before | wanted | own
         assert (await client.send("PUT", path, {"completedBytes": 5}, headers=HEADERS)).json["completed"] == 1_000
-        assert (await client.get(path, headers=HEADERS)).json == before | wanted | {"completedBytes": 5}
+        own = {"own": ["completed", "completedBytes", "failed", "failedAgeMs"]}
+        assert (await client.get(path, headers=HEADERS)).json == before | wanted | own | {"completedBytes": 5}
+        assert (await client.send("DELETE", path, headers=HEADERS)).json == before
+
+    async def test_one_setting_holds_for_all_queues_but_those_with_their_own(self, client: Client) -> None:
+        """Open Archiver's own numbers, for every queue that there is or will be."""
+        path, own = "/admin/retention", "/admin/queues/{}/retention"
+        built_in = {"ok": True, "completed": 10_000, "completedBytes": 256 << 20, "failed": 10_000}
+        built_in["failedAgeMs"] = 604_800_000
+        assert (await client.get(path, headers=HEADERS)).json == built_in
+        await client.send("PUT", own.format("special"), {"completed": 2}, headers=HEADERS)
+        wanted = {"completed": 1_000, "failed": 5_000, "failedAgeMs": None}
+        keyed = HEADERS | {"Idempotency-Key": "default"}
+        for _ in range(2):
+            assert (await client.send("PUT", path, wanted, headers=keyed)).json == built_in | wanted
+        assert (await client.get(path, headers=HEADERS)).json == built_in | wanted
+        for queue, kept in (("special", {"completed": 2}), ("ingestion", {}), ("yet-to-come", {})):
+            found = (await client.get(own.format(queue), headers=HEADERS)).json
+            assert found == built_in | wanted | kept | {"queue": queue, "own": list(kept)}
+        for body in ({"completed": -1}, {"queue": "q"}, [], {"failedAgeMs": 0}):
+            assert (await client.send("PUT", path, body, headers=HEADERS)).status == 400
+
+    async def test_a_cluster_with_an_older_member_has_no_default(self, client: Client) -> None:
+        client.server.node.machine.state.level = 0
+        for method, path in (("PUT", "/admin/retention"), ("DELETE", "/admin/queues/q/retention")):
+            body = {"completed": 5} if method == "PUT" else None
+            answer = await client.send(method, path, body, headers=HEADERS)
+            assert (answer.status, answer.json["code"]) == (503, "level_too_low")
 
     async def test_what_is_beyond_it_goes(self, client: Client) -> None:
         await add(client, *({"name": f"j{at}"} for at in range(8)))
@@ -444,7 +473,6 @@ class TestRetention:
 RUNNER = FOLDER / "replay_proxy.py"
 
 
-@pytest.mark.skipif(not RUNNER.is_file(), reason=f"the recorded cases are not in {FOLDER}")
 @pytest.mark.parametrize("where", ["main", "bullmq"])
 @pytest.mark.parametrize("group", ["auth", "queues", "jobs", "pages", "document-only"])
 async def test_recorded_cases(serve: Serve, tmp_path: Path, group: str, where: str) -> None:
@@ -477,11 +505,13 @@ async def test_recorded_cases(serve: Serve, tmp_path: Path, group: str, where: s
 
 def test_what_the_openapi_document_says_of_errors() -> None:
     """They are `message`, whatever other dialects have."""
-    paths = document(DIALECTS, "1")["paths"]
+    paths = document(main_dialects(), "1")["paths"]
     for path in ("/v1/jobs/queues", "/v1/jobs/queues/{queue}"):
         answers = paths[path]["get"]["responses"]
         assert {"400", "401", "403", "404", "429", "503"} <= answers.keys()
         for status, answer in answers.items():
             if status != "200":
-                assert answer["content"]["application/json"]["schema"]["required"] == ["message"]
+                schema = answer["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ArchiverError"}
                 assert "`code`" not in answer["description"] and "`error`" not in answer["description"]
+    assert document(main_dialects(), "1")["components"]["schemas"]["ArchiverError"]["required"] == ["message"]

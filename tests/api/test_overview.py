@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from tests.api.conftest import Client
 
 
@@ -65,6 +69,44 @@ async def test_a_rate_limit_that_ends(client: Client) -> None:
         assert (await client.send("PUT", "/queues/q/rate-limit", {"limit": 1, "ttl": wrong})).status == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name", "text"),
+    [
+        ("rate-limit", {"limit": 0}, "rateLimit", "queue 'q' stands still: a rate limit of 0 lets no job start"),
+        (
+            "concurrency",
+            {"concurrency": 0},
+            "concurrency",
+            "queue 'q' stands still: a concurrency of 0 lets no job start",
+        ),
+    ],
+)
+async def test_a_limit_of_none_blocks_and_says_so(
+    client: Client, caplog: pytest.LogCaptureFixture, path: str, body: Any, name: str, text: str
+) -> None:
+    """In the limits of the queue, on the dashboards and in the log; another limit says nothing."""
+    await client.push()
+    assert (await client.send("PUT", f"/queues/q/{path}", {**body, **dict.fromkeys(body, 5)})).status == 200
+    assert (await client.get("/queues/q/limits")).json["limits"]["blockedBy"] == []
+    assert (await client.send("PUT", f"/queues/q/{path}", body)).status == 200
+    assert await client.pull() is None
+    assert (await client.get("/queues/q/limits")).json["limits"]["blockedBy"] == [name]
+    found = (await client.get("/dashboard")).json["blocked"]
+    assert found == {"total": 1, "list": [{"queue": "q", "blockedBy": [name]}], "truncated": False}
+    assert [one["blockedBy"] for one in (await client.get("/dashboard/queues")).json["queues"]] == [[name]]
+    assert (await client.get("/dashboard/queues/q")).json["blockedBy"] == [name]
+    assert [record.message for record in caplog.records if record.name == "quorumq.limits"] == [text]
+    await client.delete(f"/queues/q/{path}")
+    assert (await client.get("/dashboard")).json["blocked"]["total"] == 0
+    assert await client.pull() is not None
+
+
+async def test_a_group_that_stands_still_is_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    assert (await client.send("PUT", "/queues/q/groups/g/concurrency", {"concurrency": 0})).status == 200
+    texts = [record.message for record in caplog.records if record.name == "quorumq.limits"]
+    assert texts == ["group 'g' of queue 'q' stands still: a concurrency of 0 lets no job start"]
+
+
 async def test_unique_keys(client: Client) -> None:
     job = await client.push(uniqueKey="a/b")
     assert (await client.get("/queues/q/unique/a%2Fb")).json["jobId"] == job
@@ -72,3 +114,57 @@ async def test_unique_keys(client: Client) -> None:
     assert await client.push(uniqueKey="a/b") != job
     assert (await client.delete(f"/jobs/{job}/unique")).json["removed"] is False
     assert (await client.delete("/queues/q/dlq/none")).json["removed"] is False
+
+
+async def test_ends_by_minute(client: Client) -> None:
+    for _ in range(2):
+        job = await client.push()
+        await client.pull()
+        await client.post(f"/jobs/{job}/ack")
+    found = (await client.get("/queues/q/metrics/completed")).json
+    assert (found["meta"]["count"], sum(found["data"]), found["count"]) == (2, 2, len(found["data"]))
+    assert found["meta"]["prevTS"] > 0 and found["meta"]["prevCount"] == found["data"][0]
+    assert (await client.get("/queues/q/metrics/completed?start=0&end=0")).json["data"] == found["data"][:1]
+    assert (await client.get("/queues/q/metrics/completed?start=5")).json["data"] == []
+    none = {"ok": True, "meta": {"count": 0, "prevTS": 0, "prevCount": 0}, "data": [], "count": 0}
+    assert (await client.get("/queues/q/metrics/failed")).json == none
+    assert (await client.get("/queues/q/metrics/waiting")).status == 400
+    assert (await client.get("/queues/q/metrics/failed?end=x")).status == 400
+    assert (await client.get("/queues/q/metrics/failed?end=-2")).status == 400
+    async with client.session.ws_connect(client.base + "/ws") as socket:
+
+        async def ask(**fields: object) -> object:
+            await socket.send_json({"cmd": "Metrics", "reqId": "r", **fields})
+            while (answer := await socket.receive_json()).get("reqId") != "r":
+                pass
+            return {name: value for name, value in answer.items() if name != "reqId"}
+
+        assert await ask(queue="q", type="completed") == {"ok": True, "data": {k: found[k] for k in list(found)[1:]}}
+        assert await ask(queue="q", type="completed", start=0, end=-1) == await ask(queue="q", type="completed")
+        assert (
+            (await ask(queue="q", type="x"))["ok"]
+            is (await ask(queue="q"))["ok"]
+            is (await ask(type="failed"))["ok"]
+            is False
+        )  # type: ignore[index]
+        assert "totalPushed" in (await ask())["metrics"]  # type: ignore[index]
+
+
+async def test_a_group_whose_limit_is_none_is_told_wherever_its_queue_is(client: Client) -> None:
+    """It holds back its own jobs only, and says so; a pause is no limit, and shows as one."""
+    await client.push(groupId="g")
+    path = "/queues/q/groups/g"
+    await client.post(f"{path}/pause")
+    assert (await client.get("/queues/q/limits")).json["limits"]["blockedBy"] == []
+    assert (await client.send("PUT", f"{path}/concurrency", {"concurrency": 0})).status == 200
+    for told in (
+        (await client.get("/queues/q/limits")).json["limits"],
+        (await client.get("/dashboard/queues")).json["queues"][0],
+        (await client.get("/dashboard/queues/q")).json,
+        (await client.get("/dashboard")).json["blocked"]["list"][0],
+    ):
+        assert told["blockedBy"] == ["groups"]
+    client.server.node.machine.restore(list(client.server.node.machine.image()))
+    assert (await client.get("/queues/q/limits")).json["limits"]["blockedBy"] == ["groups"]
+    assert (await client.send("PUT", f"{path}/concurrency", {"concurrency": 2})).status == 200
+    assert (await client.get("/dashboard")).json["blocked"]["total"] == 0

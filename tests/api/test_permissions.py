@@ -18,15 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import audit, tokens
-from api.auth import EVERYTHING, Access, Grant, matches
-from api.http import Right, Route, Stream
-from api.server import BULLMQ_DIALECTS, DIALECTS, OPEN_ARCHIVER, Server
+from quorumq.api import audit, tokens
+from quorumq.api.auth import EVERYTHING, Access, Grant, matches
+from quorumq.api.dialects.openarchiver import OpenArchiver
+from quorumq.api.mounts import bullmq_dialects, main_dialects
+from quorumq.api.request import Right, Route
+from quorumq.api.rows import Stream
 from tests.api.conftest import Answer, Client, Serve
 
 FULL = "full-token"
-ALL = [(prefix + route.path, route) for dialect, prefix in DIALECTS for route in dialect.routes]
-ON_BULLMQ = [(prefix + route.path, route) for dialect, prefix in BULLMQ_DIALECTS for route in dialect.routes]
+ALL = [(prefix + route.path, route) for dialect, prefix in main_dialects() for route in dialect.routes]
+ON_BULLMQ = [(prefix + route.path, route) for dialect, prefix in bullmq_dialects() for route in dialect.routes]
 OPEN = ("open", "metrics", "job")
 
 
@@ -142,7 +144,7 @@ async def test_what_is_open_without_any_token(client: Client) -> None:
     assert (await client.get("/queues")).status == 200
     assert (await client.get("/admin/cluster")).status == 200
     for one, prefix in ((client, "/bullmq"), (client.bullmq, "")):
-        for path, route in guarded((route.path, route) for route in BULLMQ_DIALECTS[0][0].routes):
+        for path, route in guarded((route.path, route) for route in bullmq_dialects()[0][0].routes):
             answer = await ask(one, route.method, prefix + filled(path), bearer("anything"))
             assert (answer.status, answer.body) == (401, b"Unauthorized"), path
         for path in ("/v1/jobs/queues", "/v1/jobs/queues/mail"):
@@ -212,7 +214,7 @@ async def test_a_check_comes_before_the_body(serve: Serve, keys: Keys) -> None:
 async def test_metrics(serve: Serve, keys: Keys) -> None:
     scraper, reader = keys.add("scraper", "metrics"), keys.add("reader", "read")
     one_queue = keys.add("one", "metrics", "mail")
-    client = await serve(auth_tokens_file=keys.path, metrics_auth="true")
+    client = await serve(auth_tokens_file=keys.path, metrics_auth=True)
     found = [(await ask(client, "GET", "/prometheus", how)).status for how in ({}, scraper, reader, one_queue)]
     assert found == [401, 200, 403, 403]
     assert (await ask(client, "GET", "/queues", scraper)).status == 403
@@ -312,7 +314,7 @@ async def test_nobody_waits_for_the_results_of_others(serve: Serve, keys: Keys) 
 
 async def test_lists_show_what_the_token_is_for(serve: Serve, keys: Keys) -> None:
     mine = keys.add("mine", "manage:all", "mine*")
-    client = await serve(auth_tokens=(FULL,), auth_tokens_file=keys.path, webhook_allow_private="true")
+    client = await serve(auth_tokens=(FULL,), auth_tokens_file=keys.path, webhook_allow_private=True)
     for queue in ("mine", "mine-too", "theirs"):
         await ask(client, "POST", f"/queues/{queue}/jobs", bearer(FULL), {"data": 1})
         cron = {"name": f"c-{queue}", "queue": queue, "data": 1, "repeatEvery": 60_000}
@@ -355,7 +357,7 @@ async def test_crons_of_others(serve: Serve, keys: Keys) -> None:
 
 async def test_webhooks_of_others(serve: Serve, keys: Keys) -> None:
     mine = keys.add("mine", "manage:all", "mine")
-    client = await serve(auth_tokens=(FULL,), auth_tokens_file=keys.path, webhook_allow_private="true")
+    client = await serve(auth_tokens=(FULL,), auth_tokens_file=keys.path, webhook_allow_private=True)
     hook = {"url": "http://127.0.0.1/x", "events": ["completed"]}
     for body, status in ((hook, 403), ({**hook, "queue": "theirs"}, 403), ({**hook, "queue": "mine"}, 200)):
         assert (await ask(client, "POST", "/webhooks", mine, body)).status == status
@@ -416,6 +418,20 @@ class TestWebSocket:
             assert not theirs["ok"]
         assert (await ask(client, "GET", "/jobs/their-job/state", bearer(FULL))).json["state"] == "waiting"
 
+    async def test_acknowledging_leaves_out_what_is_not_theirs(self, serve: Serve, keys: Keys) -> None:
+        mine = keys.add("mine", "consume", "mine")
+        client = await serve(auth_tokens=(FULL,), auth_tokens_file=keys.path)
+        ids = {}
+        for queue in ("mine", "theirs"):
+            await ask(client, "POST", f"/queues/{queue}/jobs", bearer(FULL), {"data": 1})
+            ids[queue] = (await ask(client, "GET", f"/queues/{queue}/jobs", bearer(FULL))).json["job"]["id"]
+        async with client.session.ws_connect(f"{client.base}/ws", headers=mine) as ws:
+            for tokens in ({}, {"tokens": ["t", ""]}):
+                theirs = await talk(ws, cmd="ACKB", ids=[ids["theirs"], ids["mine"]], **tokens)
+                nobodys = await talk(ws, cmd="ACKB", ids=["no-job", ids["mine"]], **tokens)
+                assert json.dumps(theirs).replace(ids["theirs"], "no-job") == json.dumps(nobodys)
+        assert (await ask(client, "GET", f"/jobs/{ids['theirs']}/state", bearer(FULL))).json["state"] == "active"
+
     async def test_events_are_those_of_the_tokens_queues(self, serve: Serve, keys: Keys) -> None:
         reader = keys.add("reader", "read", "mine")
         producer = keys.add("producer", "produce")
@@ -454,7 +470,7 @@ class TestWebSocket:
     async def test_a_revoked_token_ends_its_connections(
         self, serve: Serve, keys: Keys, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("api.server.REREAD_S", 0.01)
+        monkeypatch.setattr("quorumq.api.server.REREAD_S", 0.01)
         kept, gone = keys.add("kept", "read"), keys.add("gone", "read")
         client = await serve(auth_tokens_file=keys.path)
         stream = await client.session.get(f"{client.base}/events", headers=gone)
@@ -489,7 +505,7 @@ async def test_a_revoked_token_ends_its_requests_that_wait(
     body: Any,
     on_bullmq: bool,
 ) -> None:
-    monkeypatch.setattr("api.server.REREAD_S", 0.01)
+    monkeypatch.setattr("quorumq.api.server.REREAD_S", 0.01)
     kept, gone = keys.add("kept", "produce consume read"), keys.add("gone", "consume read")
     client = await serve(auth_tokens_file=keys.path)
     await ask(client, "POST", "/queues/others/jobs", kept, {"data": 1, "jobId": "unfinished"})
@@ -850,5 +866,5 @@ async def test_the_jobs_own_token(serve: Serve, caplog: pytest.LogCaptureFixture
 
 
 def test_open_archiver_is_one_dialect_on_both_listeners() -> None:
-    assert all(OPEN_ARCHIVER in [dialect for dialect, _ in mounts] for mounts in (DIALECTS, BULLMQ_DIALECTS))
-    assert Server is not None
+    for mounts in (main_dialects(), bullmq_dialects()):
+        assert [prefix for dialect, prefix in mounts if isinstance(dialect, OpenArchiver)] == ["/v1/jobs"]

@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import surrogates
-from api.dialects.bunqueue import Bunqueue, render
-from api.dialects.bunqueue.replies import JobShown
-from api.http import Invalid, Router
-from api.ids import new_id, new_ids, new_token_seed
-from api.limits import describe
-from node.state import DEFAULT, Backoff, Job, Options, Repeat
+from quorumq.api import surrogates
+from quorumq.api.dialects.bunqueue import job_object as render
+from quorumq.api.dialects.bunqueue.dialect import Bunqueue
+from quorumq.api.dialects.bunqueue.job_object import JobShown
+from quorumq.api.errors import Invalid
+from quorumq.api.ids import new_id, new_ids, new_token_seed
+from quorumq.api.limits import describe
+from quorumq.api.router import Router
+from quorumq.node.machine.state import DEFAULT, Backoff, Job, Options, Repeat
 
 
 class TestIds:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from quorumq.api.dialects.bunqueue.dialect import Bunqueue, Events
+from quorumq.api.request import Route
 from tests.api.conftest import Client
 
 LIMITS = [
@@ -257,6 +259,17 @@ async def test_queue_names(client: Client, name: str, error: str) -> None:
         assert (answer.status, answer.error) == (400, error), path
 
 
+OF_A_QUEUE = [route for dialect in (Bunqueue(), Events()) for route in dialect.routes if "{queue}" in route.path]
+
+
+@pytest.mark.parametrize("route", OF_A_QUEUE, ids=lambda route: f"{route.method} {route.path}")
+async def test_a_queue_without_a_name(client: Client, route: Route) -> None:
+    path = re.sub(r"\{\w+\}", "x", route.path.replace("{queue}", ""))
+    body = None if route.body == "none" else {"data": 1, "jobs": [], "count": 1}
+    answer = await client.send(route.method, path, body)
+    assert (answer.status, answer.error) == (400, "Queue name is required")
+
+
 @pytest.mark.parametrize("name", ["a-b_c.d:e", "a" * 256, "%61bc"])
 async def test_legal_queue_names(client: Client, name: str) -> None:
     await client.push(name)
@@ -317,10 +330,14 @@ class TestBulk:
         assert ids == sorted(ids)
         assert await client.state(ids[2]) == "delayed"
 
-    @pytest.mark.parametrize("body", [{"jobs": []}, {}, {"jobs": None}])
-    async def test_nothing_to_push(self, client: Client, body: Any) -> None:
-        answer = await client.post("/queues/q/jobs/bulk", body)
+    async def test_nothing_to_push(self, client: Client) -> None:
+        answer = await client.post("/queues/q/jobs/bulk", {"jobs": []})
         assert (answer.status, answer.json) == (200, {"ok": True, "ids": []})
+
+    @pytest.mark.parametrize("body", [{}, {"jobs": None}, {"job": [{"data": 1}]}, {"jobs": None, "x": 1}])
+    async def test_a_list_of_jobs_that_is_missing(self, client: Client, body: Any) -> None:
+        answer = await client.post("/queues/q/jobs/bulk", body)
+        assert (answer.status, answer.error) == (400, "jobs must be an array")
 
     @pytest.mark.parametrize(
         ("jobs", "error"),

@@ -135,7 +135,6 @@ async def test_dead_letters(client: Client) -> None:
     assert (await client.post("/queues/q/dlq/retry", {"jobId": "nope"})).json["count"] == 0
     assert (await client.post("/queues/other/dlq/retry", {"jobId": first})).json["count"] == 0
     assert (await client.post("/queues/q/dlq/retry", {"count": "x"})).error == "count must be a number"
-    assert (await client.post("/queues/q/dlq/retry", {"filter": {"reason": "stalled"}})).status == 400
     assert (await client.post("/queues/q/dlq/retry", {"count": 1})).json["count"] == 1
     assert (await client.post("/queues/q/dlq/retry")).json["count"] == 1
     assert await client.state(third) == "waiting"
@@ -290,3 +289,42 @@ class TestSettings:
         for config in (5, "x", [1]):
             answer = await client.send("PUT", f"/queues/q/{what}", {"config": config})
             assert (answer.status, answer.error) == (400, "config must be an object")
+
+
+async def test_no_event_has_to_go(client: Client) -> None:
+    await client.push()
+    assert (await client.post("/queues/q/events/trim", {"maxLength": 0})).json == {"ok": True, "removed": 0}
+    for wrong in (None, -1, 1.5, "x"):
+        assert (await client.post("/queues/q/events/trim", {"maxLength": wrong})).status == 400
+    assert (await client.post("/queues/b%20d/events/trim", {"maxLength": 1})).status == 400
+
+
+async def test_a_job_that_is_to_wait_again(client: Client) -> None:
+    job = await client.push(maxAttempts=1)
+    taken, token = await client.take()
+    assert taken["id"] == job
+    path = f"/jobs/{job}/requeue"
+    assert (await client.post(path)).status == 400
+    assert (await client.post(path, {"token": "wrong"})).status == 400
+    assert (await client.post(path, {"token": token})).json == {"ok": True}
+    assert await client.state(job) == "waiting"
+    await client.pull()
+    await client.post(f"/jobs/{job}/fail")
+    assert (await client.post(path)).json == {"ok": True}
+    assert await client.state(job) == "waiting"
+    assert (await client.post("/jobs/none/requeue")).status == 404
+    await client.pull()
+    await client.post(f"/jobs/{job}/ack")
+    assert (await client.post(path)).status == 400
+
+
+async def test_keys_for_a_time(client: Client) -> None:
+    first = await client.push(uniqueKey="k", dedup={"ttl": 60_000})
+    await client.pull()
+    await client.post(f"/jobs/{first}/ack")
+    assert await client.push(uniqueKey="k", dedup={"ttl": 60_000}) == first
+    second = await client.push(uniqueKey="l")
+    assert await client.push(uniqueKey="l", dedup={"replace": True}) != second
+    for wrong in ("x", {"ttl": 0}, {"ttl": "x"}, {"extend": 1}, {"replace": "yes"}):
+        answer = await client.post("/queues/q/jobs", {"data": 1, "uniqueKey": "m", "dedup": wrong})
+        assert answer.status == 400, wrong

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from api.dialects.bunqueue import queue_bodies
-from tests.api.conftest import Client
+from quorumq.api.dialects.bunqueue import queues
+from tests.api.conftest import Client, Serve
 
 NOTHING = {
     "waiting": 0,
@@ -83,7 +83,7 @@ async def test_pages(client: Client) -> None:
 async def test_an_answer_has_no_more_jobs_than_can_be_written_at_once(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue_bodies, "LISTED_MAX", 4)
+    monkeypatch.setattr(queues, "LISTED_MAX", 4)
     await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": n} for n in range(6)]})
     for query, found in (
         ("", [0, 1, 2, 3]),
@@ -109,7 +109,6 @@ async def test_pause(client: Client) -> None:
     for _ in range(2):
         assert (await client.post(f"{path}/pause")).json == {"ok": True}
     assert (await client.get(f"{path}/paused")).json == {"ok": True, "paused": True}
-    assert len((await client.get("/queues")).json["queues"]) == 1
     for _ in range(2):
         assert (await client.post(f"{path}/resume")).json == {"ok": True}
     assert (await client.get(f"{path}/paused")).json["paused"] is False
@@ -164,4 +163,47 @@ async def test_dependencies_and_their_values(client: Client) -> None:
     answer = (await client.get(f"/jobs/{parent}/children")).json
     assert answer == {"ok": True, "values": values, "data": {"values": values}}
     assert (await client.pull())["id"] == parent
-    assert (await client.get("/jobs/nope/children")).json["values"] == {}
+    assert (await client.get("/jobs/nope/children")).status == 404
+
+
+async def test_lists_of_queues_have_those_that_have_had_a_job(client: Client) -> None:
+    await client.push("used")
+    await client.post("/queues/drained/jobs", {"data": 1})
+    await client.post("/queues/drained/drain")
+    for setting in (
+        client.post("/queues/paused/pause"),
+        client.send("PUT", "/queues/limited/rate-limit", {"limit": 1}),
+        client.send("PUT", "/queues/narrow/concurrency", {"limit": 1}),
+        client.send("PUT", "/queues/strict/stall-config", {"config": {"maxStalls": 1}}),
+        client.send("PUT", "/queues/dead/dlq-config", {"config": {"maxEntries": 5}}),
+        client.send("PUT", "/queues/grouped/groups/g/concurrency", {"concurrency": 2}),
+        client.send("PUT", "/admin/queues/kept/retention", {"completed": 5}),
+        client.post("/queues/unlucky/jobs", {"data": 1, "dependsOn": ["nobody"]}),
+    ):
+        answer = await setting
+        assert answer.status == 200 or b"nobody" in answer.body, answer.body
+    listed = ["used", "drained"]
+    assert (await client.get("/queues")).json["queues"] == listed
+    assert [one["name"] for one in (await client.get("/queues/summary")).json] == listed
+    shown = (await client.get("/dashboard/queues")).json
+    assert ([one["name"] for one in shown["queues"]], shown["total"]) == (listed, 2)
+    assert [one["name"] for one in (await client.get("/dashboard/queues?limit=1&offset=1")).json["queues"]] == [
+        "drained"
+    ]
+    assert (await client.get("/stats")).json["stats"]["queues"] == 2
+    figures = (await client.get("/prometheus")).body.decode()
+    assert "\nquorumq_queues 2\n" in figures and 'queue="paused"' not in figures
+    assert list((await client.server.streams.stats()).queues) == listed
+    # It is no less paused for that, and listed from its first job on.
+    assert (await client.get("/queues/paused/paused")).json["paused"] is True
+    await client.push("paused")
+    assert (await client.get("/queues")).json["queues"] == ["used", "drained", "paused"]
+
+
+async def test_the_other_dialects_list_the_same_queues(serve: Serve) -> None:
+    client = await serve(auth_tokens=("t",))
+    headers = {"Authorization": "Bearer t"}
+    await client.send("POST", "/queues/paused/pause", headers=headers)
+    await client.send("POST", "/queues/used/jobs", {"data": 1}, headers=headers)
+    assert (await client.get("/bullmq/queues", headers=headers)).json["queues"] == ["used"]
+    assert [one["name"] for one in (await client.get("/v1/jobs/queues", headers=headers)).json["queues"]] == ["used"]

@@ -1,25 +1,21 @@
 """The cases recorded from the real server, run against one node in this process.
 
-They are not part of this repository: QUORUMQ_CONFORMANCE names their folder, else `../shared/conformance` beside the
-repository is tried, else these tests are skipped.
+They are in tests/conformance; QUORUMQ_CONFORMANCE may name another folder.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from scripts.tools.conformance import FOLDER
 from tests.api.conftest import Serve
 
-FOLDER = Path(os.environ.get("QUORUMQ_CONFORMANCE") or Path(__file__).parents[2].parent / "shared" / "conformance")
 RUNNER = FOLDER / "replay.py"
-
-pytestmark = pytest.mark.skipif(not RUNNER.is_file(), reason=f"the recorded cases are not in {FOLDER}")
 
 WHOLE_GROUPS = [
     "push",

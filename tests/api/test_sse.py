@@ -11,12 +11,13 @@ import aiohttp
 import msgspec
 import pytest
 
-from api.events import feed, sse
-from api.events.feed import Feed, Id, Message, id_of
-from node.machine import Machine
-from node.operations.jobs import PushJobs
-from node.operations.streams import KeepEvents
-from node.state import job_spec
+from quorumq.api.dialects.bunqueue import sse
+from quorumq.api.events import feed
+from quorumq.api.events.feed import Feed, Id, Message, id_of
+from quorumq.node.machine.machine import Machine
+from quorumq.node.machine.operations.jobs import PushJobs
+from quorumq.node.machine.operations.streams import KeepEvents
+from quorumq.node.machine.state import job_spec
 from tests.api.conftest import Client, Serve
 
 
@@ -123,13 +124,13 @@ async def test_events_under_their_names(client: Client, follow: Follow) -> None:
 
 async def test_only_one_queue(client: Client, follow: Follow) -> None:
     old = await follow(client, "/events/queues/q")
-    new = await follow(client, "/events/queues/q?events=job:*")
+    new = await follow(client, "/events/queues/q?events=job:*,queue:created")
     await hello(old)
     await hello(new)
     await client.push("other")
     job = await client.push("q")
     assert (await old.next())[1]["jobId"] == job
-    assert (await new.next())[1]["jobId"] == job
+    assert [(await new.next())[1]["queue"] for _ in range(2)] == ["q", "q"]
     assert (await client.get("/events/queues/b%20d")).status == 400
 
 
@@ -242,8 +243,8 @@ async def test_tokens(serve: Serve, follow: Follow) -> None:
     await hello(stream)
 
 
-async def test_too_many_clients(client: Client, follow: Follow, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "CLIENTS_MAX", 1)
+async def test_too_many_clients(serve: Serve, follow: Follow) -> None:
+    client = await serve(event_streams_max=1)
     await follow(client)
     answer = await client.get("/events")
     assert (answer.status, answer.error) == (503, "Too many SSE clients")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from api.dialects.bunqueue import render as bunqueue
-from node.operations.jobs import GetJob
+from quorumq.api.dialects.bunqueue import jobs as bunqueue
+from quorumq.node.machine.operations.job_reads import GetJob
 from tests.api.bullmq import Bull
 
 HEADERS = {"Authorization": "Bearer tok1"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from node.operations.webhooks import AddWebhook, EnableWebhook, ListWebhooks, RemoveWebhook
+from quorumq.node.machine.operations.webhooks import AddWebhook, EnableWebhook, ListWebhooks, RemoveWebhook
 from tests.api.conftest import Client, Serve
 
 BASE = {"url": "https://example.com/hook", "events": ["completed", "job.failed"], "queue": "q", "secret": "s3cret"}
@@ -52,7 +52,8 @@ async def test_what_is_shown(client: Client) -> None:
 async def test_enabling_and_removing(client: Client) -> None:
     webhook_id = (await client.post("/webhooks", BASE)).json["data"]["webhookId"]
     path = f"/webhooks/{webhook_id}"
-    for body, enabled in (({"enabled": False}, 0), ({"enabled": True}, 1), ({}, 0)):
+    on, off = {"enabled": True}, {"enabled": False}
+    for body, enabled in ((off, 0), (on, 1), ({}, 0), (on, 1), ({"enabled": None}, 0)):
         assert (await client.send("PUT", f"{path}/enabled", body)).json == {"ok": True}
         assert (await hooks(client))["stats"] == {"total": 1, "enabled": enabled}
     answer = await client.send("PUT", f"{path}/enabled", {"enabled": "no"})
@@ -84,6 +85,7 @@ VALID = "Valid: job.pushed, job.started, job.completed, job.failed, job.progress
         ({"url": "http://0.0.0.0/"}, "Webhook URL cannot point to unspecified IP"),
         ({"url": "http://[::ffff:127.0.0.1]/"}, "Webhook URL cannot point to loopback IP"),
         ({"url": "http://2130706433/"}, "Webhook URL cannot point to localhost"),
+        ({"url": "http://example.com/"}, "Webhook URL must use https protocol"),
         ({"events": None}, "events must be an array"),
         ({"events": "completed"}, "events must be an array"),
         ({"events": ["completed", "bogus", 5]}, f"Invalid webhook event(s): bogus, 5. {VALID}"),
@@ -95,6 +97,23 @@ async def test_rules(client: Client, change: Any, error: str) -> None:
     answer = await client.post("/webhooks", BASE | change)
     assert (answer.status, answer.error) == (400, error)
     assert (await hooks(client))["webhooks"] == []
+
+
+async def test_a_command_has_the_same_rules(client: Client) -> None:
+    async with client.session.ws_connect(f"{client.base}/ws") as ws:
+        await ws.send_json({"cmd": "AddWebhook", **BASE, "url": "http://example.com/"})
+        assert (await ws.receive_json(timeout=10))["error"] == "Webhook URL must use https protocol"
+
+
+async def test_one_with_plain_http_that_is_there_already_goes_on(client: Client) -> None:
+    """It was registered before, or on a node that allows it."""
+    await client.server.node.submit(AddWebhook("old", "http://example.com/", ("job.pushed",)))
+    for enabled in (False, True):
+        assert (await client.send("PUT", "/webhooks/old/enabled", {"enabled": enabled})).status == 200
+    await client.push()
+    (shown,) = (await hooks(client))["webhooks"]
+    assert (shown["enabled"], shown["url"]) == (True, "http://example.com/")
+    assert shown["waitingCount"] + shown["failureCount"] + shown["successCount"] == 1
 
 
 async def test_a_body_is_needed(client: Client) -> None:
@@ -148,7 +167,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 async def test_what_a_receiver_gets(serve: Serve, receiver: Receiver) -> None:
-    client = await serve(webhook_allow_private="true")
+    client = await serve(webhook_allow_private=True)
     body = {"url": receiver.url, "events": ["pushed", "completed"], "queue": "q", "secret": "s3cret"}
     webhook_id = (await client.post("/webhooks", body)).json["data"]["webhookId"]
     job_id = await client.push()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from node.operations.workers import HeartbeatWorker, ListWorkers, RegisterWorker, UnregisterWorker
+from quorumq.node.machine.operations.workers import HeartbeatWorker, ListWorkers, RegisterWorker, UnregisterWorker
 from tests.api.conftest import Client
 from tests.api.test_monitoring import scrape
 
@@ -82,6 +82,8 @@ async def test_heartbeats(client: Client) -> None:
     assert found["stats"]["totalProcessed"] == 10
     answer = await client.post(path, {"failed": "x"})
     assert (answer.status, answer.error) == (400, "failed must be a number")
+    answer = await client.post(path, raw=b"[]")
+    assert (answer.status, answer.error) == (400, "Request body must be a JSON object")
 
 
 async def test_leaving(client: Client) -> None:
@@ -140,3 +142,26 @@ async def test_figures(client: Client) -> None:
     assert found['quorumq_commit_seconds_bucket{le="+Inf"}'] == 0
     stats = (await client.get("/stats")).json["stats"]
     assert (stats["workers"], stats["cronJobs"], stats["webhooks"], stats["queues"]) == (1, 1, 1, 0)
+
+
+async def test_figures_follow_what_a_worker_takes_as_owner(client: Client) -> None:
+    assert (await client.post("/workers", {"workerId": "w1", "name": "mailer", "queues": ["q"]})).status == 200
+
+    async def figures() -> tuple[int, int, int]:
+        (worker,) = (await client.get("/workers")).json["data"]["workers"]
+        return worker["activeJobs"], worker["processedJobs"], worker["failedJobs"]
+
+    tokens = {}
+    for _ in range(3):
+        await client.push()
+        job, token = await client.take(owner="w1")
+        tokens[job["id"]] = token
+    assert await figures() == (3, 0, 0)
+    first, second, _ = tokens
+    await client.post(f"/jobs/{first}/ack", {"token": tokens[first]})
+    await client.post(f"/jobs/{second}/fail", {"token": tokens[second]})
+    assert await figures() == (1, 1, 1)
+    sums = (await client.get("/workers")).json["data"]["stats"]
+    assert (sums["activeJobs"], sums["totalProcessed"], sums["totalFailed"]) == (1, 1, 1)
+    await client.post("/workers/w1/heartbeat", {"activeJobs": 5, "processed": 7})
+    assert await figures() == (5, 7, 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app
+from quorumq.cli.main import app
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import subprocess
+import sys
 import threading
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +15,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cli.admin import NoAnswer, cluster_status, fetch, status_table
-from cli.dev import members, remove, write_settings
-from cli.logs import JsonFormatter, TextFormatter
-from node.config import load, settings
+from quorumq.api.settings.loading import load
+from quorumq.api.settings.rows import settings
+from quorumq.cli.admin import NoAnswer, cluster_status, fetch, status_table
+from quorumq.cli.dev import members, remove, write_settings
+from quorumq.cli.logs import JsonFormatter, TextFormatter
 from tests.cli.conftest import Answering, run
 
 STATUS: dict[str, Any] = {
@@ -34,6 +37,8 @@ STATUS: dict[str, Any] = {
     "ready": True,
     "ready_reason": "",
     "digest": "abc",
+    "level": 0,
+    "level_known": 1,
     "snapshot_index": 0,
     "members": [
         {
@@ -44,6 +49,8 @@ STATUS: dict[str, Any] = {
             "connected": False,
             "match_index": None,
             "lag": None,
+            "version": None,
+            "level": None,
             "self": False,
         },
         {
@@ -54,6 +61,8 @@ STATUS: dict[str, Any] = {
             "connected": True,
             "match_index": 42,
             "lag": 0,
+            "version": "0.2.0",
+            "level": 1,
             "self": True,
         },
         {
@@ -64,7 +73,11 @@ STATUS: dict[str, Any] = {
             "connected": True,
             "match_index": 40,
             "lag": 2,
+            "version": "",
+            "level": 0,
             "self": False,
+            "clock_offset_ms": -3_600_012,
+            "via": "n2",
         },
     ],
 }
@@ -72,6 +85,18 @@ STATUS: dict[str, Any] = {
 
 def test_version() -> None:
     assert run("--version") == (0, f"quorumq {version('quorumq')}\n", "")
+
+
+def test_a_checkout_that_was_never_installed_has_a_version_too() -> None:
+    program = (
+        "import importlib.metadata as m\n"
+        "def version(name): raise m.PackageNotFoundError(name)\n"
+        "m.version = version\n"
+        "from quorumq.cli.main import app\n"
+        "app(['--version'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "quorumq 0\n", "")
 
 
 def test_help_names_every_flag_and_no_secret() -> None:
@@ -110,11 +135,12 @@ def test_status_shows_members_as_the_asked_node_sees_them(node: tuple[type[Answe
         if "h:" in line
     }
     assert rows == {
-        "n1": ["h:1", "unknown", "yes", "NO", "-", "-"],
-        "n2": ["h:2", "leader", "yes", "itself", "42", "0"],
-        "n3": ["h:3", "learner", "no", "yes", "40", "2"],
+        "n1": ["h:1", "unknown", "yes", "NO", "-", "-", "-", "-"],
+        "n2": ["h:2", "leader", "yes", "itself", "42", "0", "0.2.0", "-"],
+        "n3": ["h:3", "learner", "no", "via n2", "40", "2", "before 0.2.0", "-3600.012 s"],
     }
     assert "term 7, leader n2" in output
+    assert "feature level 0, n2 knows levels up to 1" in output
     assert "commit 41" in output
 
 
@@ -125,6 +151,35 @@ def test_status_says_when_there_is_no_quorum() -> None:
         console.print(status_table(lost))
     assert "NO QUORUM; not ready: no leader" in capture.get()
     assert "leader none" in capture.get()
+
+
+@pytest.mark.parametrize(
+    ("leader", "has_quorum", "shown"),
+    [
+        ("n2", True, "leader n2"),
+        ("n1", True, "leader unknown (it was n1)"),
+        ("n2", False, "leader unknown (it was n2)"),
+        ("n1", False, "leader unknown (it was n1)"),
+        ("n9", True, "leader unknown (it was n9)"),
+        (None, True, "leader none"),
+    ],
+)
+def test_status_calls_no_node_the_leader_that_may_be_dead(leader: str | None, has_quorum: bool, shown: str) -> None:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(status_table(STATUS | {"leader": leader, "has_quorum": has_quorum}))
+    assert capture.get().splitlines()[0].strip() == f"cluster c-1, term 7, {shown}"
+
+
+def test_status_says_whose_state_differs() -> None:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(status_table(STATUS | {"apart": "", "differing": ["n1", "n3"]}))
+        console.print(
+            status_table(STATUS | {"apart": "its state differs from that of n1, n3", "differing": ["n1", "n3"]})
+        )
+    assert "DIFFERS FROM n1, n3" in capture.get()
+    assert "NOT TO BE TRUSTED: its state differs from that of n1, n3" in " ".join(capture.get().split())
 
 
 def test_status_of_a_node_that_refuses_or_is_not_there(node: tuple[type[Answering], str]) -> None:

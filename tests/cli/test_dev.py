@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.dev import DevFailed, folder_for_us, given_variables, members, ready_or_told, write_settings
+from quorumq.cli.dev import DevFailed, folder_for_us, given_variables, members, ready_or_told, write_settings
 from tests.cli.conftest import run
 
 
@@ -70,7 +70,7 @@ async def test_being_told_to_stop_while_nodes_start_leaves_no_error_behind(monke
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("cli.dev.wait_ready", never)
+    monkeypatch.setattr("quorumq.cli.dev.wait_ready", never)
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     told = asyncio.Event()

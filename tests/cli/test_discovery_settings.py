@@ -6,14 +6,14 @@ import socket
 
 import pytest
 
-from node.config import SettingError, load
+from quorumq.api.settings.loading import load
+from quorumq.api.settings.table import SettingError
 
 
 def test_a_name_takes_the_place_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "quorumq-0.somewhere")
-    config = load(
-        {}, {"PEERS_DNS": "quorumq-peers, other:99,[::1]", "CLUSTER_SIZE": "3", "ADVERTISE": "q-0.peers:7790"}
-    )
+    names = {"PEERS_DNS": "quorumq-peers, other:99,[::1]", "CLUSTER_SIZE": "3", "ADVERTISE": "q-0.peers:7790"}
+    config = load({}, names | {"CLUSTER_SECRET": "s"})
     cluster = config.cluster()
     assert cluster.node_id == "quorumq-0"
     assert cluster.peers == {"quorumq-0": "q-0.peers:7790"}
@@ -22,7 +22,7 @@ def test_a_name_takes_the_place_of_the_list(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_node_that_is_not_told_gives_its_full_host_name() -> None:
-    config = load({}, {"NODE_ID": "n1", "PEERS_DNS": "peers", "PEER_PORT": "99"})
+    config = load({}, {"NODE_ID": "n1", "PEERS_DNS": "peers", "PEER_PORT": "99", "CLUSTER_SECRET": "s"})
     host, _, port = config.cluster().peers["n1"].rpartition(":")
     assert (host.strip("[]"), port) == (socket.getfqdn(), "99")
     assert config.cluster().listen == "0.0.0.0:99"
@@ -34,8 +34,18 @@ def test_a_node_that_is_not_told_gives_its_full_host_name() -> None:
         ({"PEERS_DNS": "peers", "PEERS": "n1=h:1"}, "PEERS and PEERS_DNS are both given"),
         ({"CLUSTER_SIZE": "3"}, "CLUSTER_SIZE belongs to PEERS_DNS"),
         ({"ADVERTISE": "h:1"}, "ADVERTISE belongs to PEERS_DNS"),
-        ({"PEERS_DNS": "peers:port"}, "PEERS_DNS 'peers:port' is not host:port"),
-        ({"PEERS_DNS": "peers", "ADVERTISE": ":1"}, "ADVERTISE ':1' is not host:port"),
+        (
+            {"PEERS_DNS": "peers:port"},
+            "PEERS_DNS 'peers:port' .from the environment. must be host:port, and 'peers:port' is not",
+        ),
+        (
+            {"PEERS_DNS": "a,???/99"},
+            "PEERS_DNS 'a,.../99' .from the environment. must be host:port, and '.../99' is not",
+        ),
+        (
+            {"PEERS_DNS": "peers", "ADVERTISE": ":1"},
+            "ADVERTISE ':1' .from the environment. must be host:port, and ':1' is not",
+        ),
         ({"PEERS_DNS": "peers", "CLUSTER_SIZE": "8"}, "must be at most 7"),
         ({"PEER_TLS_NAMES": "perhaps"}, "must be one of check, ignore"),
     ],

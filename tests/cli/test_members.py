@@ -50,6 +50,13 @@ def test_what_is_asked(
     assert [line.split("│")[4].strip() for line in output.splitlines() if "h:" in line] == ["yes", "no"]
 
 
+def test_a_leader_that_cannot_be_reached_is_not_called_one(node: tuple[type[Answering], str]) -> None:
+    handler, url = node
+    first, *others = ANSWER["members"]
+    handler.body = json.dumps(ANSWER | {"members": [first | {"connected": False}, *others]}).encode()
+    assert "leader unknown (it was n1)" in run("list", "--url", url)[1]
+
+
 def test_a_refusal_is_one_line_and_status_1(node: tuple[type[Answering], str]) -> None:
     handler, url = node
     handler.status, handler.body = 409, b'{"ok":false,"error":"n2 leads","code":"change_refused"}'

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from cli import serve
-from node.config import load
+from quorumq.api.door import descriptor_max
+from quorumq.api.settings.loading import load
+from quorumq.cli import serve
 from tests.cli.conftest import run
 
 
@@ -49,7 +51,9 @@ async def telling(peers: str, members: str, readiness: list[tuple[bool, str]]) -
         status=lambda: SimpleNamespace(members=[SimpleNamespace(id=m) for m in members.split()])
     )
     server: Any = SimpleNamespace(readiness=look)
-    task = asyncio.create_task(serve.tell_readiness(load({}, {"PEERS": peers} if peers else {}), engine, server))
+    task = asyncio.create_task(
+        serve.tell_readiness(load({}, {"PEERS": peers, "CLUSTER_SECRET": "s"} if peers else {}), engine, server)
+    )
     try:
         yield
     finally:
@@ -97,11 +101,47 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     status, error = start("--data-path", str(file))
-    assert status == 1
-    assert f"cannot go on: DATA_PATH {file} cannot be used: File exists\n" in error
+    assert (status, error) == (2, f"quorumq: DATA_PATH '{file}' (from the flag --data-path) is not a folder\n")
     status, error = start("--data-path", str(file / "below"))
-    assert status == 1
-    assert f"cannot go on: DATA_PATH {file / 'below'} cannot be used: Not a directory\n" in error
+    assert status == 2
+    told = f"DATA_PATH '{file / 'below'}' (from the flag --data-path)"
+    assert f"cannot go on: {told} cannot be used: Not a directory\n" in error
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no-such-host.invalid"])
+def test_a_host_that_is_not_this_machine_is_named(tmp_path: Path, host: str) -> None:
+    status, _, error = run("serve", "--http-port", "0", "--data-path", str(tmp_path), HOST=host)
+    assert status == 2
+    assert f"cannot go on: HOST '{host}' (from the environment) cannot be listened on: " in error
+    assert "Errno" not in error
+
+
+@pytest.mark.parametrize("port", ["--http-port", "--bullmq-port", "--peer-port"])
+def test_a_port_that_the_system_keeps_to_itself_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str
+) -> None:
+    """As for whoever is not root below 1024."""
+    bind = socket.socket.bind
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if address[1] == 81:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        bind(self, address)
+
+    monkeypatch.setattr(serve, "uvloop", asyncio)
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    ports = {"--http-port": "0", "--bullmq-port": "0", "--peer-port": str(free_port()), port: "81"}
+    status, error = start("--data-path", str(tmp_path), *(text for pair in ports.items() for text in pair))
+    setting = port[2:].upper().replace("-", "_")
+    assert status == 2
+    assert f"cannot go on: {setting} '81' (from the flag {port}) cannot be listened on: Permission denied\n" in error
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def test_a_peer_port_that_is_taken_is_named(tmp_path: Path) -> None:
@@ -116,11 +156,56 @@ def test_a_peer_port_that_is_taken_is_named(tmp_path: Path) -> None:
 
 def test_a_full_disk_and_a_host_without_an_address_are_named_too() -> None:
     config = load({}, {"DATA_PATH": "/var/lib/q", "HOST": "no.such.host"})
+    told = "DATA_PATH '/var/lib/q' (from the environment)"
+    # A disk that is full can be empty again; a folder that is not the node's stays so.
     full = serve.named(OSError(errno.ENOSPC, "No space left on device"), config)
-    assert str(full) == "DATA_PATH /var/lib/q cannot be used: No space left on device"
+    assert str(full) == f"{told} cannot be used: No space left on device"
+    assert serve.status_of(full) == 1
     below = serve.named(PermissionError(errno.EACCES, "Permission denied", "/var/lib/q/log"), config)
-    assert str(below) == "DATA_PATH /var/lib/q cannot be used: Permission denied (/var/lib/q/log)"
+    assert str(below) == f"{told} cannot be used: Permission denied (/var/lib/q/log)"
+    assert serve.status_of(below) == 2
     unknown = serve.named(socket.gaierror(socket.EAI_NONAME, "Name or service not known"), config)
-    assert str(unknown) == "cannot listen on no.such.host:7790 (HOST, PEER_PORT): Name or service not known"
+    assert str(unknown) == "HOST 'no.such.host' (from the environment) cannot be listened on: Name or service not known"
+    assert serve.status_of(unknown) == 2
     locked = OSError("/var/lib/q is in use by another process")
     assert serve.named(locked, config) is locked
+
+
+def test_descriptors_are_raised_and_too_few_are_told(monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
+    limits = [(1_024, 4_096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.append(wanted))
+    config = load({}, {})
+    serve.tell_descriptors(config, *serve.raise_descriptor_limit())
+    assert limits[-1] == (4_096, 4_096)
+    assert said.pop() == (
+        "WARNING 4096 file descriptors (ulimit -n): at most 3840 connections of clients, not 10000 (CONNECTIONS_MAX)"
+    )
+    assert descriptor_max(256) == 4_096 - 1 - 256
+    limits.append((1_024, 1_048_576))
+    serve.tell_descriptors(config, *serve.raise_descriptor_limit())
+    assert limits[-1][0] == serve.DESCRIPTORS_WANTED
+    assert said.pop() == f"INFO the limit of file descriptors was raised from 1024 to {serve.DESCRIPTORS_WANTED}"
+    limits.append((100, 100))
+    # Never more than half is kept back.
+    assert descriptor_max(256) == 49
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ["AUTH_TOKENS is not set", "CORS_ALLOW_ORIGIN is *", "TRUSTED_PROXIES is *"]),
+        ({"HOST": "127.0.0.1"}, ["CORS_ALLOW_ORIGIN is *"]),
+        ({"HOST": "127.0.0.1", "CORS_ALLOW_ORIGIN": "https://a.example"}, []),
+        ({"AUTH_TOKENS": "t"}, ["METRICS_AUTH is not true", "WORKER_ENDPOINTS is any", "TRUSTED_PROXIES is *"]),
+        (
+            {"AUTH_TOKENS": "t", "METRICS_AUTH": "true", "WORKER_ENDPOINTS": "public", "TRUSTED_PROXIES": "none"},
+            [],
+        ),
+        ({"HOST": "::1", "AUTH_TOKENS": "t", "WEBHOOK_ALLOW_PRIVATE": "true"}, ["WORKER_", "WEBHOOK_ALLOW_PRIVATE"]),
+    ],
+)
+def test_what_is_open_is_said_in_a_line_each(settings: dict[str, str], words: list[str]) -> None:
+    lines = list(serve.open_doors(load({}, settings)))
+    assert len(lines) == len(words)
+    assert all(line.startswith(word) for line, word in zip(lines, words, strict=True))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from cluster.config import ClusterConfig
-from node.config import NodeConfig, Setting, SettingError, load, settings
+from quorumq.api.settings.loading import load
+from quorumq.api.settings.rows import NodeConfig, settings
+from quorumq.api.settings.table import Setting, SettingError
+from quorumq.cluster.config import ClusterConfig
 from scripts.tools.generate import FILES
 
 THREE = "n1=127.0.0.1:7790,n2=127.0.0.1:7791,n3=127.0.0.1:7792"
@@ -71,6 +74,107 @@ def test_a_value_that_cannot_be_used_is_refused_by_name(environment: dict[str, s
     assert "\n" not in message
 
 
+def bad_values(row: Setting) -> list[str]:
+    """Values that a setting cannot have, whatever it is: as a flag or a variable says them."""
+    about, kind = row.about, row.type_name
+    if kind.startswith("whole number"):
+        outside = [str(bound) for bound in (None if about.low is None else about.low - 1,) if bound is not None]
+        beyond = [] if about.high is None else [str(about.high + 1)]
+        return ["x", "1_0", "1.5", "\u0663", "0x10", " ", "9" * 40, *outside, *beyond]
+    if kind == "path":
+        return ["a\nb", " "]
+    if kind in ("text", "list") or kind.startswith("id="):
+        return ["a\x00b"] if not about.secret or kind == "list" else []
+    return ["zzz", "1", " "]
+
+
+@pytest.mark.parametrize("row", settings(), ids=lambda row: row.key)
+def test_whatever_cannot_be_used_names_its_setting_and_where_it_came_from(tmp_path: Path, row: Setting) -> None:
+    """The rule of docs/configuration.md, for every row."""
+    file = tmp_path / "node.toml"
+    for bad in bad_values(row):
+        sources: list[tuple[str, str]] = [(refusal(environment={row.env: bad}), "from the environment")]
+        if row.flag:
+            sources.append((refusal({row.key: bad}), f"from the flag {row.flag}"))
+        file.write_text(f"{row.key} = {json.dumps(bad)}", "utf-8")
+        sources.append((refusal(file=file), f"from {file}"))
+        for message, origin in sources:
+            given = "" if row.about.secret else f" {bad!r}"
+            assert message.startswith(f"{row.env}{given} ({origin}) "), message
+            assert not row.about.secret or bad not in message
+    file.write_text(f"{row.key} = 1979-05-27")
+    assert refusal(file=file).startswith(row.env)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("host", "", "must be an address or a host name"),
+        ("host", "a b", "must be an address or a host name"),
+        ("host", "http://h", "must be an address or a host name"),
+        ("node_id", "", "cannot be used: letters"),
+        ("cluster_name", "", "must not be empty"),
+        ("peers", "n1=???:7790", "'???:7790' is not an address"),
+        ("peers", "n1=h:\u0663", "is not an address"),
+        ("peers_dns", "???/99", "must be host:port, and '???/99' is not"),
+        ("advertise", "h h", "must be host:port, and 'h h' is not"),
+        ("trusted_proxies", "10.0.0.0/8,nobody", "must be addresses or networks, and 'nobody' is none"),
+        ("worker_endpoints", "10.0.0.0/40", "'10.0.0.0/40' is none of any, public, "),
+    ],
+)
+def test_what_a_type_cannot_say_is_refused_with_its_origin(tmp_path: Path, key: str, value: str, words: str) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(f"{key} = {json.dumps(value)}", "utf-8")
+    sources = [(refusal({key: value}), f"from the flag {setting(key).flag}"), (refusal(file=file), f"from {file}")]
+    if value:
+        sources.append((refusal(environment={key.upper(): value}), "from the environment"))
+    for message, origin in sources:
+        assert message.startswith(f"{key.upper()} {value!r} ({origin}) ")
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "::1", "fe80::1%eth0", "localhost", "node-1.example", "under_score", "h."]
+)
+def test_hosts_that_can_be_used(host: str) -> None:
+    assert load({"host": host}, {}).host == host
+
+
+def test_what_does_not_fit_together_says_where_each_came_from(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("peers_dns = ['h']\ncluster_secret = 'hunter2'\n")
+    found = refusal({"http_port": "8080"})
+    assert found.endswith("(HTTP_PORT from the flag --http-port; BULLMQ_PORT by default)")
+    assert refusal({"peers": "n1=h:1"}, {}, file).endswith(f"(PEERS from the flag --peers; PEERS_DNS from {file})")
+    secret = refusal({}, {"CLUSTER_SECRET_FILE": "/x"}, file)
+    assert secret.endswith(f"(CLUSTER_SECRET from {file}; CLUSTER_SECRET_FILE from the environment)")
+    assert "hunter2" not in secret
+    outsider = refusal({"node_id": "n2"}, {"PEERS": "n1=h:1", "CLUSTER_SECRET": "hunter2"})
+    assert outsider.endswith("(NODE_ID from the flag --node-id; PEERS from the environment)")
+    election = refusal({}, {"ELECTION_MIN_MS": "300"})
+    assert election.endswith("(HEARTBEAT_MS by default; ELECTION_MIN_MS from the environment)")
+
+
+def test_files_that_cannot_be_used_are_named_before_anything_starts(tmp_path: Path) -> None:
+    keys = ("peer_tls_cert", "peer_tls_key", "peer_tls_ca")
+    files = {key: str(tmp_path / key) for key in keys}
+    for key in keys:
+        message = refusal(dict(files))
+        assert (
+            message
+            == f"{key.upper()} '{files[key]}' (from the flag {setting(key).flag}) cannot be read: No such file or directory"
+        )
+        Path(files[key]).write_text("no PEM")
+    broken = refusal({key: files[key] for key in keys[:2]}, {"PEER_TLS_CA": files["peer_tls_ca"]})
+    assert "PEER_TLS_CERT" in broken and "cannot be used" in broken
+    assert broken.endswith("(PEER_TLS_CERT from the flag --peer-tls-cert; PEER_TLS_KEY from the flag --peer-tls-key)")
+    missing = refusal({"cluster_secret_file": str(tmp_path / "none")})
+    assert missing.startswith(
+        f"CLUSTER_SECRET_FILE '{tmp_path / 'none'}' (from the flag --cluster-secret-file) cannot be read"
+    )
+    assert "is not a folder" in refusal({"data_path": files["peer_tls_ca"]})
+
+
 def test_a_leader_is_as_patient_as_those_who_would_stand_for_election() -> None:
     assert load({}, {}).cluster().quorum_loss_ms == 900
     patient = load({}, {"ELECTION_MIN_MS": "4000", "ELECTION_MAX_MS": "5000"})
@@ -114,7 +218,7 @@ def test_words_may_be_capital_and_switches_may_be_booleans_of_toml(tmp_path: Pat
     file = tmp_path / "node.toml"
     file.write_text("metrics_auth = true\nwebhook_allow_private = false\n")
     config = load({}, {}, file)
-    assert (config.metrics_auth, config.webhook_allow_private) == ("true", "false")
+    assert (config.metrics_auth, config.webhook_allow_private) == (True, False)
     file.write_text("log_level = true")
     assert "must be one of debug" in refusal(file=file)
 
@@ -146,15 +250,16 @@ def test_peers_can_be_text_or_a_table(tmp_path: Path) -> None:
 
 
 def test_the_peer_listener_uses_the_port_that_peers_name() -> None:
-    assert load({}, {"NODE_ID": "n2", "PEERS": THREE}).cluster().listen == "0.0.0.0:7791"
-    assert load({}, {"NODE_ID": "n2", "PEERS": THREE, "PEER_PORT": "9"}).cluster().listen == "0.0.0.0:9"
+    given = {"NODE_ID": "n2", "PEERS": THREE, "CLUSTER_SECRET": "s"}
+    assert load({}, given).cluster().listen == "0.0.0.0:7791"
+    assert load({}, given | {"PEER_PORT": "9"}).cluster().listen == "0.0.0.0:9"
     alone = load({}, {"HOST": "::1"})
     assert (alone.cluster().listen, alone.members()) == ("[::1]:7790", {"n1": "127.0.0.1:7790"})
 
 
 def test_secrets_have_no_flag_and_are_never_shown(tmp_path: Path) -> None:
     secrets = {row.key for row in settings() if row.about.secret}
-    assert secrets == {"cluster_secret", "auth_tokens"}
+    assert secrets == {"cluster_secret", "cluster_secret_previous", "auth_tokens"}
     assert all(setting(key).flag is None for key in secrets)
     config = load({}, {"CLUSTER_SECRET": "hunter2", "AUTH_TOKENS": "hunter3"})
     assert (config.cluster_secret, config.auth_tokens) == ("hunter2", ("hunter3",))
@@ -175,6 +280,18 @@ def test_the_secret_can_come_from_a_file(tmp_path: Path) -> None:
     file.write_text(" \n")
     assert "is empty" in refusal({"cluster_secret_file": str(file)})
     assert "cannot be read" in refusal({"cluster_secret_file": str(tmp_path)})
+    file.write_text("hunter3\n")
+    both = load({"cluster_secret_previous_file": str(file)}, {"CLUSTER_SECRET": "hunter2"})
+    assert both.cluster().secrets == ("hunter2", "hunter3")
+    assert "hunter" not in f"{both!r}"
+    assert "CLUSTER_SECRET_PREVIOUS_FILE" in refusal({"cluster_secret_previous_file": str(tmp_path)})
+
+
+def test_no_secret_is_good_beside_one_only_when_that_is_said() -> None:
+    assert load({}, {"CLUSTER_SECRET": "s"}).cluster().secrets == ("s",)
+    assert load({}, {"CLUSTER_SECRET": "s", "CLUSTER_SECRET_PREVIOUS": "s"}).cluster().secrets == ("s",)
+    assert load({}, {"CLUSTER_SECRET": "s", "CLUSTER_SECRET_PREVIOUS": ""}).cluster().secrets == ("s",)
+    assert load({}, {"CLUSTER_SECRET": "s", "CLUSTER_SECRET_PREVIOUS": "none"}).cluster().secrets == ("s", "")
 
 
 def test_tokens_are_a_list_without_empty_ones() -> None:

@@ -12,10 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from api import tokens
-from api.auth import Access
-from cli.main import app
-from cli.tokens import moment
+from quorumq.api import tokens
+from quorumq.api.auth import Access
+from quorumq.cli.main import app
+from quorumq.cli.tokens import moment
 
 ROWS = ["name", "rights", "queues", "created", "expires"]
 
@@ -85,6 +85,21 @@ def test_revoke(file: Path) -> None:
     assert access.find(gone) is None
     status, _, said = run(file, "revoke", "gone")
     assert (status, said) == (1, "quorumq: there is no token 'gone'\n")
+
+
+def test_rotate(file: Path) -> None:
+    before = run(file, "create", "a", "-r", "read", "-q", "mail-*", "--expires", "30d")[1].strip()
+    run(file, "create", "b", "-r", "read")
+    status, output, said = run(file, "rotate", "a")
+    after = output.strip()
+    assert status == 0 and after != before and after not in said
+    access = Access((), file)
+    grant = access.find(after)
+    assert access.find(before) is None and grant is not None
+    assert (grant.name, grant.queues, grant.may("read"), grant.ends_at is None) == ("a", ("mail-*",), True, False)
+    assert {token.name for token in tokens.read(file)} == {"a", "b"}
+    status, _, said = run(file, "rotate", "nobody")
+    assert status == 1 and "there is no token 'nobody'" in said
 
 
 def test_names_are_unique(file: Path) -> None:

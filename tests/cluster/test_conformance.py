@@ -1,7 +1,6 @@
 """The recorded cases, replayed against three real nodes: a leader, a follower, all in turn, and while nodes are killed.
 
-The short form of `scripts/conformance`. The cases are not part of this repository: QUORUMQ_CONFORMANCE names their folder, else
-one beside it is tried, and without either these tests are skipped.
+The short form of `scripts/conformance`. The cases are in tests/conformance; QUORUMQ_CONFORMANCE may name another folder.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from scripts.tools.balancer import Balancer
 from scripts.tools.conformance import (
     FOLDER,
     OPEN,
@@ -37,14 +35,14 @@ from scripts.tools.conformance import (
     unhurried,
     usable,
 )
-from scripts.tools.local_cluster import HOST, LocalCluster
+from tests.support.balancer import Balancer
+from tests.support.local_cluster import HOST, LocalCluster
 
 # Kills come closer together than in the long form, so that a short run has some.
 KILL_EVERY_S = 4.0
 
 # A thousand cases take a minute on a quiet machine.
 pytestmark = pytest.mark.timeout(600)
-recorded = pytest.mark.skipif(not (FOLDER / "replay.py").exists(), reason="the recorded cases are not there")
 
 
 def suites() -> list[Suite]:
@@ -58,14 +56,12 @@ def suites_for_kills() -> list[Suite]:
     return [suite for suite in suites() if not suite.needs_token]
 
 
-@recorded
 async def test_cases_pass_on_the_leader_a_follower_and_all_in_turn() -> None:
     async with LocalCluster(3) as cluster:
         result = await calm(cluster, suites(), OPEN)
     assert result.failed == [] and result.cases > 700
 
 
-@recorded
 async def test_cases_of_all_dialects_pass_with_a_token(tmp_path: Path) -> None:
     access = closed(tmp_path)
     async with LocalCluster(3, **access.settings) as cluster:
@@ -73,7 +69,6 @@ async def test_cases_of_all_dialects_pass_with_a_token(tmp_path: Path) -> None:
     assert result.failed == [] and result.cases > 1_500
 
 
-@recorded
 @pytest.mark.parametrize("choose", [the_leader, in_turn], ids=lambda choose: choose.__name__)
 async def test_cases_pass_while_nodes_are_killed(choose: Choose) -> None:
     """The balancer repeats what was lost with a node, under the same key: nothing may happen twice."""
@@ -83,7 +78,6 @@ async def test_cases_pass_while_nodes_are_killed(choose: Choose) -> None:
     assert result.repeated > 0
 
 
-@recorded
 async def test_cases_pass_on_a_node_that_sees_its_leaders_killed() -> None:
     """The client repeats nothing: the node waits for the next leader in its place."""
     async with LocalCluster(3) as cluster:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from scripts.tools.local_cluster import HOST, LocalCluster, free_ports
 from tests.cluster.test_strangers import logged, not_started
 from tests.cluster.traffic import Traffic
+from tests.support.local_cluster import HOST, LocalCluster, free_ports
 
 
 def found_by_name(cluster: LocalCluster) -> None:

@@ -6,16 +6,16 @@ import asyncio
 import sys
 from typing import Any
 
-from cli.admin import fetch
-from cluster.errors import Removed
-from scripts.tools.local_cluster import HOST, PATIENCE, LocalCluster, LocalNode, free_ports
+from quorumq.cli.admin import fetch
+from quorumq.cluster.errors import Removed
 from tests.cluster.traffic import Traffic, broken
+from tests.support.local_cluster import HOST, PATIENCE, LocalCluster, LocalNode, free_ports
 
 
 async def command(node: LocalNode, *arguments: str) -> tuple[int, str]:
     """Run `quorumq members` against a node; return its status and what it said."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cli.main", "members", *arguments, "--url", node.url),
+        *(sys.executable, "-m", "quorumq", "members", *arguments, "--url", node.url),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=node.settings | {"COLUMNS": "200"},
@@ -37,6 +37,7 @@ def joining(cluster: LocalCluster, node_id: str) -> LocalNode:
     own = {
         "HTTP_PORT": str(http_port),
         "BULLMQ_PORT": str(bullmq_port),
+        "TCP_PORT": "off",
         "NODE_ID": node_id,
         "DATA_PATH": str(node.data),
     }

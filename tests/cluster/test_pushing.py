@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from scripts.tools.local_cluster import LocalCluster, LocalNode
 from tests.support.endpoint import Endpoint, Said
+from tests.support.local_cluster import LocalCluster, LocalNode
 
 TOKEN = "tok"
 LOCK_MS = 2_000

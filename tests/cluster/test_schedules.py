@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from scripts.tools.local_cluster import HOST, LocalCluster, LocalNode
+from tests.support.local_cluster import HOST, LocalCluster, LocalNode
 
 EVERY_MS = 300
 PAUSE_S = 0.01

@@ -7,8 +7,8 @@ import asyncio
 import aiohttp
 import pytest
 
-from scripts.tools.local_cluster import PATIENCE, LocalCluster
 from tests.cluster.traffic import Traffic, broken
+from tests.support.local_cluster import PATIENCE, LocalCluster
 
 
 async def test_a_rolling_restart_fails_no_request_at_the_other_nodes() -> None:

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from scripts.tools.local_cluster import PATIENCE, LocalCluster, LocalNode
 from tests.cluster.traffic import Traffic
+from tests.support.local_cluster import PATIENCE, LocalCluster, LocalNode
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from scripts.tools.local_cluster import HOST, PATIENCE, LocalCluster, LocalNode
+from tests.support.local_cluster import HOST, PATIENCE, LocalCluster, LocalNode
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -170,7 +170,9 @@ async def test_status_agrees_on_all_nodes_and_digests_are_equal(
 ) -> None:
     digest = await cluster.converged()
     answers = [await node.cluster() for node in cluster.nodes]
-    assert {answer["digest"] for answer in answers} == {digest}
+    assert len({answer["digest"] for answer in answers}) == 1
+    assert [(await node.contents())[1] for node in cluster.nodes] == [digest] * 3
+    assert [(answer["apart"], answer["differing"]) for answer in answers] == [("", [])] * 3
     assert len({(answer["cluster_id"], answer["term"], answer["leader"]) for answer in answers}) == 1
     roles = sorted(answer["role"] for answer in answers)
     assert roles == ["follower", "follower", "leader"]

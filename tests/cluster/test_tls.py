@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.tools.local_cluster import LocalCluster
 from tests.cluster.test_strangers import logged, not_started
 from tests.cluster.traffic import Traffic, broken
 from tests.consensus.test_tls import Authority
+from tests.support.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by the openssl command")
 
@@ -67,8 +67,9 @@ async def test_certificates_that_cannot_be_used_end_the_node_with_one_clear_line
         (node,) = cluster.nodes
         Path(node.settings["PEER_TLS_CERT"]).write_text("nothing")
         await node.start()
-        assert await node.exited() == 1
-        assert "cannot be used" in node.log_text().splitlines()[-1]
+        assert await node.exited() == 2
+        last = node.log_text().splitlines()[-1]
+        assert "cannot be used" in last and "PEER_TLS_CERT from the environment" in last
         assert "Traceback" not in node.log_text()
         del node.settings["PEER_TLS_KEY"]
         await node.start()

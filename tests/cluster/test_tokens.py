@@ -7,10 +7,10 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from cli.admin import fetch
-from cli.main import app
-from scripts.tools.local_cluster import LocalCluster, LocalNode
+from quorumq.cli.admin import fetch
+from quorumq.cli.main import app
 from tests.cluster.test_strangers import logged
+from tests.support.local_cluster import LocalCluster, LocalNode
 
 
 def command(*arguments: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.tools.local_cluster import LocalCluster, LocalNode
+from tests.support.local_cluster import LocalCluster, LocalNode
 
 QUEUE = "traffic"
 BULK = 5
@@ -48,7 +48,8 @@ class Traffic:
         self.tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Traffic:
-        self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
+        known = aiohttp.TCPConnector(ssl=self.cluster.nodes[0].tls or True)
+        self.session = aiohttp.ClientSession(connector=known, timeout=aiohttp.ClientTimeout(total=30))
         nodes = self.cluster.nodes
         self.tasks = [asyncio.create_task(self.push(nodes[i % len(nodes)])) for i in range(self.counts[0])]
         self.tasks += [asyncio.create_task(self.work(nodes[i % len(nodes)])) for i in range(self.counts[1])]
@@ -120,7 +121,7 @@ class Traffic:
 async def states(node: LocalNode, ids: list[str]) -> dict[str, tuple[str, Any]]:
     """Ask `node` for the state and the result of every job."""
     gate = asyncio.Semaphore(16)
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=node.tls or True)) as session:
 
         async def one(job_id: str) -> tuple[str, tuple[str, Any]]:
             async with gate, session.get(f"{node.url}/jobs/{job_id}/state") as reply:

@@ -11,11 +11,15 @@ import msgpack
 class Recorder:
     """Keeps every payload; the outcome of a batch is its position."""
 
+    level = 0
+    level_known = 0
+
     def __init__(self) -> None:
         self.applied: list[bytes] = []
         self.times: list[int] = []
         self.resumed: list[int] = []
         self._digest = 0
+        self.points: dict[int, tuple[bytes, bytes]] = {}
 
     def apply(self, index: int, now_ms: int, batches: Sequence[bytes], *, resumed: bool = False) -> list[int]:
         if resumed:
@@ -26,7 +30,12 @@ class Recorder:
             self.times.append(now_ms)
             self._digest = zlib.crc32(payload, self._digest)
             outcomes.append(len(self.applied))
+        if index % 4 == 0:
+            self.points[index] = (self._digest.to_bytes(4, "big"), b"")
         return outcomes
+
+    def understands(self, payload: bytes) -> bool:
+        return True
 
     def image(self) -> Iterator[bytes]:
         for start in range(0, len(self.applied), 100):
@@ -56,6 +65,10 @@ class Recorder:
             return iter((None,))
 
         return put
+
+    @property
+    def shape(self) -> str:
+        return "payloads"
 
     def digest(self) -> str:
         return f"{self._digest:08x}"

@@ -14,11 +14,19 @@ class MemoryFile:
     def __init__(self) -> None:
         self.durable = b""
         self.unsynced: list[bytes] = []
+        self.patches: list[tuple[int, bytes]] = []
         self.named_durably = False
 
     @property
     def content(self) -> bytes:
-        return self.durable + b"".join(self.unsynced)
+        return self.patched(len(self.patches)) + b"".join(self.unsynced)
+
+    def patched(self, count: int) -> bytes:
+        """What was synced, with the first so many of the changes in place since."""
+        content = bytearray(self.durable)
+        for offset, data in self.patches[:count]:
+            content[offset : offset + len(data)] = data
+        return bytes(content)
 
 
 class MemoryDisk:
@@ -52,6 +60,10 @@ class MemoryDisk:
         self.files.setdefault(name, MemoryFile())
         return _Handle(self, name)
 
+    def patch(self, name: str) -> _Patch:
+        self.read(name)
+        return _Patch(self, name)
+
     def truncate(self, name: str, size: int) -> None:
         file = self.files[name]
         file.durable, file.unsynced = file.content[:size], []
@@ -75,8 +87,9 @@ class MemoryDisk:
     def free_bytes(self) -> int:
         return 1 << 40
 
-    def close(self) -> None:
+    def close(self, patience_s: float = 0.0) -> bool:
         self.work.clear()
+        return True
 
     # work
 
@@ -117,6 +130,7 @@ class MemoryDisk:
             if not file.named_durably and rng.random() < 0.5:
                 del self.files[name]
                 continue
+            file.durable, file.patches = file.patched(rng.randint(0, len(file.patches))), []
             kept = b"".join(file.unsynced)
             kept = kept[: rng.randint(0, len(kept))]
             file.durable, file.unsynced, file.named_durably = file.durable + kept, [], True
@@ -146,6 +160,28 @@ class _Handle:
         self._disk.syncs += 1
         file = self._disk.files[self._name]
         file.durable, file.unsynced = file.content, []
+
+    def close(self) -> None:
+        pass
+
+
+class _Patch:
+    def __init__(self, disk: MemoryDisk, name: str) -> None:
+        self._disk = disk
+        self._name = name
+
+    def put(self, offset: int, data: bytes) -> None:
+        self._disk._may_fail()
+        file = self._disk.files[self._name]
+        assert offset + len(data) <= len(file.durable)
+        file.patches.append((offset, data))
+
+    def sync(self) -> None:
+        self._disk._may_fail()
+        if self._disk.fail_syncs is not None:
+            raise OSError(self._disk.fail_syncs, errno.errorcode[self._disk.fail_syncs])
+        file = self._disk.files[self._name]
+        file.durable, file.patches = file.content, []
 
     def close(self) -> None:
         pass

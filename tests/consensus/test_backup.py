@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster import backup, snapshots
-from cluster.disk import Disk
-from cluster.identity import Identity
-from cluster.replica import Replica
-from cluster.snapshots import Head
+from quorumq.cluster import backup, snapshots
+from quorumq.cluster.disk import Disk
+from quorumq.cluster.identity import Identity
+from quorumq.cluster.replica import Replica
+from quorumq.cluster.snapshots import Head
 from tests.consensus.counting import Recorder
 
 
@@ -42,4 +42,4 @@ def test_a_restore_that_fails_leaves_nothing_and_can_be_tried_again(
     assert list(target.iterdir()) == []
     head = backup.restore(source, target, "n1", "test")
     assert (head.index, head.term) == (7, 0)
-    assert sorted(each.name for each in target.iterdir()) == ["identity.json", "snapshots"]
+    assert sorted(each.name for each in target.iterdir()) == ["held", "identity.json", "snapshots"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from cluster import backup, discovery
-from cluster.discovery import Who, decide
-from cluster.engine import Engine
-from cluster.errors import NotApplied
+from quorumq.cluster import backup, discovery
+from quorumq.cluster.discovery import Who, decide
+from quorumq.cluster.engine import Engine
+from quorumq.cluster.errors import NotApplied
 from tests.consensus.counting import Recorder
 from tests.consensus.test_engine import Cluster, fresh, running, until
 

@@ -10,16 +10,19 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from cluster import codec
-from cluster.config import ClusterConfig
-from cluster.engine import Engine
-from cluster.errors import ClusterError, LogDamaged, NotApplied, Unavailable
-from cluster.status import Status
-from cluster.transport import PROTOCOL, frame
-from scripts.tools.local_cluster import free_ports
+from quorumq.cluster import codec
+from quorumq.cluster.config import ClusterConfig
+from quorumq.cluster.engine import Engine
+from quorumq.cluster.errors import ClusterError, LogDamaged, NotApplied, Unavailable
+from quorumq.cluster.frames import frame
+from quorumq.cluster.handshake import PROTOCOL
+from quorumq.cluster.hearing import Hearing
+from quorumq.cluster.status import Status
 from tests.consensus.counting import Recorder
+from tests.support.local_cluster import free_ports
 
 # On a busy machine a process may not run for a second: where that shall not look like a leader that is gone.
 PATIENCE = {"election_min_ms": 3000, "election_max_ms": 3500, "quorum_loss_ms": 3500}
@@ -87,7 +90,8 @@ class Cluster:
         return machine.applied
 
 
-async def write(engine: Engine, payload: bytes, timeout_s: float = 10.0) -> Any:
+def begin(engine: Engine, payload: bytes, timeout_s: float = 10.0) -> asyncio.Future[Any]:
+    """Hand a write over at once; the future gets what becomes of it."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 
@@ -98,7 +102,11 @@ async def write(engine: Engine, payload: bytes, timeout_s: float = 10.0) -> Any:
             future.set_result(outcome)
 
     engine.submit(payload, loop.time() + timeout_s, done)
-    return await future
+    return future
+
+
+async def write(engine: Engine, payload: bytes, timeout_s: float = 10.0) -> Any:
+    return await begin(engine, payload, timeout_s)
 
 
 async def fresh(engine: Engine, timeout_s: float = 10.0) -> None:
@@ -180,11 +188,43 @@ async def test_writes_go_on_when_the_leader_goes_and_each_is_applied_once(tmp_pa
         assert sorted(cluster.applied(stays.node_id)) == sorted([b"start", *(b"%d" % number for number in range(200))])
 
 
+async def test_a_write_in_the_moment_of_an_election_is_not_thrown_away(tmp_path: Path) -> None:
+    async with running(Cluster(tmp_path)) as cluster:
+        await cluster.write("n1", b"start")
+        gone = (await cluster.led()).node_id
+        handed: list[tuple[Engine, asyncio.Future[Any]]] = []
+
+        def watch(engine: Engine) -> None:
+            vote = engine._raft._on_response_vote
+
+            def voted(node: Any, message: Any) -> None:
+                led = engine.is_leader
+                vote(node, message)
+                if engine.is_leader and not led:
+                    # As a request that came in the same turn of the loop, before the engine's next step; and in that one nothing may be
+                    # proposed, because very much of the last term waits to be committed.
+                    config = engine.config
+                    engine.config = msgspec.structs.replace(config, entries_in_flight_max=0)
+                    handed.append((engine, begin(engine, b"at once")))
+                    asyncio.get_running_loop().call_later(0.1, setattr, engine, "config", config)
+
+            engine._raft.__dict__["_on_response_vote"] = voted
+
+        for node, engine in cluster.engines.items():
+            if node != gone:
+                watch(engine)
+        await cluster.stop(gone)
+        engine, writing = (await until(lambda: handed))[-1]
+        await writing
+        assert engine._exchange.submitter.resent == 0
+
+
 async def test_the_first_entry_of_a_leader_says_that_nothing_could_be_heard_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first entry after a pause of this machine says the same.
-    monkeypatch.setattr("cluster.driver._STALL_S", 60.0)
+    monkeypatch.setattr("quorumq.cluster.driver._STALL_S", 60.0)
+    monkeypatch.setattr("quorumq.cluster.hearing.HEARD_S", 60.0)
     async with running(Cluster(tmp_path, **PATIENCE)) as cluster:
         for payload in (b"a", b"b", b"c"):
             await cluster.write("n1", payload)
@@ -196,6 +236,45 @@ async def test_the_first_entry_of_a_leader_says_that_nothing_could_be_heard_befo
         for payload in (b"d", b"e"):
             await write(old, payload)
         assert (len(machine.resumed), machine.applied[3:]) == (2, [b"d", b"e"])
+
+
+async def test_a_first_entry_that_comes_late_has_nothing_to_make_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quorumq.cluster.driver._STALL_S", 60.0)
+    monkeypatch.setattr("quorumq.cluster.hearing.HEARD_S", 0.1)
+    async with running(Cluster(tmp_path, **PATIENCE)) as cluster:
+        leader = await cluster.led()
+        await until(lambda: leader._hearing._again_at is not None)
+        await asyncio.sleep(0.15)
+        await write(leader, b"a")
+        assert isinstance(leader.machine, Recorder)
+        assert (leader.machine.resumed, leader.machine.applied) == ([], [b"a"])
+
+
+def test_nobody_is_heard_before_a_leader_can_take_writes() -> None:
+    hearing = Hearing()
+    assert not hearing.say(0)
+    hearing.lost()
+    for now in range(10):
+        hearing.look(now, able=False)
+    assert hearing.say(10) and not hearing.say(10)
+    hearing.lost()
+    hearing.look(20, able=True)
+    hearing.look(20.9, able=True)
+    assert hearing.say(20.9)
+    hearing.lost()
+    hearing.look(30, able=True)
+    assert not hearing.say(31.1)
+    hearing.lost()
+    hearing.look(40, able=True)
+    # It stood still once more meanwhile.
+    hearing.lost()
+    hearing.look(41, able=True)
+    assert hearing.say(41.5)
+    hearing.lost()
+    hearing.none_of_ours()
+    assert not hearing.say(50)
 
 
 async def test_handing_leadership_over_is_quick_and_loses_nothing(tmp_path: Path) -> None:

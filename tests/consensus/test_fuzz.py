@@ -18,13 +18,15 @@ from typing import Any
 
 import pytest
 
-from cluster import codec, messages
-from cluster.engine import Engine
-from cluster.log import Log
-from cluster.raft import Raft
-from cluster.replica import Batch, Replica, encode_batches
-from cluster.surroundings import Surroundings
-from cluster.transport import PROTOCOL, Listener, _proof, frame
+from quorumq.cluster import codec, messages
+from quorumq.cluster.engine import Engine
+from quorumq.cluster.errors import NotUnderstood
+from quorumq.cluster.frames import frame
+from quorumq.cluster.handshake import PROTOCOL, Listener, proof_of
+from quorumq.cluster.log import Log
+from quorumq.cluster.raft import Raft
+from quorumq.cluster.replica import Batch, Replica, encode_batches
+from quorumq.cluster.surroundings import Surroundings
 from tests.consensus.counting import Recorder
 from tests.consensus.disks import MemoryDisk
 from tests.consensus.mutate import Mutator, Recorded, record
@@ -104,7 +106,7 @@ class Dialler:
         self.send(self.hello())
         challenge = await self.read()
         nonces = self.nonce + challenge["nonce"]
-        proof = _proof(SECRET, "dialler", self._name, self._target, "quorumq", nonces)
+        proof = proof_of(SECRET, "dialler", self._name, self._target, "quorumq", nonces)
         self.send(codec.dumps({"type": "proof", "proof": proof}))
         assert (await self.read())["type"] == "welcome"
 
@@ -247,6 +249,9 @@ class Alone(Surroundings):
     def lock(self, directory: Path) -> None:
         return None
 
+    def make_private(self, directory: Path) -> None:
+        pass
+
     def links(self, config: Any, listener: Listener) -> Any:
         return self
 
@@ -291,6 +296,10 @@ class Driven:
         await self.engine.start()
         for peer in ("n2", "n3"):
             self.engine.message_received(peer, {"type": "present", "term": 0, "history": False, "whole": True})
+            wall_ms = self.around.wall_ms()
+            self.engine.message_received(
+                peer, {"type": "vitals", "wall_ms": wall_ms, "log_ms": None, "disk_ms": 0}
+            )  # fmt: skip
         self.engine._driver.drive()
         await until(lambda: self.raft.may_vote)
         for peer in ("n2", "n3"):
@@ -460,10 +469,11 @@ async def test_a_follower_that_counts_wrongly_is_sent_nothing_it_cannot_take(
         None,
     ],
 )
-def test_an_entry_that_cannot_be_read_is_skipped_whatever_it_holds(entry: Any) -> None:
+def test_an_entry_that_cannot_be_read_changes_nothing_and_is_not_skipped(entry: Any) -> None:
     replica = Replica(Recorder(), lambda batch, outcome: None)
     before = replica.head()
-    replica.apply(3, codec.dumps(entry))
+    with pytest.raises(NotUnderstood):
+        replica.apply(3, codec.dumps(entry))
     assert (replica.head(), replica.machine.digest()) == (before, Recorder().digest())
     replica.apply(4, encode_batches(7, [Batch("n1", 1, 1, 1, b"sound")]))
     assert replica.machine.applied == [b"sound"]  # type: ignore[attr-defined]
@@ -482,6 +492,7 @@ def test_every_real_message_passes(recorded: Recorded) -> None:
         for body in samples:
             messages.check(codec.loads(body), 1 << 20)
     seldom = {"change", "changed", "stale_term", "batch_no", "stepped_down", "timeout_now"}
+    seldom |= {"relay", "relay_ask", "relay_open", "relay_closed"}
     assert set(recorded.messages) | seldom >= set(messages.FIELDS)
 
 

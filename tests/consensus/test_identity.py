@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from cluster import identity
-from cluster.identity import IdentityFile
+from quorumq.cluster import identity
+from quorumq.cluster.identity import IdentityFile
 from tests.consensus.disks import MemoryDisk
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.disk import Disk
-from cluster.errors import LogDamaged
-from cluster.log import Log, describe
+from quorumq.cluster.disk import Disk
+from quorumq.cluster.errors import LogDamaged
+from quorumq.cluster.log import Log, describe, read_only
 from tests.consensus.disks import MemoryDisk
 
 SEGMENT = 600
@@ -91,6 +91,17 @@ def test_a_conflict_is_overwritten_also_on_disk() -> None:
     again, _ = a_log(disk)
     assert entries(again) == entries(log)
     assert [term for _, _, term in entries(again)] == [1] * 7 + [2] * 6
+
+
+def test_what_was_cut_off_does_not_come_back_also_when_nothing_came_in_its_place() -> None:
+    log, disk = a_log()
+    fill(log, 9)
+    log.deleteEntriesFrom(5)
+    log.setCurrentTerm(7, "n2")
+    log.flush()
+    again, _ = a_log(disk)
+    assert (again.last_index, again.term) == (5, 7)
+    assert entries(again) == entries(log)
 
 
 def test_a_truncation_while_a_group_is_written_lowers_what_it_makes_durable() -> None:
@@ -300,7 +311,7 @@ def test_compaction_waits_for_the_segment_that_takes_over() -> None:
     disk.fail_writes = errno.ENOSPC
     fill(log, log.last_index + 1)
     log.compact(log.durable_index)
-    assert describe(disk)["last_index"] == log.durable_index
+    assert describe(read_only(disk))["last_index"] == log.durable_index
 
 
 def test_random_lives_and_power_cuts_keep_what_was_durable() -> None:
@@ -335,15 +346,36 @@ def test_random_lives_and_power_cuts_keep_what_was_durable() -> None:
                 assert log.base_index <= base
 
 
-def test_describe_changes_nothing() -> None:
+def test_what_a_process_left_unsynced_is_synced_before_the_next_one_believes_it() -> None:
+    """Killed between write and sync: the machine goes on, the next process reads the group, and then the power is cut."""
+    log, disk = a_log()
+    fill(log, 5)
+    disk.immediate = False
+    log.add(b"\0last", 6, 1)
+    log.flush()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.consensus.disks._Handle.sync", lambda handle: None)
+        disk.step()
+    disk.immediate = True
+    again, _ = a_log(disk)
+    assert again.durable_index == 6
+    for file in disk.files.values():
+        file.unsynced = []
+    assert a_log(disk)[0].last_index == 6
+
+
+def test_describe_changes_nothing_and_says_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     log, disk = a_log()
     fill(log, 9)
     name = disk.list()[-1]
     disk.append(name).write(b"torn")
     held = disk.read(name)
-    assert describe(disk)["last_index"] == 9
-    assert describe(disk)["unfinished_bytes"] == 4
+    assert describe(read_only(disk))["last_index"] == 9
+    assert describe(read_only(disk))["unfinished_bytes"] == 4
     assert disk.read(name) == held
+    assert caplog.text == ""
+    a_log(disk)
+    assert "cut 4 bytes of an unfinished write" in caplog.text
 
 
 async def test_a_closed_disk_does_no_more_work(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.membership import ChangeRefused, Membership, configured, decode
+from quorumq.cluster.membership import ChangeRefused, Membership, configured, decode
 
 THREE = configured({node: f"{node}:7790" for node in ("n1", "n2", "n3")})
 

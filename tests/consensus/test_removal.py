@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.engine import Engine
-from cluster.errors import Removed, Unavailable
+from quorumq.cluster.engine import Engine
+from quorumq.cluster.errors import Removed, Unavailable
 from tests.consensus.test_engine import Cluster, running, until
 
 

@@ -1,4 +1,4 @@
-"""cluster/raft.py hooks into names inside PySyncObj; this fails when the engine's source is not the one that was read."""
+"""cluster/raft.py, outbox.py and seams.py hook into names inside PySyncObj; this fails when its source is not the one that was read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import metadata
 import pysyncobj.syncobj as engine
 import pytest
 
-from cluster import raft
+from quorumq.cluster import raft, seams
 
 
 def test_the_engine_is_the_version_that_was_read() -> None:
@@ -32,6 +32,6 @@ def test_there_is_exactly_one_replicated_method() -> None:
 
 
 def test_nothing_can_be_unpickled() -> None:
-    assert engine.pickle is raft.codec
+    assert engine.pickle is seams.codec
     with pytest.raises(ValueError, match="not a message"):
         engine.pickle.loads(b"\x80\x04\x95\x10cos\nsystem\n(S'true'\ntR.")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.errors import ClusterError, EntryTooLarge, NotApplied, OutcomeUnknown
-from cluster.reads import ROUND_S, Readers, Rounds
-from cluster.replica import Batch, Replica, encode_batches, encode_cluster_id
-from cluster.submit import RESEND_S, Inbox, Submitter
+import msgpack
+import msgspec
+import pytest
+
+from quorumq.cluster.errors import ClusterError, EntryTooLarge, NotApplied, NotUnderstood, OutcomeUnknown
+from quorumq.cluster.reads import ROUND_S, Readers, Rounds
+from quorumq.cluster.replica import LEVEL, Batch, Replica, encode_batches, encode_cluster_id
+from quorumq.cluster.submit import RESEND_S, Inbox, Submitter
 from tests.consensus.counting import Recorder
 
 
@@ -44,6 +48,18 @@ def test_a_batch_is_told_its_outcome_once() -> None:
     submitter.settled(batch, "done")
     submitter.settled(batch, "again")
     assert told == ["done"] and len(submitter) == 0
+
+
+def test_what_an_earlier_process_of_this_node_asked_for_is_no_answer_to_this_one() -> None:
+    """Both number their batches from 1, and the earlier one's may be applied after the restart."""
+    submitter, wire, told = a_submitter()
+    submitter.submit(b"a", 10.0, tell(told), "n2", 1, 0.0)
+    batch = wire.sent[0][1]
+    submitter.settled(msgspec.structs.replace(batch, epoch=76), "of the process before")
+    submitter.settled(msgspec.structs.replace(batch, origin="n2"), "of another node")
+    assert told == [] and len(submitter) == 1
+    submitter.settled(batch, "done")
+    assert told == ["done"]
 
 
 def test_a_change_of_leader_sends_again_in_order() -> None:
@@ -159,11 +175,13 @@ def test_the_cluster_is_named_once() -> None:
     assert replica.cluster_id == "first"
 
 
-def test_an_unreadable_entry_is_skipped() -> None:
+def test_an_unreadable_entry_is_not_skipped() -> None:
     machine = Recorder()
     replica = Replica(machine, lambda batch, outcome: None)
-    for command in (b"", b"\xc1", b"\x93\x00", b"\x01"):
-        replica.apply(2, command)
+    newer = msgpack.packb((5, 1, b"")), msgpack.packb((LEVEL, 1, 1))
+    for command in (b"", b"\xc1", b"\x93\x00", b"\x01", *newer):
+        with pytest.raises(NotUnderstood):
+            replica.apply(2, command)
     assert machine.applied == [] and replica.now_ms == 0
 
 
@@ -186,6 +204,18 @@ def test_a_round_begun_before_the_question_proves_nothing() -> None:
     assert answers == [("first", 10)], "an answer to the first round does not confirm the second"
     rounds.confirmed("n3", 2, 2)
     assert answers[-1] == ("second", 12)
+
+
+def test_a_round_of_five_needs_two_others() -> None:
+    rounds = Rounds(lambda number: None)
+    answers: list[int | None] = []
+    rounds.ask(answers.append)
+    rounds.drive(leads=True, ready=True, commit_index=10, quorum=3, now=0.0)
+    rounds.confirmed("n2", 1, 3)
+    rounds.confirmed("n2", 1, 3)
+    assert answers == [], "one of them, however often"
+    rounds.confirmed("n3", 1, 3)
+    assert answers == [10]
 
 
 def test_no_answer_before_an_entry_of_the_own_term() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cluster.engine import Engine
-from cluster.tls import BadCertificates, Certificates, misnamed
+from quorumq.cluster.engine import Engine
+from quorumq.cluster.tls import BadCertificates, Certificates, misnamed
 from tests.consensus.counting import Recorder
 from tests.consensus.test_engine import Cluster, fresh, running, until
 
@@ -221,7 +221,8 @@ async def test_nodes_with_one_certificate_for_all_hosts_find_each_other(tmp_path
             return super().config(node, **{**own, **changes})
 
     async with running(FoundByName(tmp_path, authority)) as cluster:
-        await cluster.write("n2", b"a")
+        # They find each other first, and a busy machine takes its time for that.
+        await cluster.write("n2", b"a", 60.0)
         for node in cluster.peers:
             await fresh(cluster.engines[node])
 
@@ -341,4 +342,27 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 def test_the_three_files_belong_together(tmp_path: Path) -> None:
     config = Cluster(tmp_path).config("n1", tls_cert=tmp_path / "cert.pem")
     with pytest.raises(ValueError, match="PEER_TLS_CERT, PEER_TLS_KEY and PEER_TLS_CA belong together"):
+        config.validate()
+
+
+async def test_a_bad_certificate_is_no_reason_to_do_without_tls(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While TLS is optional plain nodes are talked to; one whose certificate is not accepted has to hear of it."""
+    cluster = Secured(tmp_path, Authority(tmp_path, "authority"), count=2, secret="known", tls_optional=True)
+    cluster.certificates["n2"] = Authority(tmp_path, "other").settings("n2")
+    try:
+        with caplog.at_level(logging.ERROR, logger="quorumq.peers"):
+            await cluster.start()
+            await until(lambda: "do not talk to n2" in caplog.text and "do not talk to n1" in caplog.text)
+        for engine in cluster.engines.values():
+            assert not any(member.connected for member in engine.status().members if not member.self)
+    finally:
+        for node in list(cluster.engines):
+            await cluster.stop(node)
+
+
+def test_optional_needs_certificates(tmp_path: Path) -> None:
+    config = Cluster(tmp_path).config("n1", tls_optional=True)
+    with pytest.raises(ValueError, match="PEER_TLS=optional needs PEER_TLS_CERT"):
         config.validate()

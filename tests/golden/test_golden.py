@@ -12,9 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from node.machine import Machine
-from node.operations import (
+from quorumq.node.machine.machine import Machine
+from quorumq.node.machine.operations import (
     adding,
+    dlq,
+    dlq_filter,
+    flows,
     groups,
     jobs,
     keys,
@@ -22,14 +25,23 @@ from node.operations import (
     queues,
     repeatables,
     requests,
+    requeue,
+    retention,
+    runs,
     schedules,
+    settings,
     streams,
     webhooks,
     workers,
 )
-from node.operations.clock import AdvanceClock
-from node.state import Backoff, Dedup, Keep, Repeat, Window, job_spec
-from node.state.pusher import Circuit
+from quorumq.node.machine.operations.clock import AdvanceClock
+from quorumq.node.machine.state import Backoff, Dedup, Keep, Repeat, Window, job_spec
+from quorumq.node.machine.state.forgotten import HOUR_MS
+from quorumq.node.machine.state.group import GroupUse
+from quorumq.node.machine.state.outcomes import scope_of
+from quorumq.node.machine.state.pusher import Circuit
+from quorumq.node.machine.state.queue import Retention
+from tests.golden import bullmq_records
 from tests.support.world import START_MS, World, encode
 
 HERE = Path(__file__).parent
@@ -62,16 +74,16 @@ def records() -> list[object]:
     after = job_spec("after", b"1", depends_on=("rich",))
     return [
         jobs.PushJobs("q", [job_spec("plain", b"1"), rich, after]),
-        jobs.PullJobs("q", 2, "w", 5000, "seed"),
-        jobs.AckJobs(["nope"], [None], [b"1"]),
-        jobs.AckJob("nope", "t", b"1"),
-        jobs.FailJob("nope", "t", "e", True, 0.5),
-        jobs.ReleaseJobs([("nope", 1)], "key"),
-        jobs.HeartbeatJob("plain", "seed-0", 6000),
-        jobs.HeartbeatJobs(["plain"], ["seed-0"]),
-        jobs.ExtendLock("plain", "seed-0", 7000),
-        jobs.ExtendLocks(["plain"], ["seed-0"], [8000]),
-        jobs.ProgressJob("plain", 12.5, "m", "seed-0"),
+        runs.PullJobs("q", 2, "w", 5000, "seed"),
+        runs.AckJobs(["nope"], [None], [b"1"]),
+        runs.AckJob("nope", "t", b"1"),
+        runs.FailJob("nope", "t", "e", True, 0.5),
+        runs.ReleaseJobs([("nope", 1)], "key"),
+        runs.HeartbeatJob("plain", "seed-0", 6000),
+        runs.HeartbeatJobs(["plain"], ["seed-0"]),
+        runs.ExtendLock("plain", "seed-0", 7000),
+        runs.ExtendLocks(["plain"], ["seed-0"], [8000]),
+        runs.ProgressJob("plain", 12.5, "m", "seed-0"),
         jobs.AddLog("plain", "m", "warn"),
         jobs.ClearLogs("nope", 1),
         jobs.UpdateJobData("plain", b"2"),
@@ -89,19 +101,19 @@ def records() -> list[object]:
         queues.CleanQueue("r", 1, "waiting", 5),
         queues.PromoteJobs("r", 1, 1),
         queues.RetryCompleted("r", "nope"),
-        queues.RetryDlq("r", "nope"),
-        queues.PurgeDlq("r"),
+        dlq.RetryDlq("r", "nope"),
+        dlq.PurgeDlq("r"),
         queues.ObliterateQueue("r", 1),
-        queues.SetRateLimit("s", 5, 2000),
-        queues.ClearRateLimit("t"),
-        queues.SetConcurrency("s", 3),
-        queues.ClearConcurrency("t"),
-        queues.SetStallConfig("s", True, 1000, 2, 500),
-        queues.SetDlqConfig("s", True, 1000, 2, 5000, 10),
-        queues.SetRetention("s", 5, 5000),
+        settings.SetRateLimit("s", 5, 2000),
+        settings.ClearRateLimit("t"),
+        settings.SetConcurrency("s", 3),
+        settings.ClearConcurrency("t"),
+        settings.SetStallConfig("s", True, 1000, 2, 500),
+        settings.SetDlqConfig("s", True, 1000, 2, 5000, 10),
+        settings.SetRetention("s", 5, 5000),
         AdvanceClock(),
-        requests.Idempotent("key", b"f", encode(jobs.PushJobs("k", [job_spec("keyed", b"1")]))),
-        requests.Idempotent("refused", b"f", encode(jobs.PromoteJob("nope"))),
+        requests.Idempotent("key", b"f", encode(jobs.PushJobs("k", [job_spec("keyed", b"1")])), "mailer", "old"),
+        requests.Idempotent("refused", b"f", encode(jobs.PromoteJob("nope")), ""),
         schedules.AddCron(
             "nightly",
             "c",
@@ -130,28 +142,28 @@ def records() -> list[object]:
         webhooks.NoteDelivered("h1", 0, 201),
         webhooks.NoteUndeliverable("h1", 0, "HTTP 500"),
         streams.KeepEvents(1000),
-        queues.RemoveDeadJob("r", "nope"),
-        queues.SetRateLimit("u", 5, 2000, 60_000),
+        dlq.RemoveDeadJob("r", "nope"),
+        settings.SetRateLimit("u", 5, 2000, 60_000),
         keys.FreeKey("r", "nope"),
         keys.FreeKeyOfJob("nope"),
         groups.SetGroupConcurrency("u", "g", 3),
         groups.PauseGroup("u", "h"),
         groups.ResumeGroup("u", "nope"),
         adding.AddJobs("bull", [*bullmq_jobs(), job_spec("", b"4")]),
-        queues.SetWindow("bull", 5, 500),
-        jobs.PullJobs("bull", 9, "w", 60_000, "", "mine", 2),
-        jobs.ProgressJob("bull:bull:1", 0, None, "mine", b'{"pct":70}'),
+        settings.SetWindow("bull", 5, 500),
+        runs.PullJobs("bull", 9, "w", 60_000, "", "mine", 2),
+        runs.ProgressJob("bull:bull:1", 0, None, "mine", b'{"pct":70}'),
         jobs.AddLog("bull:bull:1", "m", "info", 5),
-        jobs.FinishAndPull(
-            jobs.FailJob("bull:bull:1", "mine", "e", False, 0.5, "at x"), jobs.PullJobs("bull", token="t")
+        runs.FinishAndPull(
+            runs.FailJob("bull:bull:1", "mine", "e", False, 0.5, "at x"), runs.PullJobs("bull", token="t")
         ),
-        jobs.FinishAndPull(jobs.AckJob("nope", "t"), jobs.PullJobs("bull")),
+        runs.FinishAndPull(runs.AckJob("nope", "t"), runs.PullJobs("bull")),
         jobs.MoveToDelayed("nope", 0, "t", 5),
         jobs.ChangePriority("nope", -1, True),
         jobs.RetryJob("nope", "failed", True),
         jobs.RemoveJob("nope"),
-        queues.HoldQueue("bull", 700),
-        queues.SetDefaults("bull", Keep(1000, 5), Keep(count=7), 2),
+        settings.HoldQueue("bull", 700),
+        settings.SetDefaults("bull", Keep(1000, 5), Keep(count=7), 2),
         queues.CheckStalled("bull"),
         queues.RetryJobs("bull", "completed", 1, START_MS, 2),
         queues.DrainQueue("r", 1, False),
@@ -178,8 +190,39 @@ def records() -> list[object]:
         pushers.RemovePusher("nope"),
         jobs.DiscardJob("nope", True),
         queues.RetryCompleted("r", None, 5, START_MS),
-        queues.RetryDlq("r", None, 5),
+        dlq.RetryDlq("r", None, 5),
         schedules.FireCrons([schedules.CronFire("often", START_MS + 500, START_MS + 1000, set_by=10**6)]),
+        runs.AckJob("nope", "t", b"1", True),
+        runs.FailJob("nope", "t", "e", False, 0.5, "at x", True),
+        jobs.ChangeDelay("nope", 5, False, "t"),
+        jobs.ClearLogs("nope", 1, True),
+        queues.DrainQueue("r", 1, False, True),
+        queues.ThinQueue("r", 5, 5, False, (), True),
+        queues.CleanQueue("r", 1, "waiting", 5, True),
+        retention.ThinFinished(1000, 5000, 100),
+        retention.SetDefaultRetention(1000, 1 << 20, 5000, 0),
+        retention.FollowRetention("u"),
+        groups.SetGroupRateLimit("bull", "g", 3, 700),
+        groups.HoldGroup("bull", "h", 900),
+        groups.SetUsualGroup("bull", 4, 2, 600),
+        requeue.RequeueJob("nope", "t"),
+        dlq.RetryDlq("r", None, 5, filter=dlq_filter.DlqFilter("stalled", 1, 2, True, True, 3)),
+        flows.AddFlow(
+            [
+                flows.FlowJob("fp", job_spec("flow-parent", b"1", custom=True)),
+                flows.FlowJob("fc", job_spec("flow-child", b"2", custom=True), 0, None, "ignore"),
+                flows.FlowJob("fc", job_spec("flow-other", b"3", custom=True), 0),
+            ]
+        ),
+        flows.AddFlow([flows.FlowJob("fc", job_spec("flow-late", b"4", custom=True), -1, "flow-parent", "fail")]),
+        flows.AddFlow([flows.FlowJob("flow-bull", job_spec("", b"5", rejoin_last=True))], True),
+        flows.AttachChild("flow-late", "flow-parent"),
+        flows.DetachChild("flow-other"),
+        flows.RemoveUnprocessedChildren("flow-other"),
+        flows.AwaitChildren("nope", "t", "flow-child", True),
+        jobs.RemoveJob("nope", True),
+        *bullmq_records.beside_jobs(),
+        *bullmq_records.about_jobs(),
     ]
 
 
@@ -203,16 +246,28 @@ def world_of_everything() -> World:
         world.apply(record)
     repeats = world.push("p", repeat=Repeat(pattern="0 2 * * *", tz="UTC"))
     world.pull("p")
-    world.do(jobs.AckJob(repeats))
+    world.do(runs.AckJob(repeats))
     world.push("q")
     world.push("still-waiting")
     world.push("gone")
     world.do(queues.ObliterateQueue("gone"))
+    world.push("drained", repeat=Repeat(every_ms=1000))
+    world.do(queues.DrainQueue("drained"))
+    world.do(groups.SetGroupRateLimit("grouped", "g", 3, 700))
+    world.push("grouped", group_id="g")
+    world.pull("grouped")
+    for job_id in world.pull_ids("fc", 2):
+        world.do(runs.AckJob(job_id, None, b"7") if job_id == "flow-other" else runs.FailJob(job_id, None, "e", True))
+    for _ in range(2):
+        dead = world.push("dead", "order", max_attempts=1)
+        world.pull("dead", owner="w", token_seed="t")
+        world.do(runs.FailJob(dead, "t-0"))
+    world.machine.state.outcomes.restore_digests("mailer", START_MS // HOUR_MS, bytes(range(16)))
     return world
 
 
 def test_a_record_of_each_kind_is_among_the_present_ones() -> None:
-    from node.operation import CATALOGUE
+    from quorumq.node.machine.operation import CATALOGUE
 
     assert {record.__struct_config__.tag for record in records()} == set(CATALOGUE)
 
@@ -252,7 +307,35 @@ def test_old_images_are_read(path: Path) -> None:
     if path.stem not in ("image-1", "image-2", "image-3"):
         assert machine.state.gone.pushed == 1
         assert all(cron.set_by for cron in machine.state.schedule.crons.values())
-    machine.apply(machine.index + 1, START_MS + 10**10, [encode([jobs.PullJobs("q", 9)])])
+    if int(path.stem.removeprefix("image-")) >= 6:
+        state = machine.state
+        assert state.retention == Retention(1000, 1 << 20, 5000, None)
+        assert state.queues["s"].settings.own == ("completed", "completed_bytes", "failed", "failed_age_ms")
+        assert [job.at_ms for job in state.schedule.held.values()] == [START_MS + 1000]
+        first, second = state.queues["dead"].jobs.values()
+        assert (first.called, second.id) == ("order", "order")
+        assert [len(state.spent.by_job[job.id]) for job in (first, second)] == [1, 1]
+    if int(path.stem.removeprefix("image-")) >= 15:
+        grouped, bull = machine.state.queues["grouped"], machine.state.queues["bull"]
+        assert grouped.group_settings["g"].rate == bull.group_settings["g"].rate == Window(3, 700)
+        assert grouped.group_uses == {"g": GroupUse(START_MS, 1, 0, START_MS + 700)}
+        completions, failures = machine.state.queues["q"].completions, machine.state.queues["dead"].failures
+        assert completions is not None and failures is not None
+        assert (failures.last_at, failures.series()) == (START_MS, [2]) and completions.last_count > 0
+        assert bull.group_uses == {"h": GroupUse(0, 0, START_MS + 900, START_MS + 900)}
+    if int(path.stem.removeprefix("image-")) >= 15:
+        outcomes = machine.state.outcomes
+        assert [scope_of(outcome) for _, outcome in outcomes.items()] == ["mailer", ""]
+        assert [(scope, piece.hour, piece.bytes()) for scope, piece in outcomes.slices()] == [
+            ("mailer", START_MS // HOUR_MS, bytes(range(16)))
+        ]
+    if int(path.stem.removeprefix("image-")) >= 15:
+        parent = machine.state.jobs["flow-parent"].flow
+        assert parent is not None and parent.pending == 1
+        assert [None if end is None else end.how for end in parent.children.values()] == ["ignored", None]
+        late = machine.state.jobs["flow-late"].flow
+        assert late is not None and (late.parent, late.on_failure) == ("flow-parent", "fail")
+    machine.apply(machine.index + 1, START_MS + 10**10, [encode([runs.PullJobs("q", 9)])])
     assert machine.errors == 0
 
 

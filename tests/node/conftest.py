@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from node.machine import Machine
-from node.node import Node
-from node.operations.jobs import PullJobs, PushJobs
-from node.state import job_spec
+from quorumq.node.machine.machine import Machine
+from quorumq.node.machine.operations.jobs import PushJobs
+from quorumq.node.machine.operations.runs import PullJobs
+from quorumq.node.machine.state import job_spec
+from quorumq.node.node import Node
 from tests.support.local import LocalEngine
 from tests.support.world import START_MS
 

@@ -6,12 +6,14 @@ import asyncio
 
 import pytest
 
-from cluster.errors import NotApplied
-from node.batching import Batcher
-from node.operation import Operation
-from node.operations.jobs import AckJob, GetJob, PushJobs
-from node.refusals import JobNotFound, OperationNotKnown
-from node.state import job_spec
+from quorumq.cluster.errors import NotApplied
+from quorumq.node.batching import Batcher
+from quorumq.node.machine.operation import Operation
+from quorumq.node.machine.operations.job_reads import GetJob
+from quorumq.node.machine.operations.jobs import PushJobs
+from quorumq.node.machine.operations.runs import AckJob
+from quorumq.node.machine.refusals import JobNotFound, OperationNotKnown
+from quorumq.node.machine.state import job_spec
 from tests.node.conftest import Local
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from node.crontime import InvalidSchedule, next_due_ms
+from quorumq.node.leader.crontime import InvalidSchedule, next_due_ms
 
 NEW_YORK = "America/New_York"
 
@@ -40,6 +40,41 @@ def times(expression: str, zone: str | None, after: str, count: int) -> list[str
 )
 def test_times(expression: str, zone: str | None, after: str, expected: list[str]) -> None:
     assert times(expression, zone, after, len(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("0 9-9 * * *", ["11-23 09:00:00", "11-24 09:00:00"]),
+        ("30-30 * * * * *", ["11-22 12:00:30", "11-22 12:01:30"]),
+        ("0 0 * * MON-MON", ["11-23 00:00:00", "11-30 00:00:00"]),
+        ("0 8,9-9 * * *", ["11-23 08:00:00", "11-23 09:00:00", "11-24 08:00:00"]),
+        ("0 9-9/2 * * *", ["11-23 09:00:00", "11-24 09:00:00"]),
+        ("0 0 5-5 jan-jan *", ["01-05 00:00:00", "01-05 00:00:00"]),
+        ("0 0 31-L * *", ["12-31 00:00:00", "01-31 00:00:00"]),
+        ("0 0 * * mon-mon#1", ["12-07 00:00:00", "01-04 00:00:00"]),
+    ],
+)
+def test_a_range_of_one_value_is_that_value(expression: str, expected: list[str]) -> None:
+    assert times(expression, None, "2026-11-22T12:00:00", len(expected)) == expected
+
+
+@pytest.mark.parametrize("weekday", ["7", "0", "7-7", "7-0", "0-0", "7/2", "7/1", "SUN-SUN", "sun", "0-7/7"])
+def test_seven_and_zero_are_sunday(weekday: str) -> None:
+    assert times(f"0 0 * * {weekday}", None, "2026-11-22T12:00:00", 2) == ["11-29 00:00:00", "12-06 00:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("0 22-5/3 * * *", ["11-22 22:00:00", "11-23 01:00:00", "11-23 04:00:00", "11-23 22:00:00"]),
+        ("50-10/7 * * * *", ["11-22 12:04:00", "11-22 12:50:00", "11-22 12:57:00", "11-22 13:04:00"]),
+        ("0 0 * * FRI-TUE/3", ["11-23 00:00:00", "11-27 00:00:00", "11-30 00:00:00"]),
+        ("0 20/3 * * *", ["11-22 20:00:00", "11-22 23:00:00", "11-23 20:00:00"]),
+    ],
+)
+def test_a_step_counts_on_past_the_fields_end_and_a_start_runs_to_it(expression: str, expected: list[str]) -> None:
+    assert times(expression, None, "2026-11-22T12:00:00", len(expected)) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,6 +120,10 @@ def test_a_moment_within_a_second_counts_as_that_second() -> None:
         ("99 2 * * *", None, "out of range"),
         ("*/0 * * * *", None, "out of range"),
         ("5-1-2 * * * *", None, "out of range"),
+        ("0 0 0-0 * *", None, "out of range"),
+        ("0 0 * 0-0 *", None, "out of range"),
+        ("60-60 * * * *", None, "out of range"),
+        ("0 0 * * 8/2", None, "out of range"),
         ("R * * * *", None, "out of range"),
         ("0 H(1-5) * * *", None, "out of range"),
         ("0 2 30 2 *", None, "never fires"),

@@ -12,3 +12,11 @@ def world() -> Iterator[World]:
     world = World()
     yield world
     world.check()
+
+
+@pytest.fixture(params=[0, 1], ids=lambda level: f"level {level}")
+def leveled(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Return a world at each feature level: below 1 the old rules hold."""
+    world = World(level=request.param)
+    yield world
+    world.check()

@@ -5,12 +5,16 @@ Sections are those of the BullMQ rules that were observed in its own runs: state
 
 import pytest
 
-from node.operations.adding import AddJobs, FindJob
-from node.operations.jobs import AckJob, ChangePriority, FailJob, PromoteJob, PullJobs
-from node.operations.queues import ListStatus, ObliterateQueue, QueueCounts
-from node.refusals import JobNotFound
-from node.state import Backoff, job_spec, own_id, scoped_id
-from node.state.job import FAR_MS
+from quorumq.node.machine.lifecycle import removal
+from quorumq.node.machine.operations.adding import AddJobs, FindJob
+from quorumq.node.machine.operations.dlq import RetryDlq
+from quorumq.node.machine.operations.jobs import ChangePriority, MoveToDelayed, PromoteJob
+from quorumq.node.machine.operations.queue_reads import ListStatus, QueueCounts
+from quorumq.node.machine.operations.queues import ObliterateQueue
+from quorumq.node.machine.operations.runs import AckJob, FailJob, PullJobs
+from quorumq.node.machine.refusals import JobNotFound
+from quorumq.node.machine.state import Backoff, job_spec, own_id, scoped_id
+from quorumq.node.machine.state.job import FAR_MS
 from tests.support.world import World
 
 
@@ -61,7 +65,7 @@ def test_a_job_in_any_state_keeps_another_one_of_its_id_away(world: World, state
 
 def test_removal_frees_an_id(world: World) -> None:
     first = world.add(own="dup")
-    world.machine.state.remove(first)
+    removal.remove(world.machine.state, first)
     assert world.add(own="dup") is not first
 
 
@@ -188,6 +192,48 @@ def test_a_lifo_job_comes_back_to_the_front(world: World) -> None:
     assert world.pull() == [a]
     world.do(FailJob(a.id))
     assert taken(world, 3) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("backoff", [0, 50], ids=["at once", "after a backoff"])
+@pytest.mark.parametrize("bullmq", [False, True], ids=["bunqueue", "BullMQ"])
+@pytest.mark.parametrize("how", ["fail", "stall", "timeout", "move to delayed", "dlq.retry"])
+def test_a_lifo_job_that_comes_back_comes_first_again(leveled: World, how: str, bullmq: bool, backoff: int) -> None:
+    """Before the lifo jobs that were added while it was worked on, and while it waited for its retry."""
+    world = leveled
+    options = {"lifo": True, "max_attempts": 1 if how == "dlq.retry" else 3, "backoff": backoff, "rejoin_last": bullmq}
+    options |= {"timeout_ms": 10} if how == "timeout" else {}
+    job_id = world.push(**options)
+    assert world.pull_ids(owner="w", lock_ms=20, token_seed="t") == [job_id]
+    newer = [world.push(lifo=True)]
+    if how in ("fail", "dlq.retry"):
+        world.do(FailJob(job_id, "t-0"))
+    elif how == "move to delayed":
+        world.do(MoveToDelayed(job_id, backoff, "t-0"))
+    else:
+        world.wait(20)
+    if world.job(job_id).state != "waiting":
+        newer.append(world.push(lifo=True))
+    if how == "dlq.retry":
+        world.do(RetryDlq("q"))
+    world.wait(backoff)
+    newer.reverse()
+    assert world.pull_ids(count=9) == ([job_id, *newer] if world.machine.state.level >= 1 else [*newer, job_id])
+
+
+@pytest.mark.parametrize("delay_ms", [0, 50], ids=["at once", "delayed, too"])
+def test_a_lifo_job_that_waited_for_others_comes_first(leveled: World, delay_ms: int) -> None:
+    """Before the lifo jobs that were added while it waited; of several that one job held up the last first, as they were added."""
+    world = leveled
+    first = world.push("other")
+    held = [world.push(lifo=True, delay_ms=delay_ms, depends_on=(first,)) for _ in range(2)]
+    plain, newer = world.push(), world.push(lifo=True)
+    world.pull("other")
+    world.wait(delay_ms)
+    world.do(AckJob(first))
+    last, last_but_one = held[::-1]
+    assert world.pull_ids(count=9) == (
+        [last, last_but_one, newer, plain] if world.machine.state.level >= 1 else [newer, last, last_but_one, plain]
+    )
 
 
 def test_attempts_are_counted_and_times_kept(world: World) -> None:

@@ -2,11 +2,12 @@
 
 import pytest
 
-from node.operations.adding import AddJobs
-from node.operations.jobs import AckJob, CancelJob, FailJob, PushJobs, RemoveJob, RetryJob
-from node.operations.queues import DrainQueue, ObliterateQueue
-from node.state import Dedup, Job, job_spec, own_id
-from node.state import state as state_module
+from quorumq.node.machine.lifecycle import clock, unique_keys
+from quorumq.node.machine.operations.adding import AddJobs
+from quorumq.node.machine.operations.jobs import CancelJob, PushJobs, RemoveJob, RetryJob
+from quorumq.node.machine.operations.queues import DrainQueue, ObliterateQueue
+from quorumq.node.machine.operations.runs import AckJob, FailJob
+from quorumq.node.machine.state import Dedup, Job, job_spec, own_id
 from tests.support.world import World
 
 SIMPLE = Dedup()
@@ -206,7 +207,7 @@ def test_keys_are_forgotten_on_time_and_restored(world: World) -> None:
 
 
 def test_keys_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "THROTTLED_MAX", 3)
+    monkeypatch.setattr(unique_keys, "THROTTLED_MAX", 3)
     for number in range(5):
         add(world, key=f"k{number}", dedup=Dedup(ttl_ms=100 + number))
     assert sorted(world.machine.state.queue("q").throttled) == ["k2", "k3", "k4"]
@@ -214,7 +215,7 @@ def test_keys_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_more_keys_than_one_entry_forgets_count_for_nothing(world: World) -> None:
-    count = state_module.ADVANCE_MAX + 10
+    count = clock.ADVANCE_MAX + 10
     specs = [job_spec("", b"1", unique_key=f"k{n}", dedup=Dedup(ttl_ms=100)) for n in range(count)]
     world.do(AddJobs("q", specs))
     world.now_ms += 100

@@ -2,10 +2,13 @@
 
 import pytest
 
-from node.operations.jobs import AckJob, CancelJob, DiscardJob, FailJob, GetChildrenValues, PushJobs
-from node.operations.queues import QueueCounts, RetryDlq
-from node.refusals import DependencyNotFound
-from node.state import job_spec
+from quorumq.node.machine.operations.dlq import RetryDlq
+from quorumq.node.machine.operations.job_reads import GetChildrenValues
+from quorumq.node.machine.operations.jobs import CancelJob, DiscardJob, PushJobs
+from quorumq.node.machine.operations.queue_reads import QueueCounts
+from quorumq.node.machine.operations.runs import AckJob, FailJob
+from quorumq.node.machine.refusals import DependencyNotFound
+from quorumq.node.machine.state import job_spec
 from tests.support.world import World
 
 
@@ -85,7 +88,7 @@ def test_a_cancelled_dependent_is_forgotten(world: World) -> None:
     first = world.push()
     second = world.push(depends_on=(first,))
     world.do(CancelJob(second))
-    assert world.machine.state.dependents == {}
+    assert len(world.machine.state.dependents) == 0
     finish(world, first)
 
 
@@ -105,7 +108,7 @@ def test_a_job_that_was_discarded_is_told_of_no_completion(world: World, options
     second = world.job(world.push(depends_on=(first,), **options))
     world.do(DiscardJob(second.id))
     finish(world, first)
-    assert second.state == "failed" and not world.machine.state.dependents
+    assert second.state == "failed" and not len(world.machine.state.dependents)
     if not options:
         world.do(RetryDlq("q", second.id))
         assert world.pull() == [second]

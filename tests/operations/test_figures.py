@@ -4,10 +4,11 @@ import random
 
 import msgspec
 
-from node.image import QueuePiece
-from node.operations.jobs import AckJob, AckJobs, DiscardJob, FailJob, PromoteJob, ReleaseJobs
-from node.operations.queues import QueueFigure, QueueFigures
-from node.state.queue import BUCKETS, QueueCounters, bucket_of, ready_since
+from quorumq.node.machine.image import QueuePiece
+from quorumq.node.machine.operations.jobs import DiscardJob, PromoteJob
+from quorumq.node.machine.operations.queue_reads import QueueFigure, QueueFigures
+from quorumq.node.machine.operations.runs import AckJob, AckJobs, FailJob, ReleaseJobs
+from quorumq.node.machine.state.queue import BUCKETS, QueueCounters, bucket_of, ready_since
 from tests.support.world import START_MS, World
 
 

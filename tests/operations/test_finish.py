@@ -3,19 +3,14 @@
 import msgspec
 import pytest
 
-from node.operations.jobs import (
-    AckJob,
-    AckJobs,
-    FailJob,
-    GetJob,
-    GetJobByCustomId,
-    GetJobState,
-    GetResult,
-)
-from node.operations.queues import ListDlq, QueueCounts
-from node.refusals import JobNotActive, JobNotFound, LockLost, LockRequired
-from node.state import Backoff
-from node.state.state import REMEMBERED_MAX
+from quorumq.node.machine.operations.dlq import ListDlq
+from quorumq.node.machine.operations.job_reads import GetJob, GetJobByCustomId, GetJobState, GetResult
+from quorumq.node.machine.operations.jobs import RemoveJob
+from quorumq.node.machine.operations.queue_reads import QueueCounts
+from quorumq.node.machine.operations.runs import AckJob, AckJobs, FailJob
+from quorumq.node.machine.refusals import JobNotActive, JobNotFound, LockLost, LockRequired
+from quorumq.node.machine.state import Backoff
+from quorumq.node.machine.state.dependents import REMEMBERED_MAX
 from tests.support.world import START_MS, World
 
 
@@ -87,11 +82,13 @@ def test_remove_on_complete_leaves_nothing(world: World) -> None:
         world.ask(GetJob(job.id))
 
 
-def test_a_custom_id_is_found_until_the_end(world: World) -> None:
+def test_a_custom_id_is_found_as_long_as_the_job_is_there(world: World) -> None:
     world.push("q", "mine")
     assert world.ask(GetJobByCustomId("mine")).id == "mine"
     world.pull()
     world.do(AckJob("mine"))
+    assert world.ask(GetJobByCustomId("mine")).state == "completed"
+    world.do(RemoveJob("mine"))
     with pytest.raises(JobNotFound):
         world.ask(GetJobByCustomId("mine"))
     with pytest.raises(JobNotFound):

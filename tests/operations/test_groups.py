@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from node.operations import groups
-from node.operations.groups import CountGrouped, GetGroup, PauseGroup, ResumeGroup, SetGroupConcurrency
-from node.operations.jobs import AckJob
-from node.operations.queues import DrainQueue
-from node.refusals import TooManyGroups
-from node.state.queue import GroupSettings
+from quorumq.node.machine.operations import groups
+from quorumq.node.machine.operations.groups import (
+    CountGrouped,
+    GetGroup,
+    PauseGroup,
+    ResumeGroup,
+    SetGroupConcurrency,
+    SetGroupRateLimit,
+    SetUsualGroup,
+)
+from quorumq.node.machine.operations.queues import DrainQueue
+from quorumq.node.machine.operations.runs import AckJob
+from quorumq.node.machine.refusals import TooManyGroups
+from quorumq.node.machine.state.group import GroupSettings
+from quorumq.node.machine.state.limits import Window
 from tests.support.world import World
 
 
@@ -89,3 +98,64 @@ def test_settings_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     world.do(SetGroupConcurrency("q", "b", 1))
     world.do(ResumeGroup("q", "a"))
     world.do(PauseGroup("q", "b"))
+
+
+# -- What holds for groups without settings of their own -----------------------------------------------------------------
+
+
+def test_what_holds_for_groups_holds_for_those_that_are_there_and_those_that_come(world: World) -> None:
+    jobs = {name: [world.push(group_id=name) for _ in range(4)] for name in ("a", "own")}
+    world.do(SetGroupConcurrency("q", "own", 2))
+    assert len(world.pull_ids("q", 9)) == 3
+    world.woken.clear()
+    assert world.do(SetUsualGroup("q", 3)) is True
+    assert world.woken == ["q"] and world.do(SetUsualGroup("q", 3)) is False
+    assert world.pull_ids("q", 9) == jobs["a"][1:3]
+    late = [world.push(group_id="late") for _ in range(4)]
+    assert world.pull_ids("q", 9) == late[:3]
+    # Fewer again: who is active goes on.
+    assert world.do(SetUsualGroup("q")) is True
+    assert world.machine.state.queues["q"].settings.groups is None
+    for job in jobs["a"][:2]:
+        world.do(AckJob(job))
+    assert world.pull_ids("q", 9) == []
+    world.do(AckJob(jobs["a"][2]))
+    assert world.pull_ids("q", 9) == jobs["a"][3:]
+
+
+def test_a_rate_that_holds_for_groups(world: World) -> None:
+    world.do(SetGroupRateLimit("q", "own", 1, 500))
+    world.do(SetUsualGroup("q", 10, 2, 1000))
+    jobs = {name: [world.push(group_id=name) for _ in range(3)] for name in ("a", "b", "own")}
+    assert sorted(world.pull_ids("q", 9)) == sorted([*jobs["a"][:2], *jobs["b"][:2], jobs["own"][0]])
+    assert world.ask(GetGroup("q", "a")).in_force == GroupSettings(10, rate=Window(2, 1000))
+    assert world.ask(GetGroup("q", "a")).settings == GroupSettings()
+    world.wait(500)
+    assert world.pull_ids("q", 9) == [jobs["own"][1]]
+    world.wait(500)
+    assert sorted(world.pull_ids("q", 9)) == sorted([jobs["a"][2], jobs["b"][2], jobs["own"][2]])
+    # Nothing is left of it when it ends.
+    world.do(SetUsualGroup("q", 10))
+    assert world.machine.state.queues["q"].group_uses.keys() == {"own"}
+    assert world.pull_ids("q", 9) == []
+    more = [world.push(group_id="a") for _ in range(5)]
+    assert world.pull_ids("q", 9) == more
+
+
+def test_too_many_groups_to_be_looked_at_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "GROUPS_MAX", 2)
+    for name in "abc":
+        world.push(group_id=name)
+    with pytest.raises(TooManyGroups):
+        world.do(SetUsualGroup("q", 3))
+
+
+def test_what_holds_for_groups_is_in_the_image_and_goes_with_the_queue(world: World) -> None:
+    world.do(SetUsualGroup("q", 2, 5, 1000))
+    for _ in range(3):
+        world.push(group_id="g")
+    world.pull("q", 1)
+    other = World()
+    other.machine = world.restored()
+    assert other.pull_ids("q", 9) == world.pull_ids("q", 9) != []
+    world.check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node.operations.queues import GetHold, HoldQueue, SetWindow
+from quorumq.node.machine.operations.settings import GetHold, HoldQueue, SetWindow
 from tests.support.world import START_MS, World
 
 

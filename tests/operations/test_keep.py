@@ -2,10 +2,11 @@
 
 import pytest
 
-from node.operations.jobs import AckJob, AckJobs, FailJob
-from node.operations.queues import ListStatus, SetDefaults
-from node.state import Job, Keep, own_id
-from node.state import state as state_module
+from quorumq.node.machine.lifecycle import retention
+from quorumq.node.machine.operations.queue_reads import ListStatus
+from quorumq.node.machine.operations.runs import AckJob, AckJobs, FailJob
+from quorumq.node.machine.operations.settings import SetDefaults
+from quorumq.node.machine.state import Job, Keep, own_id
 from tests.support.world import World
 
 ENDS = [("completed", AckJob), ("failed", FailJob)]
@@ -95,7 +96,7 @@ def test_a_batch_of_acks_keeps_to_it(world: World) -> None:
 
 
 def test_one_end_lets_only_so_many_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "KEEP_STEP", 3)
+    monkeypatch.setattr(retention, "KEEP_STEP", 3)
     for _ in range(8):
         end(world, world.add())
     end(world, world.add(keep_completed=Keep(count=1)))

@@ -4,48 +4,43 @@ from __future__ import annotations
 
 import pytest
 
-from node.operations.jobs import (
-    AckJob,
+from quorumq.node.machine.operations.dlq import ListDlq, PurgeDlq, RetryDlq
+from quorumq.node.machine.operations.job_reads import GetLogs, GetResult
+from quorumq.node.machine.operations.jobs import (
     AddLog,
+    CancelJob,
     ChangeDelay,
     ChangePriority,
     ClearLogs,
     DiscardJob,
-    FailJob,
-    GetLogs,
-    GetResult,
     MoveToDelayed,
     MoveToWait,
     PushJobs,
-    ReleaseJobs,
     UpdateJobData,
 )
-from node.operations.queues import (
+from quorumq.node.machine.operations.queue_reads import ListJobs, ListQueues, QueueCount, QueueCounts
+from quorumq.node.machine.operations.queues import (
     CleanQueue,
-    ClearConcurrency,
-    ClearRateLimit,
     DrainQueue,
-    GetQueueSettings,
-    ListDlq,
-    ListJobs,
-    ListQueues,
     ObliterateQueue,
     PauseQueue,
     PromoteJobs,
-    PurgeDlq,
-    QueueCount,
-    QueueCounts,
     RetryCompleted,
-    RetryDlq,
+)
+from quorumq.node.machine.operations.runs import AckJob, FailJob, ReleaseJobs
+from quorumq.node.machine.operations.settings import (
+    ClearConcurrency,
+    ClearRateLimit,
+    GetQueueSettings,
     SetConcurrency,
     SetDlqConfig,
     SetRateLimit,
     SetRetention,
     SetStallConfig,
 )
-from node.refusals import JobInWrongState, JobNotActive, JobNotFound, LockLost, LockRequired
-from node.state import Repeat, job_spec
-from node.state.state import LOG_LINES_MAX, LOGGED_JOBS_MAX
+from quorumq.node.machine.refusals import JobInWrongState, JobNotActive, JobNotFound, LockLost, LockRequired
+from quorumq.node.machine.state import Repeat, job_spec
+from quorumq.node.machine.state.logs import LOG_LINES_MAX, LOGGED_JOBS_MAX
 from tests.support.world import World, encode
 
 UNFINISHED = ["waiting", "delayed", "active", "locked", "waiting-children"]
@@ -63,11 +58,14 @@ def test_data_of_an_unfinished_job_can_be_replaced(world: World, state: str) -> 
 
 
 @pytest.mark.parametrize("state", FINISHED)
-@pytest.mark.parametrize("act", [lambda i: UpdateJobData(i, b"1"), lambda i: ChangePriority(i, 1), DiscardJob])
+@pytest.mark.parametrize(
+    "act", [lambda i: UpdateJobData(i, b"1"), lambda i: ChangePriority(i, 1), DiscardJob, CancelJob]
+)
 def test_a_finished_job_stays_as_it_is(world: World, state: str, act: object) -> None:
     job = world.a_job(state)
     with pytest.raises(JobInWrongState):
         world.do(act(job.id))  # type: ignore[operator]
+    assert world.state_of(job.id) == state
 
 
 @pytest.mark.parametrize(
@@ -119,7 +117,7 @@ def test_a_job_put_back_comes_first_and_its_run_counts_for_nothing(world: World)
 @pytest.mark.parametrize("state", ["waiting", "delayed", "active", "locked"])
 def test_a_job_can_be_made_to_wait(world: World, act: type, state: str) -> None:
     job = world.a_job(state)
-    world.do(act(job.id, 60_000))
+    world.do(act(job.id, 60_000, token=job.token))
     assert (job.state, job.run_at, job.token, job.attempts) == ("delayed", world.now_ms + 60_000, None, 0)
     with pytest.raises(JobNotActive):
         world.do(AckJob(job.id))
@@ -165,6 +163,13 @@ def test_logs_are_kept_within_bounds(world: World) -> None:
     assert world.ask(GetLogs(job.id)) == []
     world.do(ClearLogs("nope"))
     assert world.ask(GetLogs("nope")) == []
+
+
+def test_lines_of_an_unknown_job_are_refused_to_whoever_asks_for_a_known_one(leveled: World) -> None:
+    (outcome,) = leveled.apply(ClearLogs("nope", known=True))
+    assert isinstance(outcome, JobNotFound) == (leveled.machine.state.level >= 1)
+    with pytest.raises(JobNotFound):
+        leveled.ask(GetLogs("nope", known=True))
 
 
 def test_logs_leave_with_their_job(world: World) -> None:

@@ -5,25 +5,24 @@ Sections are those of the BullMQ rules that were observed in its own runs: state
 
 import pytest
 
-from node.operations.jobs import (
+from quorumq.node.machine.lifecycle import clock
+from quorumq.node.machine.operations.job_reads import GetLogs
+from quorumq.node.machine.operations.jobs import AddLog, MoveToDelayed, MoveToWait, RemoveJob, RetryJob
+from quorumq.node.machine.operations.queue_reads import ListStatus
+from quorumq.node.machine.operations.queues import CheckStalled, RetryJobs
+from quorumq.node.machine.operations.runs import (
     AckJob,
-    AddLog,
     ExtendLock,
     FailJob,
     FinishAndPull,
-    GetLogs,
-    MoveToDelayed,
-    MoveToWait,
     ProgressJob,
     PullJobs,
     ReleaseJobs,
-    RemoveJob,
-    RetryJob,
 )
-from node.operations.queues import CheckStalled, ListStatus, RetryJobs, SetDefaults
-from node.refusals import JobInWrongState, JobLocked, JobNotActive, JobNotFound, LockLost
-from node.state import Job, own_id
-from node.state.job import STALLED_TOO_OFTEN
+from quorumq.node.machine.operations.settings import SetDefaults
+from quorumq.node.machine.refusals import JobInWrongState, JobLocked, JobNotActive, JobNotFound, LockLost
+from quorumq.node.machine.state import Job, own_id
+from quorumq.node.machine.state.job import STALLED_TOO_OFTEN
 from tests.support.world import World
 
 
@@ -268,8 +267,8 @@ def test_the_check_reaches_locks_that_time_has_left_for_later(world: World) -> N
     world.add()
     take(world, lock_ms=1000)
     state = world.machine.state
-    state.advance(world.now_ms + 1000, limit=0)
-    state.check_stalled(state.queues["q"])
+    clock.advance(state, world.now_ms + 1000, limit=0)
+    clock.check_stalled(state, state.queues["q"])
     assert waiting(world) == ["1"]
     world.now_ms += 1000
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from node.events import FlowCompleted, FlowFailed, JobFailed, RateLimitHit
-from node.operations.jobs import AckJob, FailJob, PushJobs
-from node.operations.queues import PauseQueue, SetConcurrency, SetRateLimit
-from node.state import job_spec
+from quorumq.node.machine.events import FlowCompleted, FlowFailed, JobFailed, RateLimitHit
+from quorumq.node.machine.operations.jobs import PushJobs
+from quorumq.node.machine.operations.queues import PauseQueue
+from quorumq.node.machine.operations.runs import AckJob, FailJob
+from quorumq.node.machine.operations.settings import SetConcurrency, SetRateLimit
+from quorumq.node.machine.state import job_spec
 from tests.support.world import World
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from node.operations.jobs import FailJob
-from node.operations.keys import FreeKey, FreeKeyOfJob, GetKeyHolder
-from node.operations.overview import GetLimits, GetPortrait, ListBriefs
-from node.operations.queues import PauseQueue, RemoveDeadJob, SetConcurrency, SetRateLimit
-from node.operations.streams import Load, QueueLoads
-from node.state import RateLimit
+from quorumq.node.machine.operations.dlq import RemoveDeadJob
+from quorumq.node.machine.operations.keys import FreeKey, FreeKeyOfJob, GetKeyHolder
+from quorumq.node.machine.operations.overview import GetLimits, GetPortrait, ListBlocked, ListBriefs
+from quorumq.node.machine.operations.queues import PauseQueue
+from quorumq.node.machine.operations.runs import FailJob
+from quorumq.node.machine.operations.settings import SetConcurrency, SetRateLimit, SetWindow
+from quorumq.node.machine.operations.streams import Load, QueueLoads
+from quorumq.node.machine.refusals import JobNotFound
+from quorumq.node.machine.state import RateLimit
 from tests.support.world import World
 
 
@@ -28,6 +31,25 @@ def test_queues_in_numbers(world: World) -> None:
     assert (portrait.counts.delayed, portrait.counters.failed) == (1, 1)
     assert world.ask(GetPortrait("none")).counters.pushed == 0
     assert world.ask(QueueLoads(10)) == [Load("a", 1, 0, 1), Load("b", 1, 0, 4)]
+
+
+def test_queues_that_limits_of_none_hold_back_are_found(world: World) -> None:
+    """By which limit, and not by one that is over, is used up, or lets one job start."""
+    world.do(SetRateLimit("rate", 0))
+    world.do(SetRateLimit("over", 0, ttl_ms=100))
+    world.do(SetRateLimit("used up", 1))
+    world.do(SetConcurrency("both", 0))
+    world.do(SetWindow("both", 0))
+    world.a_job("active", "used up")
+    world.wait(100)
+    page = world.ask(ListBlocked(10))
+    assert {one.name: one.blocked_by for one in page.queues} == {
+        "rate": ("rateLimit",),
+        "both": ("concurrency", "globalRateLimit"),
+    }
+    assert (page.total, len(world.ask(ListBlocked(1)).queues)) == (2, 1)
+    assert world.ask(GetLimits("both")).blocked_by == ("concurrency", "globalRateLimit")
+    assert world.ask(GetPortrait("rate")).blocked_by == ("rateLimit",)
 
 
 def test_a_rate_limit_ends_with_its_time(world: World) -> None:
@@ -84,6 +106,11 @@ def test_a_unique_key_is_given_back(world: World) -> None:
     assert world.do(FreeKeyOfJob("none")).count == 0
     # The jobs themselves go on.
     assert world.pull_ids("q", 2) == [first, second]
+
+
+def test_the_key_of_an_unknown_job_is_refused_to_whoever_asks_for_a_known_one(leveled: World) -> None:
+    (outcome,) = leveled.apply(FreeKeyOfJob("nope", known=True))
+    assert isinstance(outcome, JobNotFound) == (leveled.machine.state.level >= 1)
 
 
 def test_one_dead_letter_is_removed(world: World) -> None:

@@ -1,7 +1,9 @@
 """Pulling: order, batches, locks, fences, groups, pauses."""
 
-from node.operations.jobs import AckJob, CancelJob, FailJob, PromoteJob, PullJobs, ReleaseJobs
-from node.operations.queues import ListJobs, PauseQueue, QueueCounts, ResumeQueue
+from quorumq.node.machine.operations.jobs import CancelJob, PromoteJob
+from quorumq.node.machine.operations.queue_reads import ListJobs, QueueCounts
+from quorumq.node.machine.operations.queues import PauseQueue, ResumeQueue
+from quorumq.node.machine.operations.runs import AckJob, FailJob, PullJobs, ReleaseJobs
 from tests.support.world import START_MS, World
 
 

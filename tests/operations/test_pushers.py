@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from node.operations.adding import AddJobs
-from node.operations.jobs import AckJob
-from node.operations.pushers import (
+from quorumq.node.machine.operations.adding import AddJobs
+from quorumq.node.machine.operations.pushers import (
     AssignPushers,
     CircuitNote,
     GetPusher,
@@ -18,12 +17,14 @@ from node.operations.pushers import (
     PutPusher,
     RemovePusher,
 )
-from node.operations.queues import ObliterateQueue, SetWindow
-from node.refusals import PusherNotFound, TooManyPushers
-from node.state import JobSpec, Keep, Options
-from node.state import pusher as records
-from node.state.pusher import CLOSED, PUSH_OWNER, Circuit
-from node.state.queue import Window
+from quorumq.node.machine.operations.queues import ObliterateQueue
+from quorumq.node.machine.operations.runs import AckJob
+from quorumq.node.machine.operations.settings import SetWindow
+from quorumq.node.machine.refusals import PusherNotFound, TooManyPushers
+from quorumq.node.machine.state import JobSpec, Keep, Options
+from quorumq.node.machine.state import pusher as records
+from quorumq.node.machine.state.limits import Window
+from quorumq.node.machine.state.pusher import CLOSED, PUSH_OWNER, Circuit
 from tests.support.world import World
 
 Q = "emails"
@@ -108,7 +109,7 @@ def test_removing_takes_back_what_the_registration_set_and_nothing_else(world: W
 
 
 def test_registrations_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.operations.pushers.PUSHERS_MAX", 2)
+    monkeypatch.setattr("quorumq.node.machine.operations.pushers.PUSHERS_MAX", 2)
     assert records.PUSHERS_MAX == 10_000
     register(world, "a-queue")
     register(world, "b-queue")

@@ -1,21 +1,22 @@
 """Questions about queues: lists, pages, counts, sums."""
 
+from typing import Any
+
 import pytest
 
-from node.operations.jobs import AckJob
-from node.operations.queues import (
+from quorumq.node.machine.operations import groups, queues, settings
+from quorumq.node.machine.operations.dlq import ListDlq
+from quorumq.node.machine.operations.queue_reads import (
     IsPaused,
-    ListDlq,
     ListJobs,
     ListQueues,
-    ObliterateQueue,
-    PauseQueue,
     PriorityCounts,
     QueueCount,
     QueueCounts,
-    ResumeQueue,
     Totals,
 )
+from quorumq.node.machine.operations.queues import ObliterateQueue, PauseQueue, ResumeQueue
+from quorumq.node.machine.operations.runs import AckJob, FailJob
 from tests.support.world import World
 
 
@@ -34,8 +35,10 @@ def test_queues_are_listed_in_order_of_creation(world: World) -> None:
     for name in ("b", "a", "c"):
         world.push(name)
     world.do(PauseQueue("never-pushed"))
-    assert world.ask(ListQueues()) == ["b", "a", "c", "never-pushed"]
+    assert world.ask(ListQueues()) == ["b", "a", "c"]
     assert world.ask(IsPaused("never-pushed")) is True
+    world.push("never-pushed")
+    assert world.ask(ListQueues()) == ["b", "a", "c", "never-pushed"]
     world.do(ResumeQueue("never-pushed"))
     assert world.ask(IsPaused("never-pushed")) is False
 
@@ -94,6 +97,45 @@ def test_lists_by_state(world: World, state: str) -> None:
     assert world.ask(ListJobs("q", state, 1, 1))[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (None, ["high", "low", "g1", "g2", "late", "later", "a0", "a1", "wc", "done", "dead"]),
+        ("delayed", ["late", "later"]),
+        ("active", ["a0", "a1"]),
+        ("waiting-children", ["wc"]),
+        (("waiting", "delayed"), ["high", "low", "g1", "g2", "late", "later"]),
+        (("prioritized", "delayed", "failed"), ["high", "late", "later", "dead"]),
+        (("paused", "delayed"), ["late", "later"]),
+    ],
+)
+def test_very_many_are_listed_as_they_stand(
+    world: World, monkeypatch: pytest.MonkeyPatch, state: Any, expected: list[str]
+) -> None:
+    """Not sorted, and each of them on one page."""
+    for job_id, ending in (("done", AckJob("done")), ("dead", FailJob("dead"))):
+        world.push("q", job_id, max_attempts=1)
+        world.pull()
+        world.do(ending)
+    for job_id in ("a0", "a1"):
+        world.push("q", job_id)
+    world.pull(count=2)
+    world.push("q", "later", delay_ms=2000, priority=9)
+    world.push("q", "late", delay_ms=1000)
+    world.push("q", "wc", depends_on=("late",))
+    for job_id, more in (("low", {}), ("g1", {"group_id": "g"}), ("g2", {"group_id": "g"}), ("high", {"priority": 5})):
+        world.push("q", job_id, **more)
+    monkeypatch.setattr("quorumq.node.machine.operations.queue_reads.SORTED_MAX", 0)
+    assert [job.id for job in world.ask(ListJobs("q", state))] == expected
+    for size in (1, 2, 3, 20):
+        pages = [world.ask(ListJobs("q", state, size, at)) for at in range(0, len(expected) + size, size)]
+        assert [job.id for page in pages for job in page] == expected
+        assert max(map(len, pages)) <= size
+    world.do(PauseQueue("q"))
+    if isinstance(state, tuple) and "paused" in state:
+        assert [job.id for job in world.ask(ListJobs("q", state))] == ["high", "low", "g1", "g2", *expected]
+
+
 def test_a_paused_queue_lists_its_waiting_jobs_as_paused(world: World) -> None:
     job_id = world.push()
     world.do(PauseQueue("q"))
@@ -133,3 +175,33 @@ def test_totals_never_go_back(world: World) -> None:
         assert (found.queues, found.counts.completed) == (0, 0)
     world.push()
     assert world.ask(Totals()).pushed == 4
+
+
+def test_a_queue_is_created_by_its_first_job(world: World) -> None:
+    """One that was only paused, limited or configured is in no list of queues, and nobody is told of it."""
+    for operation in (
+        queues.PauseQueue("q"),
+        settings.SetRateLimit("q", 5),
+        settings.SetConcurrency("q", 5),
+        settings.SetStallConfig("q", True, 1000, 2, 500),
+        groups.SetGroupConcurrency("q", "g", 3),
+    ):
+        world.do(operation)
+    assert "queue:created" not in world.event_names()
+    world.push("q")
+    assert world.event_names() == ["queue:created", "job:pushed"]
+    world.push("q")
+    world.add("b")
+    assert world.event_names() == ["job:pushed", "queue:created", "job:pushed"]
+    world.do(queues.ObliterateQueue("q"))
+    world.event_names()
+    world.push("q")
+    assert world.event_names() == ["queue:created", "job:pushed"]
+
+
+def test_below_level_1_whatever_makes_a_queue_creates_it() -> None:
+    world = World(level=0)
+    world.do(queues.PauseQueue("q"))
+    assert world.event_names() == ["queue:created", "queue:paused"]
+    world.push("q")
+    assert world.event_names() == ["job:pushed"]

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from node.operations.adding import AddJobs
-from node.operations.jobs import FailJob, MoveToWait
-from node.operations.queues import QueueCounts
-from node.operations.repeatables import AddRepeating, GetRepeating, ListRepeating, Repetition
-from node.operations.schedules import CronFire, DeleteCron, FireCrons
-from node.refusals import CronNotFound, TooManyCrons
-from node.state import job_spec
-from node.state.schedule import CRONS_MAX
+from quorumq.node.machine.operations.adding import AddJobs
+from quorumq.node.machine.operations.jobs import MoveToWait
+from quorumq.node.machine.operations.queue_reads import QueueCounts
+from quorumq.node.machine.operations.repeatables import AddRepeating, GetRepeating, ListRepeating, Repetition
+from quorumq.node.machine.operations.runs import FailJob
+from quorumq.node.machine.operations.schedules import CronFire, DeleteCron, FireCrons
+from quorumq.node.machine.refusals import CronNotFound, TooManyCrons
+from quorumq.node.machine.state import job_spec
+from quorumq.node.machine.state.schedule import CRONS_MAX
 from tests.support.world import START_MS, World
 
 EVERY_MS = 1000

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from node.machine import Machine
-from node.operations.jobs import AckJob, CancelJob, FailJob
-from node.operations.queues import ObliterateQueue, PauseQueue
-from node.operations.schedules import (
+from quorumq.node.machine.machine import Machine
+from quorumq.node.machine.operations.jobs import CancelJob
+from quorumq.node.machine.operations.queues import ObliterateQueue, PauseQueue
+from quorumq.node.machine.operations.runs import AckJob, FailJob
+from quorumq.node.machine.operations.schedules import (
     AddCron,
     CronFire,
     CronSet,
@@ -19,10 +20,10 @@ from node.operations.schedules import (
     GetCron,
     ListCrons,
 )
-from node.operations.workers import RegisterWorker
-from node.refusals import CronNotFound, TooManyCrons
-from node.state import Options, Repeat, job_spec
-from node.state.schedule import Cron
+from quorumq.node.machine.operations.workers import RegisterWorker
+from quorumq.node.machine.refusals import CronNotFound, TooManyCrons
+from quorumq.node.machine.state import Options, Repeat, job_spec
+from quorumq.node.machine.state.schedule import Cron
 from tests.support.world import START_MS, World, encode
 
 EVERY_MS = 1000
@@ -101,7 +102,7 @@ def test_jobs_do_not_pile_up_while_the_last_is_unfinished(world: World) -> None:
     add(world)
     for i in range(1, 4):
         fire(world, START_MS + i * EVERY_MS)
-    assert cron(world).executions == 3
+    assert (cron(world).executions, world.machine.state.schedule.runs(cron(world))) == (3, 1)
     jobs = world.pull(count=10)
     assert len(jobs) == 1
     assert world.event_names().count("cron:skipped") == 2
@@ -200,7 +201,7 @@ def test_deleting(world: World) -> None:
 
 
 def test_crons_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.operations.schedules.CRONS_MAX", 1)
+    monkeypatch.setattr("quorumq.node.machine.operations.schedules.CRONS_MAX", 1)
     add(world)
     with pytest.raises(TooManyCrons):
         add(world, "another")
@@ -287,3 +288,43 @@ def test_options_of_a_cron_are_shared_with_its_jobs(world: World) -> None:
         fire(world, START_MS + i * EVERY_MS)
     one, other = world.pull(count=2)
     assert one.opts is other.opts and one.opts == Options(priority=7)
+
+
+def test_overlaps_that_are_skipped_use_up_no_limit(leveled: World) -> None:
+    """Three runs are asked for, and the first is still under way at the next two due times."""
+    world, fired = leveled, 0
+
+    def next_time() -> list[str]:
+        nonlocal fired
+        fired += 1
+        fire(world, START_MS + fired * EVERY_MS)
+        return world.pull_ids(count=10)
+
+    add(world, max_limit=3)
+    (first,) = next_time()
+    assert (next_time(), next_time()) == ([], [])
+    ended = not world.ask(ListCrons())
+    assert ended == (world.machine.state.level < 1)
+    world.do(AckJob(first))
+    if not ended:
+        for _ in range(2):
+            (job_id,) = next_time()
+            world.do(AckJob(job_id))
+        assert not world.ask(ListCrons())
+    assert world.machine.state.queues["q"].counters.pushed == (1 if ended else 3)
+
+
+def test_a_cron_that_moves_to_another_queue_is_told_to_both(world: World) -> None:
+    """Whoever follows, or may see, the queue that it left hears that it is gone from there."""
+    add(world)
+    world.events.clear()
+    world.do(AddCron("c", "other", job_spec("", b"1"), every_ms=EVERY_MS))
+    gone, updated = world.events
+    assert (gone.name, gone.about) == ("cron:deleted", ("q",))  # type: ignore[attr-defined]
+    assert (updated.name, updated.queue) == ("cron:updated", "other")  # type: ignore[attr-defined]
+    world.do(AddCron("c", "other", job_spec("", b"2"), every_ms=EVERY_MS))
+    assert world.event_names() == ["cron:deleted", "cron:updated", "cron:updated"]
+    before = World(level=0)
+    add(before)
+    before.do(AddCron("c", "other", job_spec("", b"1"), every_ms=EVERY_MS))
+    assert before.event_names() == ["cron:created", "cron:updated"]

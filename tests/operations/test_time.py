@@ -1,22 +1,25 @@
 """What time does: delays, time to live, timeouts, stalls, expired locks, and the fences that decide who is late."""
 
+from typing import Any
+
 import pytest
 
-from node.operations.jobs import (
+from quorumq.node.machine.lifecycle.clock import ADVANCE_MAX
+from quorumq.node.machine.operations.job_reads import GetProgress
+from quorumq.node.machine.operations.jobs import CancelJob, PromoteJob
+from quorumq.node.machine.operations.queue_reads import QueueCounts
+from quorumq.node.machine.operations.runs import (
     AckJob,
-    CancelJob,
     ExtendLock,
     ExtendLocks,
     FailJob,
-    GetProgress,
     HeartbeatJob,
     HeartbeatJobs,
     ProgressJob,
-    PromoteJob,
 )
-from node.operations.queues import QueueCounts
-from node.refusals import JobInWrongState, JobNotActive, JobNotFound, JobNotLocked, LockLost
-from node.state.state import ADVANCE_MAX, GRACE_MS
+from quorumq.node.machine.operations.settings import SetStallConfig
+from quorumq.node.machine.refusals import JobInWrongState, JobNotActive, JobNotFound, JobNotLocked, LockLost
+from quorumq.node.machine.state.state import GRACE_MS
 from tests.support.world import World
 
 
@@ -99,6 +102,29 @@ def test_a_run_that_takes_too_long_has_failed(world: World) -> None:
     assert job.failures is not None and job.failures.reason == "timeout"
     with pytest.raises(JobNotActive):
         world.do(AckJob(job.id))
+
+
+@pytest.mark.parametrize("lock", [{}, {"owner": "w", "lock_ms": 60_000}], ids=["unlocked", "locked"])
+@pytest.mark.parametrize("detection", [True, False], ids=["with stall detection", "without"])
+def test_a_timeout_is_a_failed_run_and_a_stall(leveled: World, detection: bool, lock: dict[str, Any]) -> None:
+    """Two stalls are too many, whatever the attempts; the error, the reason and the backoff are those of a failure."""
+    world, new = leveled, leveled.machine.state.level >= 1
+    world.do(SetStallConfig("q", enabled=detection, max_stalls=2))
+    job = world.job(world.push(timeout_ms=300, max_attempts=5, backoff=100))
+    for run in (1, 2):
+        assert world.pull(**lock) == [job]
+        world.event_names()
+        world.wait(299)
+        assert job.state == "active"
+        world.wait(1)
+        told = world.event_names()
+        final = new and run == 2
+        assert (job.state, job.attempts, job.error) == ("failed" if final else "delayed", run, "Job timeout exceeded")
+        assert (job.stalls, told.count("job:stalled"), told.count("job:timeout")) == (run * new, int(new), 1)
+        assert final or job.run_at == world.now_ms + 100 * run
+        world.wait(100 * run)
+    assert job.failures is not None and [run.reason for run in job.failures.runs] == ["timeout", "timeout"]
+    assert job.failures.reason == ("timeout" if new else None)
 
 
 def test_a_heartbeat_does_not_stop_a_timeout(world: World) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from node.operations.jobs import AckJob, FailJob, ProgressJob, PullJobs, PushJobs
-from node.operations.webhooks import (
+from quorumq.node.machine.operations.jobs import PushJobs
+from quorumq.node.machine.operations.runs import AckJob, FailJob, ProgressJob, PullJobs
+from quorumq.node.machine.operations.webhooks import (
     AddWebhook,
     EnableWebhook,
     ListWebhooks,
@@ -15,10 +16,10 @@ from node.operations.webhooks import (
     NoteUndeliverable,
     RemoveWebhook,
 )
-from node.refusals import TooManyWebhooks, WebhookNotFound
-from node.state import job_spec
-from node.state import webhook as bounds
-from node.state.webhook import Delivery, Webhook
+from quorumq.node.machine.refusals import TooManyWebhooks, WebhookNotFound
+from quorumq.node.machine.state import job_spec
+from quorumq.node.machine.state import webhook as bounds
+from quorumq.node.machine.state.webhook import Delivery, Webhook
 from tests.support.world import START_MS, World
 
 ALL = ("pushed", "started", "completed", "failed", "progress")
@@ -134,15 +135,65 @@ def test_an_outbox_is_bounded_and_counts_what_it_lost(world: World, monkeypatch:
     assert table.size == sum(map(bounds.weight_of, table.deliveries))
 
 
+def test_all_outboxes_together_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "TOTAL_BYTES_MAX", 4000)
+    away, near = add(world, "away"), add(world, "near", queue="near")
+    for number in range(3):
+        world.push("near", f"n{number}")
+    for number in range(40):
+        world.push("far", f"f{number}")
+    webhooks = world.machine.state.webhooks
+    assert 3000 < webhooks.size <= 4000
+    # Whoever has most waiting loses its oldest; the other one has lost nothing.
+    assert [delivery.job_id for delivery in outbox(world, "near")] == ["n0", "n1", "n2"]
+    assert outbox(world, "away")[-1].job_id == "f39"
+    assert (near.dropped, away.dropped) == (0, 43 - len(outbox(world, "away")))
+    assert webhooks.dropped == away.dropped
+    world.check()
+    # A single large one is not kept either.
+    world.push("far", data=b'"%s"' % (b"x" * 5000), max_attempts=1)
+    job = world.pull("far", count=100)[-1]
+    world.do(FailJob(job.id, error="e"))
+    assert webhooks.size <= 4000
+    world.do(EnableWebhook("away", False))
+    world.do(RemoveWebhook("near"))
+    assert webhooks.size == 0
+    world.check()
+
+
+def test_one_entry_brings_a_bounded_number_of_deliveries(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "ENTRY_MAX", 6)
+    hooks = [add(world, "a"), add(world, "b"), add(world, "own", queue="other")]
+    world.do(PushJobs("q", [job_spec(f"j{i}", b"1") for i in range(5)]))
+    assert [(len(outbox(world, hook.id)), hook.dropped, hook.number) for hook in hooks] == [
+        (3, 2, 5),
+        (3, 2, 5),
+        (0, 0, 0),
+    ]
+    assert [delivery.job_id for delivery in outbox(world, "a")] == ["j0", "j1", "j2"]
+    world.push("other")
+    assert [(len(outbox(world, hook.id)), hook.number) for hook in hooks] == [(4, 6), (4, 6), (1, 1)]
+    world.check()
+
+
+def test_below_level_1_only_each_outbox_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "TOTAL_BYTES_MAX", 1000)
+    monkeypatch.setattr(bounds, "ENTRY_MAX", 2)
+    world.machine.state.level = 0
+    hook = add(world)
+    world.do(PushJobs("q", [job_spec(f"j{i}", b"1") for i in range(20)]))
+    assert (len(outbox(world)), hook.dropped) == (20, 0)
+
+
 def test_webhooks_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.operations.webhooks.WEBHOOKS_MAX", 1)
+    monkeypatch.setattr("quorumq.node.machine.operations.webhooks.WEBHOOKS_MAX", 1)
     add(world)
     with pytest.raises(TooManyWebhooks):
         add(world, "another")
 
 
 def test_what_waits_survives_an_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.image.PIECE_BYTES", 500)
+    monkeypatch.setattr("quorumq.node.machine.image.PIECE_BYTES", 500)
     add(world, secret="s")
     add(world, "off")
     world.do(EnableWebhook("off", False))

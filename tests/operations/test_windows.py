@@ -1,8 +1,10 @@
 """Limits of starts and of active jobs (section 8 of the BullMQ rules): fixed windows, holds, so many for one owner."""
 
-from node.operations.jobs import AckJob, MoveToWait, PullJobs, ReleaseJobs
-from node.operations.queues import HoldQueue, PauseQueue, SetConcurrency, SetRateLimit, SetWindow
-from node.state.queue import Queue
+from quorumq.node.machine.operations.jobs import MoveToWait
+from quorumq.node.machine.operations.queues import PauseQueue
+from quorumq.node.machine.operations.runs import AckJob, PullJobs, ReleaseJobs
+from quorumq.node.machine.operations.settings import HoldQueue, SetConcurrency, SetRateLimit, SetWindow
+from quorumq.node.machine.state.queue import Queue
 from tests.support.world import World
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from node.operations.workers import HeartbeatWorker, ListWorkers, RegisterWorker, UnregisterWorker
-from node.refusals import TooManyWorkers, WorkerNotFound
+from quorumq.node.machine.operation import Operation
+from quorumq.node.machine.operations.jobs import CancelJob, DiscardJob, MoveToDelayed, MoveToWait
+from quorumq.node.machine.operations.queues import ObliterateQueue
+from quorumq.node.machine.operations.runs import AckJob, AckJobs, FailJob, ReleaseJobs
+from quorumq.node.machine.operations.workers import HeartbeatWorker, ListWorkers, RegisterWorker, UnregisterWorker
+from quorumq.node.machine.refusals import TooManyWorkers, WorkerNotFound
+from quorumq.node.machine.state import Job
 from tests.support.world import START_MS, World
 
 
@@ -101,7 +108,7 @@ def test_many_failures_are_reported_at_thresholds(world: World) -> None:
 
 
 def test_registrations_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.operations.workers.WORKERS_MAX", 1)
+    monkeypatch.setattr("quorumq.node.machine.operations.workers.WORKERS_MAX", 1)
     world.do(RegisterWorker("w"))
     world.do(RegisterWorker("w"))
     with pytest.raises(TooManyWorkers):
@@ -120,3 +127,81 @@ def test_a_restored_registry_ages_alike(world: World) -> None:
         assert other.full_digest() == world.machine.full_digest()
         assert other.state.workers.queues == world.machine.state.workers.queues
     assert other.state.workers.by_id == {}
+
+
+WAYS: dict[str, tuple[Callable[[Job], Operation] | None, int, int]] = {
+    "ack": (lambda job: AckJob(job.id, job.token), 1, 0),
+    "ack batch": (lambda job: AckJobs([job.id], [job.token]), 1, 0),
+    "fail": (lambda job: FailJob(job.id, job.token), 0, 1),
+    "fail for good": (lambda job: FailJob(job.id, job.token, unrecoverable=True), 0, 1),
+    "lock ran out": (None, 0, 0),
+    "timeout": (None, 0, 0),
+    "move to delayed": (lambda job: MoveToDelayed(job.id, 5, job.token), 0, 0),
+    "move to wait": (lambda job: MoveToWait(job.id, job.token), 0, 0),
+    "release": (lambda job: ReleaseJobs([(job.id, job.fence)]), 0, 0),
+    "discard": (lambda job: DiscardJob(job.id), 0, 0),
+    "cancel": (lambda job: CancelJob(job.id), 0, 0),
+    "obliterate": (lambda job: ObliterateQueue("q"), 0, 0),
+}
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["", "group"])
+@pytest.mark.parametrize("way", WAYS)
+def test_figures_of_a_worker_follow_what_it_takes_and_finishes(leveled: World, way: str, grouped: bool) -> None:
+    world, counts = leveled, leveled.machine.state.level >= 1
+    world.do(RegisterWorker("w", "mailer", ("q",), 4))
+    worker = world.machine.state.workers.by_id["w"]
+    options = {"group_id": "g"} if grouped else {}
+    world.push("q", timeout_ms=1000 if way == "timeout" else None, **options)
+    other = world.push("other")
+    (job,) = world.pull("q", owner="w", lock_ms=2000)
+    assert world.pull_ids("other", owner="w", lock_ms=9000) == [other]
+    assert world.pull("q", owner="somebody else") == []
+    assert worker.active_jobs == 2 * counts
+    operation, processed, failed = WAYS[way]
+    if operation is None:
+        world.wait(2000)
+    else:
+        world.do(operation(job))
+    assert (worker.active_jobs, worker.processed, worker.failed) == (counts, processed * counts, failed * counts)
+
+
+def test_a_heartbeats_own_figures_win_and_count_on(world: World) -> None:
+    world.do(RegisterWorker("w"))
+    worker = world.machine.state.workers.by_id["w"]
+    first, _ = world.push(), world.push()
+    world.pull(count=2, owner="w", token_seed="t")
+    world.do(HeartbeatWorker("w", 7, 100, 10))
+    assert (worker.active_jobs, worker.processed, worker.failed) == (7, 100, 10)
+    world.do(AckJob(first, "t-0"))
+    assert (worker.active_jobs, worker.processed) == (6, 101)
+    world.do(HeartbeatWorker("w", 0))
+    world.do(ReleaseJobs([(job.id, job.fence) for job in world.machine.state.queues["q"].active.values()]))
+    # Never below nothing.
+    assert (worker.active_jobs, worker.processed) == (0, 101)
+
+
+def test_failures_that_are_counted_are_told_as_those_of_heartbeats(world: World) -> None:
+    world.do(RegisterWorker("w"))
+    for _ in range(5):
+        job_id = world.push()
+        world.pull(owner="w", token_seed="t")
+        assert "worker:error" not in world.event_names()
+        world.do(FailJob(job_id, "t-0", unrecoverable=True))
+    assert "worker:error" in world.event_names()
+    world.do(HeartbeatWorker("w", failed=5))
+    assert "worker:error" not in world.event_names()
+
+
+def test_what_a_lost_connection_says_counts_only_until_the_worker_is_heard_of_again(world: World) -> None:
+    heard_at = world.do(RegisterWorker("w", "mailer")).worker.last_seen
+    world.wait(1000)
+    again = world.do(RegisterWorker("w", "mailer")).worker.last_seen
+    world.do(UnregisterWorker("w", heard_at))
+    assert states(world) == {"w": "active"}
+    world.wait(1000)
+    world.do(HeartbeatWorker("w"))
+    world.do(UnregisterWorker("w", again))
+    assert states(world) == {"w": "active"}
+    world.do(UnregisterWorker("w", again + 1000))
+    assert states(world) == {}

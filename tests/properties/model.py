@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from node.state import Keep
+from quorumq.node.machine.state import Keep
+from quorumq.node.machine.state.job import next_id
+from tests.properties.model_groups import ModelGroups
 
 QUEUED = ("waiting", "delayed", "waiting-children")
 DAY_MS = 24 * 3600 * 1000
@@ -47,6 +49,18 @@ class ModelJob:
     # When the runs began that were not given back.
     began: list[int] = field(default_factory=list)
     told_delay: int = 0
+    # Tokens of earlier deliveries, and whether there were some that nobody remembers.
+    spent: set[str] = field(default_factory=set)
+    was_locked: bool = False
+    any_spent: bool = False
+    # The id that it had before a new job took it from a dead letter.
+    called: str | None = None
+
+    def spend(self) -> None:
+        """Let the token go: it ends no later run."""
+        if self.token is not None:
+            self.spent.add(self.token)
+        self.token, self.lock_until = None, 0
 
     def opt(self, name: str, default: Any = None) -> Any:
         return self.opts.get(name, default)
@@ -106,6 +120,7 @@ class Model:
         self.held_until: dict[str, int] = {}
         self.defaults: dict[str, dict[str, Any]] = {}
         self.numbers: dict[str, int] = {}
+        self.groups = ModelGroups()
         # Who holds a unique key, and until when: None for as long as the job is unfinished.
         self.keys: dict[tuple[str, str], tuple[str, int | None]] = {}
 
@@ -194,7 +209,8 @@ class Model:
             self.ring(next(job for _, seq, job in due if seq == ripe[0][1]))
 
     def next_due(self) -> int | None:
-        return min((when for when in (job.due() for job in self.jobs) if when is not None), default=None)
+        whens = [when for job in self.jobs if (when := job.due()) is not None]
+        return min(whens + self.groups.ends(self.now), default=None)
 
     def ring(self, job: ModelJob) -> None:
         if job.state in QUEUED:
@@ -206,13 +222,14 @@ class Model:
         elif job.state == "failed":
             self.jobs.remove(job)
         elif job.opt("timeout_ms") and job.started_at + job.opt("timeout_ms") <= self.now:
-            self.end_run(job, final=False)
+            job.stalls += 1
+            allowed = self.stalls_allowed(job)
+            self.end_run(job, final=job.stalls >= STALLS_MAX if allowed is None else job.stalls > allowed)
         else:
             token, was_locked = job.token, job.lock_until > 0
             job.stalls += 1
-            allowed = job.opt("stalls_allowed")
+            allowed = self.stalls_allowed(job)
             if allowed is not None:
-                allowed = self.defaults.get(job.queue, {}).get("stalls_allowed", allowed)
                 if job.stalls > allowed:
                     self.end_run(job, final=True)
                 else:
@@ -224,22 +241,31 @@ class Model:
             if not job.finished:
                 job.token = token
 
+    def stalls_allowed(self, job: ModelJob) -> int | None:
+        """How often a job may stall that counts this for itself; None for the others."""
+        allowed: int | None = job.opt("stalls_allowed")
+        return None if allowed is None else self.defaults.get(job.queue, {}).get("stalls_allowed", allowed)
+
     def backoff(self, job: ModelJob, failures: int) -> int:
         return min(job.opt("backoff", 1000) * 2 ** (failures - 1), DAY_MS)
 
     def rejoin(self, job: ModelJob) -> None:
-        if job.opt("rejoin_last") and not job.opt("lifo"):
+        if job.opt("lifo"):
+            self.seq += 1
+            job.place = -self.seq
+        elif job.opt("rejoin_last"):
             self.seq += 1
             job.place = self.seq
 
     def put_first(self, job: ModelJob) -> None:
         self.seq += 1
-        job.state, job.token, job.lock_until, job.run_at = "waiting", None, 0, self.now
+        job.state, job.run_at = "waiting", self.now
+        job.spend()
         job.place = -self.seq
 
     def end_run(self, job: ModelJob, *, final: bool, delay: int | None = None) -> None:
         job.attempts += 1
-        job.token, job.lock_until = None, 0
+        job.spend()
         if final or job.attempts >= job.opt("max_attempts", 3):
             self.bury(job)
         else:
@@ -252,7 +278,8 @@ class Model:
         self.endings += 1
         self.let_go(job, removed=False)
         job.state, job.finished_at, job.ending = "failed", self.now, self.endings
-        job.token, job.lock_until, job.waits_for = None, 0, []
+        job.spend()
+        job.waits_for = []
         self.keep(job, job.opt("remove_on_fail"))
 
     def keep(self, job: ModelJob, remove: bool) -> None:
@@ -284,13 +311,45 @@ class Model:
         present = self.find(job_id)
         if present is not None and not present.finished:
             return job_id
-        key = opts.get("unique_key")
-        if key is not None and (holder := self.holder(queue, key)) is not None:
+        holder, until = self.deduplicate(queue, opts, ("waiting", "delayed", "waiting-children"))
+        if holder is not None:
             return holder
-        if present is not None:
+        made_room = present
+        if present is not None and present.state == "completed":
             self.remove_job(present)
-        self.bear(queue, job_id, opts)
+        elif present is not None:
+            self.set_aside(present)
+        self.bear(queue, job_id, opts, until)
+        born = self.find(job_id)
+        if born is not None and made_room is not None:
+            born.spent = set(made_room.spent)
+            born.any_spent = made_room.any_spent or (made_room.state == "completed" and made_room.was_locked)
         return job_id
+
+    def set_aside(self, job: ModelJob) -> None:
+        """Keep a dead letter whose id a new job takes under an id of its own."""
+        at_ms, salt, found = job.finished_at, 0, job.id
+        while self.find(found) is not None:
+            found = next_id(f"{job.id}#{job.seq}#{salt}", at_ms)
+            if job.id.startswith(f"bull:{job.queue}:"):
+                found = f"bull:{job.queue}:{found}"
+            salt += 1
+        job.called = job.called or job.id
+        self.rename(job, found)
+
+    def rename(self, job: ModelJob, job_id: str) -> None:
+        key = (job.queue, job.opt("unique_key"))
+        if key in self.keys and self.keys[key][0] == job.id:
+            self.keys[key] = (job_id, self.keys[key][1])
+        job.place = job.place or (-job.seq if job.opt("lifo") else job.seq)
+        self.seq += 1
+        job.id, job.seq = job_id, self.seq
+
+    def called(self, queue: str, state: str, job_id: str) -> list[ModelJob]:
+        """The finished job of an id, else the youngest of those that had it."""
+        jobs = self.in_state(queue, state)
+        found = [job for job in jobs if job.id == job_id]
+        return found or sorted((job for job in jobs if job.called == job_id), key=lambda job: job.seq)[-1:]
 
     def add(self, queue: str, own: str, **opts: Any) -> tuple[str, bool]:
         """Return the id, and whether it was there already."""
@@ -303,20 +362,37 @@ class Model:
             if self.find(job_id) is None:
                 break
             number = self.numbers[queue] = number + 1
-        key, dedup, until = opts.get("unique_key"), opts.get("dedup"), None
-        holder = None if key is None else self.holder(queue, key)
-        if key is not None and holder is not None:
-            present, held_until = self.find(holder), self.keys[(queue, key)][1]
-            replaceable = present is not None and present.queue == queue and present.opt("unique_key") == key
-            if dedup is not None and dedup.replace and present and replaceable and present.state == "delayed":
-                self.remove_job(present)
-                until = None if dedup.extend else held_until
-            else:
-                if dedup is not None and dedup.extend and not dedup.replace and dedup.ttl_ms and held_until is not None:
-                    self.keys[(queue, key)] = (holder, self.now + dedup.ttl_ms)
-                return holder, True
+        holder, until = self.deduplicate(queue, opts, ("delayed",))
+        if holder is not None:
+            return holder, True
         self.bear(queue, job_id, opts, until)
         return job_id, False
+
+    def deduplicate(
+        self, queue: str, opts: dict[str, Any], replaceable: tuple[str, ...]
+    ) -> tuple[str | None, int | None]:
+        """Return who stands for a new job, if anyone; else until when it has the key in the place of another."""
+        key, dedup = opts.get("unique_key"), opts.get("dedup")
+        holder = None if key is None else self.holder(queue, key)
+        if key is None or holder is None:
+            return None, None
+        present, held_until = self.find(holder), self.keys[(queue, key)][1]
+        if (
+            dedup is not None
+            and dedup.replace
+            and present is not None
+            and (present.queue, present.opt("unique_key")) == (queue, key)
+            and present.state in replaceable
+            and (len(replaceable) == 1 or not self.awaited(holder, opts))
+        ):
+            self.remove_job(present)
+            return None, None if dedup.extend else held_until
+        if dedup is not None and dedup.extend and not dedup.replace and dedup.ttl_ms and held_until is not None:
+            self.keys[(queue, key)] = (holder, self.now + dedup.ttl_ms)
+        return holder, None
+
+    def awaited(self, job_id: str, opts: dict[str, Any]) -> bool:
+        return job_id in opts.get("depends_on", ()) or any(job_id in job.waits_for for job in self.jobs)
 
     def bear(self, queue: str, job_id: str, opts: dict[str, Any], until: int | None = None) -> None:
         self.seq += 1
@@ -357,25 +433,34 @@ class Model:
                 break
             if active_max is not None and len([job for job in active if job.owner == owner]) >= active_max:
                 break
-            busy = {job.opt("group_id") for job in active} - {None}
-            ready = [job for job in self.waiting(queue) if job.opt("group_id") not in busy]
-            if not ready:
+            job = next((job for job in self.waiting(queue) if self.group_lets(job)), None)
+            if job is None:
                 break
-            job = ready[0]
+            if job.opt("group_id") is not None:
+                self.groups.of(queue, job.opt("group_id")).count_start(self.now)
             self.fence += 1
             job.state, job.fence, job.started_at, job.heard_at = "active", self.fence, self.now, self.now
+            job.spend()
             job.owner, job.lock_ms = owner, lock_ms
             if token is None:
                 job.token = None if owner is None else f"{seed}-{len(taken)}"
             else:
                 job.token = token
             job.lock_until = 0 if job.token is None else self.now + lock_ms
+            job.was_locked |= job.token is not None
             job.starts += 1
             job.began.append(self.now)
             taken.append(job.id)
             self.spend(queue, 1)
             self.count_start(queue, 1)
         return taken
+
+    def group_lets(self, job: ModelJob) -> bool:
+        group_id = job.opt("group_id")
+        if group_id is None:
+            return True
+        active = len([other for other in self.in_state(job.queue, "active") if other.opt("group_id") == group_id])
+        return self.groups.of(job.queue, group_id).may_start(active, self.now)
 
     def active(self, job_id: str) -> ModelJob:
         job = self.find(job_id)
@@ -385,7 +470,7 @@ class Model:
             raise Refused("job_not_active")
         return job
 
-    def held(self, job_id: str, token: str | None, *, late: bool) -> ModelJob:
+    def held(self, job_id: str, token: str | None, *, late: bool, must_hold: bool = False) -> ModelJob:
         job = self.find(job_id)
         if (
             late
@@ -396,12 +481,18 @@ class Model:
         ):
             return job
         job = self.active(job_id)
-        if job.token is not None and job.token != token:
-            raise Refused("lock_required" if token is None else "lock_lost")
+        self.check_token(job, token, must_hold=must_hold)
         return job
 
-    def ack(self, job_id: str, token: str | None, result: bytes | None) -> str:
-        job = self.held(job_id, token, late=True)
+    def check_token(self, job: ModelJob, token: str | None, *, must_hold: bool = False) -> None:
+        if job.token is not None:
+            if job.token != token:
+                raise Refused("lock_required" if token is None else "lock_lost")
+        elif token is not None and (must_hold or job.any_spent or token in job.spent):
+            raise Refused("lock_lost")
+
+    def ack(self, job_id: str, token: str | None, result: bytes | None, must_hold: bool = False) -> str:
+        job = self.held(job_id, token, late=True, must_hold=must_hold)
         self.endings += 1
         self.let_go(job, removed=False)
         job.state, job.result, job.finished_at, job.ending = "completed", result, self.now, self.endings
@@ -411,6 +502,8 @@ class Model:
             if job_id in other.waits_for:
                 other.waits_for = [i for i in other.waits_for if i != job_id]
                 if not other.waits_for:
+                    if other.opt("lifo"):
+                        self.rejoin(other)
                     other.state = "delayed" if other.run_at > self.now else "waiting"
         return job_id
 
@@ -471,6 +564,22 @@ class Model:
         job.state, job.run_at = "waiting", self.now
         return job_id
 
+    def requeue(self, job_id: str, token: str | None, forced: bool) -> str:
+        job = self.find(job_id)
+        if job is None:
+            raise Refused("job_not_found")
+        if job.state == "active":
+            if token is not None or not forced:
+                self.check_token(job, token)
+            self.put_first(job)
+        elif job.state == "delayed":
+            self.promote(job_id)
+        elif job.state == "failed":
+            self.revive(job.queue, "failed", job.id)
+        elif job.state != "waiting" or forced:
+            raise Refused("job_in_wrong_state")
+        return job_id
+
     # -- Managing
 
     def unfinished(self, job_id: str, *states: str) -> ModelJob:
@@ -484,17 +593,21 @@ class Model:
     def change_priority(self, job_id: str, priority: int) -> str:
         job = self.unfinished(job_id, *QUEUED)
         job.opts = {**job.opts, "priority": priority}
-        if job.state in ("waiting", "delayed"):
+        if job.state in ("waiting", "delayed") and not job.opt("lifo"):
             self.rejoin(job)
         return job_id
 
     def move_to_wait(self, job_id: str, token: str | None) -> str:
-        self.put_first(self.held(job_id, token, late=False))
+        self.put_first(self.held(job_id, token, late=False, must_hold=True))
         return job_id
 
-    def delay(self, job_id: str, delay_ms: int) -> str:
+    def delay(self, job_id: str, delay_ms: int, token: str | None, *, asks: bool) -> str:
+        """asks: whether a locked run is taken away by its token only."""
         job = self.unfinished(job_id, "active", "waiting", "delayed")
-        job.run_at, job.token, job.lock_until = self.now + delay_ms, None, 0
+        if token is not None or (asks and job.state == "active"):
+            self.check_token(job, token)
+        job.run_at = self.now + delay_ms
+        job.spend()
         job.told_delay = delay_ms
         self.rejoin(job)
         job.state = "delayed" if delay_ms > 0 else "waiting"
@@ -522,6 +635,7 @@ class Model:
             self.numbers,
         ):
             table.pop(queue, None)  # type: ignore[attr-defined]
+        self.groups.forget(queue)
         count = self.drop([job for job in self.jobs if job.queue == queue])
         self.keys = {key: held for key, held in self.keys.items() if key[0] != queue}
         return count
@@ -549,14 +663,21 @@ class Model:
         return len(jobs)
 
     def revive(self, queue: str, state: str, job_id: str | None) -> int:
-        jobs = [job for job in self.in_state(queue, state) if job_id in (None, job.id)]
+        jobs = self.in_state(queue, state) if job_id is None else self.called(queue, state, job_id)
         for job in sorted(jobs, key=lambda job: job.ending):
+            job.any_spent |= state == "completed" and job.was_locked
             job.state, job.attempts, job.stalls, job.progress, job.result = "waiting", 0, 0, 0, None
-            self.come_back(job)
+            self.come_back(job, state)
+            if job.opt("lifo"):
+                self.rejoin(job)
             job.starts, job.began = 0, []
         return len(jobs)
 
-    def come_back(self, job: ModelJob) -> None:
+    def come_back(self, job: ModelJob, was: str) -> None:
+        waited_for = any(job.id in other.waits_for for other in self.jobs)
+        if was == "failed" and job.called is not None and self.find(job.called) is None and not waited_for:
+            self.rename(job, job.called)
+            job.called = None
         job.run_at, job.ending = self.now, 0
         key, dedup = job.opt("unique_key"), job.opt("dedup")
         if key is not None and not (dedup is not None and dedup.ttl_ms):
@@ -568,9 +689,10 @@ class Model:
             job.opts = {**job.opts, "ttl_ms": None}
 
     def rerun(self, job: ModelJob, reset: bool = False) -> None:
+        job.any_spent |= job.state == "completed" and job.was_locked
         job.attempts = 0 if reset else job.attempts + (job.state == "completed")
-        job.state, job.result, job.began = "waiting", None, []
-        self.come_back(job)
+        was, job.state, job.result, job.began = job.state, "waiting", None, []
+        self.come_back(job, was)
         self.seq += 1
         job.place = -self.seq if job.opt("lifo") else self.seq
 
@@ -625,9 +747,12 @@ class Model:
         job = self.find(job_id)
         if job is None or job.state != "active" or job.fence != fence:
             return 0
-        job.state, job.token, job.lock_until = "waiting", None, 0
+        job.state = "waiting"
+        job.spend()
         job.starts -= 1
         job.began.pop()
         self.spend(job.queue, -1)
         self.count_start(job.queue, -1)
+        if job.opt("group_id") is not None:
+            self.groups.of(job.queue, job.opt("group_id")).take_back(job.started_at, self.now)
         return 1

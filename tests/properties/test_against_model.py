@@ -10,57 +10,65 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from node.machine import Machine
-from node.operation import Operation
-from node.operations.adding import AddJobs
-from node.operations.jobs import (
-    AckJob,
-    AckJobs,
+from quorumq.node.machine.machine import Machine
+from quorumq.node.machine.operation import Operation
+from quorumq.node.machine.operations.adding import AddJobs
+from quorumq.node.machine.operations.dlq import PurgeDlq, RetryDlq
+from quorumq.node.machine.operations.groups import (
+    GetGroup,
+    HoldGroup,
+    PauseGroup,
+    ResumeGroup,
+    SetGroupConcurrency,
+    SetGroupRateLimit,
+)
+from quorumq.node.machine.operations.jobs import (
     CancelJob,
     ChangeDelay,
     ChangePriority,
     DiscardJob,
+    MoveToDelayed,
+    MoveToWait,
+    PromoteJob,
+    PushJobs,
+    RemoveJob,
+    RetryJob,
+)
+from quorumq.node.machine.operations.keys import FreeKey, GetKeyHolder
+from quorumq.node.machine.operations.queue_reads import ListJobs, ListStatus, PriorityCounts, QueueCount, QueueCounts
+from quorumq.node.machine.operations.queues import (
+    CleanQueue,
+    DrainQueue,
+    ObliterateQueue,
+    PauseQueue,
+    PromoteJobs,
+    ResumeQueue,
+    RetryCompleted,
+    RetryJobs,
+)
+from quorumq.node.machine.operations.requeue import RequeueJob
+from quorumq.node.machine.operations.runs import (
+    AckJob,
+    AckJobs,
     ExtendLock,
     FailJob,
     FinishAndPull,
     HeartbeatJob,
-    MoveToDelayed,
-    MoveToWait,
     ProgressJob,
-    PromoteJob,
     PullJobs,
-    PushJobs,
     ReleaseJobs,
-    RemoveJob,
-    RetryJob,
 )
-from node.operations.keys import FreeKey, GetKeyHolder
-from node.operations.queues import (
-    CleanQueue,
+from quorumq.node.machine.operations.settings import (
     ClearConcurrency,
     ClearRateLimit,
-    DrainQueue,
     HoldQueue,
-    ListJobs,
-    ListStatus,
-    ObliterateQueue,
-    PauseQueue,
-    PriorityCounts,
-    PromoteJobs,
-    PurgeDlq,
-    QueueCount,
-    QueueCounts,
-    ResumeQueue,
-    RetryCompleted,
-    RetryDlq,
-    RetryJobs,
     SetConcurrency,
     SetDefaults,
     SetRateLimit,
     SetWindow,
 )
-from node.refusals import Refusal
-from node.state import Dedup, Keep, job_spec
+from quorumq.node.machine.refusals import Refusal
+from quorumq.node.machine.state import Dedup, Keep, job_spec
 from tests.properties.model import Model, Refused
 from tests.support.indexes import check_indexes
 from tests.support.world import START_MS, World
@@ -83,8 +91,9 @@ FIELDS = ("state", "run_at", "attempts", "stalls", "token", "lock_until", "fence
 FIELDS += ("starts", "processed_at", "delay_left")
 
 queues = st.sampled_from(QUEUES)
+groups = st.sampled_from(("g", "h"))
 ids = st.sampled_from(IDS)
-tokens = st.none() | st.just("right") | st.just("wrong")
+tokens = st.none() | st.just("right") | st.just("wrong") | st.just("old")
 options = st.fixed_dictionaries(
     {},
     optional={
@@ -143,6 +152,8 @@ class Histories(RuleBasedStateMachine):
         job = self.model.find(job_id)
         if kind == "right":
             return job.token if job is not None else "gone"
+        if kind == "old":
+            return min(job.spent, default="none") if job is not None else "gone"
         return kind
 
     # -- Steps
@@ -196,10 +207,10 @@ class Histories(RuleBasedStateMachine):
         if (got := self.both(FinishAndPull(finish, PullJobs(queue, lock_ms=900, token=own)), expected)) is not None:
             assert [job.id for job in got[0].next.jobs] == got[1]
 
-    @rule(job_id=ids, kind=tokens, result=st.sampled_from([None, b"1", b'{"a":2}']))
-    def ack(self, job_id: str, kind: str | None, result: bytes | None) -> None:
+    @rule(job_id=ids, kind=tokens, result=st.sampled_from([None, b"1", b'{"a":2}']), must_hold=st.booleans())
+    def ack(self, job_id: str, kind: str | None, result: bytes | None, must_hold: bool) -> None:
         token = self.token_of(job_id, kind)
-        self.both(AckJob(job_id, token, result), self.model.ack, job_id, token, result)
+        self.both(AckJob(job_id, token, result, must_hold), self.model.ack, job_id, token, result, must_hold)
 
     @rule(job_ids=st.lists(ids, max_size=4), kind=tokens)
     def ack_batch(self, job_ids: list[str], kind: str | None) -> None:
@@ -212,6 +223,11 @@ class Histories(RuleBasedStateMachine):
             except Refused as refusal:
                 refused.append(str(refusal))
         assert (reply.job_ids, [refusal.code for refusal in reply.refused]) == (done, refused)
+
+    @rule(job_id=ids, kind=tokens, forced=st.booleans())
+    def requeue(self, job_id: str, kind: str | None, forced: bool) -> None:
+        token = self.token_of(job_id, kind)
+        self.both(RequeueJob(job_id, token, forced), self.model.requeue, job_id, token, forced)
 
     @rule(job_id=ids, kind=tokens, unrecoverable=st.booleans())
     def fail(self, job_id: str, kind: str | None, unrecoverable: bool) -> None:
@@ -286,9 +302,16 @@ class Histories(RuleBasedStateMachine):
         token = self.token_of(job_id, kind)
         self.both(MoveToWait(job_id, token), self.model.move_to_wait, job_id, token)
 
-    @rule(job_id=ids, delay_ms=st.sampled_from([0, 900]), record=st.sampled_from([MoveToDelayed, ChangeDelay]))
-    def delay(self, job_id: str, delay_ms: int, record: type) -> None:
-        self.both(record(job_id, delay_ms), self.model.delay, job_id, delay_ms)
+    @rule(
+        job_id=ids,
+        delay_ms=st.sampled_from([0, 900]),
+        record=st.sampled_from([MoveToDelayed, ChangeDelay]),
+        kind=tokens,
+    )
+    def delay(self, job_id: str, delay_ms: int, record: type, kind: str | None) -> None:
+        token = self.token_of(job_id, kind)
+        operation = record(job_id, delay_ms, token=token)
+        self.both(operation, self.model.delay, job_id, delay_ms, token, asks=record is ChangeDelay)
 
     @rule(job_id=ids)
     def discard(self, job_id: str) -> None:
@@ -355,6 +378,27 @@ class Histories(RuleBasedStateMachine):
         self.do(HoldQueue(queue, duration_ms))
         self.model.held_until[queue] = self.world.now_ms + duration_ms
 
+    @rule(queue=queues, group=groups, limit=st.sampled_from([None, 0, 2, 3]))
+    def limit_group(self, queue: str, group: str, limit: int | None) -> None:
+        self.do(SetGroupConcurrency(queue, group, limit))
+        self.model.groups.of(queue, group).concurrency = 1 if limit is None else limit
+
+    @rule(queue=queues, group=groups, most=st.sampled_from([None, 0, 1, 2]), duration_ms=st.sampled_from([499, 2000]))
+    def limit_rate_of_group(self, queue: str, group: str, most: int | None, duration_ms: int) -> None:
+        rate = None if most is None else (most, duration_ms)
+        is_change = self.do(SetGroupRateLimit(queue, group, most, duration_ms))
+        assert is_change == self.model.groups.of(queue, group).set_rate(rate)
+
+    @rule(queue=queues, group=groups, duration_ms=st.sampled_from([0, 100, 1500]))
+    def hold_group(self, queue: str, group: str, duration_ms: int) -> None:
+        self.do(HoldGroup(queue, group, duration_ms))
+        self.model.groups.of(queue, group).held_until = self.world.now_ms + duration_ms if duration_ms else 0
+
+    @rule(queue=queues, group=groups, paused=st.booleans())
+    def pause_group(self, queue: str, group: str, paused: bool) -> None:
+        self.do(PauseGroup(queue, group) if paused else ResumeGroup(queue, group))
+        self.model.groups.of(queue, group).paused = paused
+
     @rule(
         queue=queues,
         completed=st.sampled_from([None, *KEEPS]),
@@ -413,6 +457,14 @@ class Histories(RuleBasedStateMachine):
                 assert [job.id for job in self.world.ask(ListStatus(queue, status))] == listed
                 page = self.world.ask(ListStatus(queue, status, 1, 2, newest=True))
                 assert [job.id for job in page] == listed[::-1][1:3]
+            for group_id in ("g", "h"):
+                shown, group = self.world.ask(GetGroup(queue, group_id)), self.model.groups.of(queue, group_id)
+                ends = (
+                    group.held_until
+                    if group.held_until > self.model.now
+                    else max(group.ends(self.model.now), default=None)
+                )
+                assert shown.free_at_ms() == ends
             for state in ("completed", "failed"):
                 ended = sorted(self.model.in_state(queue, state), key=lambda job: job.ending)
                 assert [job.id for job in self.world.ask(ListJobs(queue, state))] == [job.id for job in ended]
@@ -443,6 +495,10 @@ Histories.TestCase.settings = settings(
     max_examples=80, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestHistories = Histories.TestCase
+
+
+# Which token is shown, of those of a job.
+KINDS = ("right", "right", "wrong", "old", None)
 
 
 def random_options(pick: random.Random) -> dict[str, Any]:
@@ -510,6 +566,15 @@ def test_long_histories(seed: int) -> None:
         (3, lambda: pair.set_window(pick.choice(QUEUES), pick.choice([None, 1, 2, 3]), pick.choice([499, 2000]))),
         (8, lambda: pair.add(pick.choice(QUEUES), "", keyed_options(pick))),
         (1, lambda: pair.hold(pick.choice(QUEUES), pick.choice([0, 100, 1500]))),
+        (1, lambda: pair.limit_group(pick.choice(QUEUES), pick.choice("gh"), pick.choice([None, 0, 2, 3]))),
+        (
+            2,
+            lambda: pair.limit_rate_of_group(
+                pick.choice(QUEUES), pick.choice("gh"), pick.choice([None, 0, 1, 2]), pick.choice([499, 2000])
+            ),
+        ),
+        (1, lambda: pair.hold_group(pick.choice(QUEUES), pick.choice("gh"), pick.choice([0, 100, 1500]))),
+        (1, lambda: pair.pause_group(pick.choice(QUEUES), pick.choice("gh"), pick.random() < 0.2)),
         (
             1,
             lambda: pair.set_defaults(
@@ -519,9 +584,10 @@ def test_long_histories(seed: int) -> None:
                 pick.choice([None, None, 0, 1]),
             ),
         ),
-        (8, lambda: pair.ack(pick.choice(IDS), pick.choice(["right", "right", "wrong", None]), b"1")),
+        (8, lambda: pair.ack(pick.choice(IDS), pick.choice(KINDS), b"1", pick.random() < 0.2)),
         (3, lambda: pair.ack_batch(pick.choices(IDS, k=3), "right")),
-        (10, lambda: pair.fail(pick.choice(IDS), pick.choice(["right", "right", "wrong", None]), pick.random() < 0.1)),
+        (2, lambda: pair.requeue(pick.choice(IDS), pick.choice(KINDS), pick.random() < 0.5)),
+        (10, lambda: pair.fail(pick.choice(IDS), pick.choice(KINDS), pick.random() < 0.1)),
         (5, lambda: pair.heartbeat(pick.choice(IDS), pick.choice(["right", "wrong", None]), pick.choice([None, 1500]))),
         (3, lambda: pair.extend_lock(pick.choice(IDS), pick.choice(["right", None]), pick.choice([None, 2500]))),
         (2, lambda: pair.report(pick.choice(IDS), 50)),
@@ -534,7 +600,12 @@ def test_long_histories(seed: int) -> None:
         (1, pair.restart),
         (2, lambda: pair.change_priority(pick.choice(IDS), pick.choice([-5, 0, 7]))),
         (2, lambda: pair.move_to_wait(pick.choice(IDS), pick.choice(["right", "right", None]))),
-        (2, lambda: pair.delay(pick.choice(IDS), pick.choice([0, 900]), pick.choice([MoveToDelayed, ChangeDelay]))),
+        (
+            3,
+            lambda: pair.delay(
+                pick.choice(IDS), pick.choice([0, 900]), pick.choice([MoveToDelayed, ChangeDelay]), pick.choice(KINDS)
+            ),
+        ),
         (1, lambda: pair.discard(pick.choice(IDS))),
         (0.5, lambda: pair.drain(pick.choice(QUEUES), pick.random() < 0.5)),
         (0.5, lambda: pair.obliterate(pick.choice(QUEUES), pick.random() < 0.7)),

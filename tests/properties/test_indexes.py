@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.state.job import DEFAULT, Job
-from node.state.ranked import PIECE, Ranked
-from node.state.timers import Timers
+from quorumq.node.machine.state.job import DEFAULT, Job
+from quorumq.node.machine.state.ranked import PIECE, Ranked
+from quorumq.node.machine.state.timers import Timers
 
 
 def a_record(seq: int) -> Job:

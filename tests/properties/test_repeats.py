@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.machine import Machine
-from node.operation import Operation
-from node.operations.adding import AddJobs
-from node.operations.jobs import (
-    AckJob,
-    AckJobs,
-    CancelJob,
-    FailJob,
-    FinishAndPull,
-    ProgressJob,
-    PromoteJob,
-    PullJobs,
-    PushJobs,
-    RemoveJob,
-    RetryJob,
-)
-from node.operations.queues import (
+from quorumq.node.machine.machine import Machine
+from quorumq.node.machine.operation import Operation
+from quorumq.node.machine.operations.adding import AddJobs
+from quorumq.node.machine.operations.dlq import RetryDlq
+from quorumq.node.machine.operations.jobs import CancelJob, PromoteJob, PushJobs, RemoveJob, RetryJob
+from quorumq.node.machine.operations.queues import (
     CheckStalled,
     CleanQueue,
     DrainQueue,
-    HoldQueue,
     ObliterateQueue,
     PauseQueue,
-    RetryDlq,
     RetryJobs,
-    SetDlqConfig,
-    SetWindow,
 )
-from node.operations.requests import Idempotent
-from node.operations.webhooks import AddWebhook
-from node.operations.workers import HeartbeatWorker, RegisterWorker
-from node.refusals import Refusal
-from node.state import Dedup, job_spec
+from quorumq.node.machine.operations.requests import Idempotent
+from quorumq.node.machine.operations.runs import AckJob, AckJobs, FailJob, FinishAndPull, ProgressJob, PullJobs
+from quorumq.node.machine.operations.settings import HoldQueue, SetDlqConfig, SetWindow
+from quorumq.node.machine.operations.webhooks import AddWebhook
+from quorumq.node.machine.operations.workers import HeartbeatWorker, RegisterWorker
+from quorumq.node.machine.refusals import KeyForgotten, Refusal
+from quorumq.node.machine.state import Dedup, forgotten, job_spec, outcomes
 from tests.support.world import World, encode
 
 IDS = st.sampled_from(["a", "b", "c", "d", "bull:q:1", "bull:q:2", "bull:q:x"])
@@ -87,6 +76,7 @@ def shown(outcome: Any) -> Any:
     return msgspec.msgpack.encode(outcome, **hook)
 
 
+@pytest.mark.timeout(600)
 @given(st.lists(st.tuples(REQUESTS, st.integers(1, 3), st.integers(0, 2000)), max_size=30), st.data())
 def test_repeats_are_answered_and_change_nothing(
     history: list[tuple[Operation, int, int]], data: st.DataObject
@@ -97,7 +87,7 @@ def test_repeats_are_answered_and_change_nothing(
     for number, (operation, times, passes) in enumerate(history):
         for world in (plain, repeated):
             world.wait(passes)
-        request = Idempotent(f"k{number}", b"f", encode(operation))
+        request = Idempotent(f"k{number}", b"f", encode(operation), "")
         first = shown(plain.apply(operation)[0])
         assert shown(repeated.apply(request)[0]) == first
         if request.key in dict(repeated.machine.state.outcomes.items()):
@@ -123,3 +113,40 @@ def contents(world: World) -> bytes:
     hooks = [list(outbox.deliveries) for outbox in state.webhooks.outboxes.values()]
     numbers = (state.seq, state.fence, state.endings)
     return msgspec.msgpack.encode((queues, jobs, list(state.workers.by_id.values()), hooks, numbers))
+
+
+@pytest.mark.timeout(600)
+@given(
+    st.lists(st.tuples(REQUESTS, st.sampled_from(["", "loud", "quiet"]), st.integers(0, 2000)), max_size=30),
+    st.lists(st.integers(0, 29), max_size=20),
+)
+def test_repeats_of_what_had_to_go_change_nothing_either(
+    history: list[tuple[Operation, str, int]], repeats: list[int]
+) -> None:
+    with mock.patch.object(outcomes, "KEYS_MAX", 4), mock.patch.object(forgotten, "SLICE_MAX", 3):
+        plain, repeated = World(), World()
+        sent: list[Idempotent] = []
+        said: dict[str, Any] = {}
+        for number, (operation, scope, passes) in enumerate(history):
+            for world in (plain, repeated):
+                world.wait(passes)
+            request = Idempotent(f"k{number}", b"f", encode(operation), scope)
+            first = shown(plain.apply(operation)[0])
+            assert shown(repeated.apply(request)[0]) == first
+            table = repeated.machine.state.outcomes
+            if request.key in dict(table.items()):
+                said[request.key] = first
+                sent.append(request)
+            for at in repeats[number : number + 2] if sent else ():
+                again = sent[at % len(sent)]
+                answer = repeated.apply(again)[0]
+                if again.key in dict(table.items()):
+                    assert shown(answer) == said[again.key]
+                else:
+                    assert isinstance(answer, KeyForgotten)
+            assert len(table) <= 4 and table.evicted == table.digests
+        image = list(repeated.machine.image())
+        other = Machine()
+        other.restore(image)
+        assert other.full_digest() == repeated.machine.full_digest()
+        assert contents(plain) == contents(repeated)

@@ -10,11 +10,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.machine import Machine
-from node.operations.schedules import AddCron, FireCrons
-from node.scheduler import LATE_MS, fires_of
-from node.state import job_spec
-from node.state.job import next_id
+from quorumq.node.leader.crons import LATE_MS, fires_of
+from quorumq.node.machine.machine import Machine
+from quorumq.node.machine.operations.schedules import AddCron, FireCrons
+from quorumq.node.machine.state import job_spec
+from quorumq.node.machine.state.job import next_id
 from tests.support.world import START_MS, World, encode
 
 EVERY_MS = {"a": 700, "b": 11_000, "c": 90_000}

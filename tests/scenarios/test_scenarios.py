@@ -14,30 +14,13 @@ from typing import Any
 
 import pytest
 
-from node.operations.jobs import (
-    AckJob,
-    CancelJob,
-    ChangePriority,
-    DiscardJob,
-    ExtendLock,
-    FailJob,
-    HeartbeatJob,
-    ProgressJob,
-    PromoteJob,
-    PullJobs,
-)
-from node.operations.queues import (
-    ListDlq,
-    ListJobs,
-    PauseQueue,
-    QueueCounts,
-    ResumeQueue,
-    RetryDlq,
-    SetConcurrency,
-    SetRateLimit,
-    SetStallConfig,
-)
-from node.refusals import Refusal
+from quorumq.node.machine.operations.dlq import ListDlq, RetryDlq
+from quorumq.node.machine.operations.jobs import CancelJob, ChangePriority, DiscardJob, PromoteJob
+from quorumq.node.machine.operations.queue_reads import ListJobs, QueueCounts
+from quorumq.node.machine.operations.queues import PauseQueue, ResumeQueue
+from quorumq.node.machine.operations.runs import AckJob, ExtendLock, FailJob, HeartbeatJob, ProgressJob, PullJobs
+from quorumq.node.machine.operations.settings import SetConcurrency, SetRateLimit, SetStallConfig
+from quorumq.node.machine.refusals import Refusal
 from tests.support.world import START_MS, World
 
 HERE = Path(__file__).parent

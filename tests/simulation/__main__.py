@@ -1,6 +1,7 @@
 """scripts/simulate: run seeds, print a line for each that fails, and a command that replays it.
 
-scripts/simulate --seeds 0:200 [--nodes 3|5] [--profile calm|rough|hell] [--break NAME] [--first] [--trace]
+scripts/simulate --seeds 0:200 [--nodes 3|5] [--profile NAME] [--break NAME] [--first] [--trace]
+scripts/simulate --power [NAME ...] [--jobs N]
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 import warnings
 
+from tests.simulation import power
 from tests.simulation.breaks import BREAKS, broken
 from tests.simulation.checks import Violation
 from tests.simulation.profiles import PROFILES
@@ -38,8 +40,15 @@ def parse() -> argparse.Namespace:
         "--seeds", type=seed_range, default="0:20", metavar="A:B", help="seeds A up to, and without, B; or one seed"
     )
     parser.add_argument("--nodes", type=int, default=3, choices=(1, 3, 5))
-    parser.add_argument("--profile", default="rough", choices=sorted(PROFILES))
+    parser.add_argument("--profile", default="mix", choices=sorted(PROFILES))
     parser.add_argument("--break", dest="broken", choices=sorted(BREAKS), help="switch one protection off")
+    parser.add_argument(
+        "--power",
+        nargs="*",
+        metavar="NAME",
+        help="how many seeds it takes until each break, and each mutant that a seed must notice, is noticed; or those named",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="with --power: so many seeds at a time")
     parser.add_argument("--first", action="store_true", help="stop at the first failing seed")
     parser.add_argument("--trace", action="store_true", help="say what happens")
     parser.add_argument("--verbose", action="store_true", help="with the nodes' own log")
@@ -55,6 +64,8 @@ def main() -> int:
             {**os.environ, "PYTHONHASHSEED": "0"},
         )
     args = parse()
+    if args.power is not None:
+        return power.main(args.power, args.jobs)
     # A process that is killed leaves coroutines that never began.
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     if args.verbose:
@@ -63,7 +74,7 @@ def main() -> int:
         logging.disable(logging.CRITICAL)
     failed = acknowledged = faults = done = 0
     virtual = 0.0
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     for seed in args.seeds:
         with broken(args.broken):
             world = World(seed, args.nodes, PROFILES[args.profile], print if args.trace else None)
@@ -88,7 +99,10 @@ def main() -> int:
             gc.collect()  # a world is full of circles
     seconds = time.monotonic() - began
     print(f"{virtual / max(seconds, 1e-9):.0f} virtual seconds a second")
-    print(f"{done} seeds, {failed} failed, {acknowledged} operations acknowledged, {faults} faults injected")
+    print(
+        f"{done} seeds, {failed} failed, {acknowledged} operations acknowledged, {faults} faults injected, "
+        f"{(time.process_time() - cpu) / max(done, 1):.2f} s a seed"
+    )
     return 1 if failed else 0
 
 

@@ -14,6 +14,12 @@ class Violation(Exception):
         self.invariant = invariant
 
 
+SLEW = 1.06
+"""How much longer or shorter a second of the log's clock may be."""
+EARLY_S, LATE_S = 1.0, 12.0
+"""How much a start of all nodes, and wall clocks that agree within a second, may take off a delay; a time without a leader add to it."""
+
+
 @dataclass
 class DiskPromise:
     """What a node's disk holds for sure."""
@@ -32,6 +38,10 @@ class JobHistory:
     acked: bool = False
     maybe_acked: bool = False
     acked_fence: int = 0
+    # Seconds: of its delay, when it was sent, and when it was known to be taken.
+    delay_s: float = 0.0
+    delayed_at: float = 0.0
+    waits_since: float | None = None
     fences: list[int] = field(default_factory=list)
 
 
@@ -130,6 +140,38 @@ class Checks:
             self.fail("fencing tokens rise", f"{job_id} was delivered twice with fence {fence}")
         job.fences.append(fence)
         self.acknowledged += 1
+
+    def held(self, job_id: str) -> None:
+        """It was delivered under a lock that outlasts the run."""
+        if len(self.job(job_id).fences) > 1:
+            self.fail("a lock holds as long as was asked", f"{job_id} was given to a second worker")
+
+    def delayed(self, job_id: str, delay_ms: int, now: float) -> None:
+        """It is about to be pushed, for later."""
+        self.job(job_id).delay_s, self.job(job_id).delayed_at = delay_ms / 1000, now
+
+    def waits(self, job_id: str, now: float) -> None:
+        """It was taken."""
+        self.job(job_id).waits_since = now
+
+    def due(self, job_id: str, now: float) -> None:
+        """It was delivered."""
+        job = self.job(job_id)
+        waited = now - job.delayed_at
+        if waited < job.delay_s / SLEW - EARLY_S:
+            self.fail(
+                "no delay is cut short", f"{job_id} was delivered {waited:.3f} s after a push for {job.delay_s} s"
+            )
+
+    def on_time(self, delayed: set[str], now: float) -> None:
+        """These are delayed, after everything has healed."""
+        for job_id in sorted(delayed):
+            job = self.job(job_id)
+            if job.waits_since is not None and now - job.waits_since > job.delay_s * SLEW + LATE_S:
+                self.fail(
+                    "timers fire on time",
+                    f"{job_id} still waits for its {job.delay_s} s, {now - job.waits_since} s later",
+                )
 
     def completing(self, job_id: str) -> list[int]:
         """An acknowledgement is about to be sent; returns the deliveries known by now."""

@@ -9,6 +9,8 @@ from typing import Any
 from tests.consensus.disks import MemoryDisk
 from tests.simulation.loop import Process, VirtualLoop
 
+SECTOR = 512
+
 
 class _Crash(BaseException):
     """The power went out in the middle of a piece of work."""
@@ -24,6 +26,8 @@ class SimDisk(MemoryDisk):
         self.process: Process | None = None
         self.latency = (0.0002, 0.002)
         self.garbage = False
+        self.hung = False
+        self._stuck: Callable[[], None] | None = None
         self._queue: list[Callable[[], None]] = []
         self._busy = False
         self._steps_left: int | None = None
@@ -67,14 +71,27 @@ class SimDisk(MemoryDisk):
             task = self._queue[0]
 
             def begin() -> None:
-                if self._queue and self._queue[0] is task:
+                if self.hung:
+                    self._stuck = begin
+                elif self._queue and self._queue[0] is task:
                     self._queue.pop(0)
                     task()
 
             self.loop.call_later(self.rng.uniform(*self.latency), begin)
 
-    def close(self) -> None:
+    def hang(self) -> None:
+        """Take work and do none of it, without an error, until `answer`."""
+        self.hung = True
+
+    def answer(self) -> None:
+        """Go on with what has waited."""
+        stuck, self.hung, self._stuck = self._stuck, False, None
+        if stuck is not None:
+            stuck()
+
+    def close(self, patience_s: float = 0.0) -> bool:
         self._queue.clear()
+        return True
 
     def _step(self) -> None:
         if self._steps_left is not None:
@@ -111,16 +128,31 @@ class SimDisk(MemoryDisk):
             except (_Crash, Exception):
                 pass
             self._steps_left = None
-        torn = [name for name, file in self.files.items() if file.unsynced]
+        written = {name: (len(file.durable), len(file.content)) for name, file in self.files.items() if file.unsynced}
         super().crash(rng)
         if self.garbage:
-            for name in torn:
+            for name, (synced, end) in written.items():
                 file = self.files.get(name)
                 if file is not None and rng.random() < 0.5:
-                    # The file system had grown the file, and the data had not arrived yet.
-                    file.durable += (
-                        bytes(rng.randint(1, 200)) if rng.random() < 0.5 else rng.randbytes(rng.randint(1, 200))
-                    )
+                    file.durable = self._grown(rng, file.durable, synced, end)
+
+    @staticmethod
+    def _grown(rng: random.Random, kept: bytes, synced: int, end: int) -> bytes:
+        """The file system had grown the file, and the data had not arrived yet.
+
+        What stands there instead is zeros, by whole sectors; or, not up to the end and not in the first sector of the write,
+        what belonged to another file. One that shows more than that puts its node in doubt (cluster/log.py).
+        """
+        if rng.random() < 0.5:
+            return kept[: max(synced, len(kept) // SECTOR * SECTOR)].ljust(end, b"\0")
+        if len(kept) - synced < SECTOR // 4:
+            return kept
+        return kept + rng.randbytes(rng.randint(0, max(0, end - len(kept) - 1)))
+
+    def keep(self) -> None:
+        """Only the process ends: what it had written is there, synced or not."""
+        for file in self.files.values():
+            file.durable, file.unsynced, file.patches, file.named_durably = file.content, [], [], True
 
     def wipe(self) -> None:
         """An empty disk takes its place."""

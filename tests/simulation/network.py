@@ -1,4 +1,4 @@
-"""Links between simulated nodes, with the methods of cluster.transport.Links: order within a connection, and every way to lose one."""
+"""Links between simulated nodes, with the methods of cluster.links.Links: order within a connection, and every way to lose one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from cluster import codec
-from cluster.config import ClusterConfig
-from cluster.discovery import Who
+from quorumq.cluster import codec
+from quorumq.cluster.config import ClusterConfig
+from quorumq.cluster.discovery import Who
 from tests.simulation.loop import Process, VirtualLoop
 
 SILENCE_S = 3.0
@@ -41,6 +41,10 @@ class Network:
         self.nodes: dict[str, SimLinks] = {}
         self.cuts: set[tuple[str, str]] = set()
         self.messages = 0
+        self.watched: Callable[[str, str, dict[str, Any]], None] = lambda source, target, message: None
+        """Told of every message that leaves."""
+        self.overheard: Callable[[str, str, dict[str, Any]], None] | None = None
+        """Somebody who hears every message, and may answer."""
 
     def reachable(self, source: str, target: str) -> bool:
         return (source, target) not in self.cuts
@@ -220,6 +224,9 @@ class SimLinks:
         connection = self.connections.get(peer)
         if connection is None:
             return False
+        self.network.watched(self.config.node_id, peer, message)
+        if self.network.overheard is not None:
+            self.network.overheard(self.config.node_id, peer, message)
         self.network.carry(connection, codec.dumps(message))
         return True
 

@@ -32,6 +32,18 @@ class Profile:
     append_bytes: int = 1000
     garbage: bool = True
     disk_s: tuple[float, float] = (0.0002, 0.002)
+    quorum_loss_ms: int = 900
+    unwritten_bytes_max: int = 64 << 20
+    steady: bool = False
+    """Whether no process ends, and no machine sleeps, in it."""
+    sessions: int = 0
+    """Clients of the backend protocol, as many of which read events."""
+    draw: Callable[[random.Random], Profile] | None = None
+    """Makes the profile of one seed; without it all seeds have this one."""
+
+    def drawn(self, rng: random.Random) -> Profile:
+        """The profile of one seed."""
+        return self if self.draw is None else self.draw(rng)
 
     def pick(self, rng: random.Random) -> str:
         return rng.choices(list(self.weights), list(self.weights.values()))[0]
@@ -55,12 +67,17 @@ ROUGH = Profile(
         "cut": 5,
         "isolate": 3,
         "pause": 4,
-        "clock": 2,
+        "clock": 4,
+        "suspend": 1,
         "slow_disk": 3,
+        "hung_disk": 2,
         "full_disk": 2,
         "failing_sync": 2,
         "transfer": 2,
         "wipe": 2,
+        "forget": 1,
+        "flip": 1,
+        "lose_log": 1,
         "members": 3,
     },
 )
@@ -76,6 +93,7 @@ DISKS = replace(
         "crash_all": 1,
         "cut": 3,
         "slow_disk": 8,
+        "hung_disk": 2,
         "full_disk": 2,
         "failing_sync": 2,
         "reset": 2,
@@ -84,4 +102,104 @@ DISKS = replace(
     disk_s=(0.001, 0.05),
 )
 
-PROFILES = {profile.name: profile for profile in (CALM, ROUGH, HELL, DISKS)}
+DAMAGE = replace(
+    CALM,
+    name="damage",
+    seconds=60,
+    faults_a_second=0.1,
+    weights={"damage": 3, "reset": 2, "transfer": 1, "redial": 1},
+)
+
+# Nobody starts anew, so whatever all clocks say, time goes on from where it was.
+CLOCKS = replace(
+    ROUGH,
+    name="clocks",
+    weights={
+        "clock": 6,
+        "all_clocks": 4,
+        "transfer": 3,
+        "reset": 3,
+        "cut": 3,
+        "isolate": 2,
+        "pause": 2,
+        "slow_disk": 1,
+        "read_at_the_deposed": 1,
+    },
+    steady=True,
+)
+
+HANGS = replace(
+    ROUGH,
+    name="hangs",
+    faults_a_second=0.5,
+    weights={"hung_disk": 6, "reset": 6, "isolate": 1, "crash": 1, "transfer": 1},
+)
+
+AIMED = {
+    "cut_after_append": 3,
+    "crash_after_answer": 3,
+    "crash_before_sync": 3,
+    "read_at_the_deposed": 4,
+    "wipe_after_vote": 3,
+    "strangers_vote": 2,
+    "changes_at_once": 3,
+    "hang_the_leader": 2,
+    "fill_a_disk": 2,
+    "wipe_the_elector": 3,
+    "tell_terms_and_no_more": 3,
+    "crash_at_the_end_of_probation": 3,
+    "write_in_two_terms": 2,
+    "leave_two_that_contradict": 2,
+    "snapshot_in_an_election": 2,
+    "lose_what_is_under_way": 3,
+}
+"""tests/simulation/strikes.py, and how often each comes."""
+
+
+def _some(rng: random.Random, weights: dict[str, int], share: float) -> dict[str, int]:
+    """Of all faults a part, so that those that hide each other come apart; never none."""
+    kept = {fault: weight for fault, weight in weights.items() if rng.random() < share}
+    return kept or dict(weights)
+
+
+def mixed(rng: random.Random) -> Profile:
+    """One seed of the default mix: which faults come in it, how often, how fast its disks are, and how much it keeps."""
+    kind = rng.choices(("aimed", "all", "damage", "clocks", "hangs"), (9, 5, 3, 4, 3))[0]
+    if kind == "damage":
+        return replace(DAMAGE, name="mix", seconds=30, faults_a_second=0.2)
+    if kind == "clocks":
+        return replace(CLOCKS, name="mix", seconds=15)
+    if kind == "hangs":
+        return replace(HANGS, name="mix", seconds=15)
+    snapshots = rng.choice(((25, 0, 1500, 250), (60, 8, 4000, 1000)))
+    sizes = dict(zip(("snapshot_entries", "tail_entries", "segment_bytes", "append_bytes"), snapshots, strict=True))
+    if kind == "aimed":
+        return replace(
+            CALM,
+            name="mix",
+            seconds=15,
+            rate=rng.choice((20, 40)),
+            faults_a_second=2.0,
+            weights={**_some(rng, AIMED, 0.5), "reset": 1, "crash": 1},
+            quorum_loss_ms=rng.choice((900, 4000)),
+            unwritten_bytes_max=rng.choice((64 << 20, 3000)),
+            **sizes,
+        )
+    return replace(
+        ROUGH,
+        name="mix",
+        seconds=12,
+        rate=rng.choice((20, 40)),
+        faults_a_second=rng.choice((1.0, 3.0)),
+        weights=_some(rng, {**ROUGH.weights, **AIMED}, 0.6),
+        disk_s=rng.choice(((0.0002, 0.002), (0.001, 0.05))),
+        **sizes,
+    )
+
+
+MIX = replace(ROUGH, name="mix", draw=mixed)
+"""What is run when nothing else is asked for: in CI, for every break and for every mutant."""
+
+SESSIONS = replace(HELL, name="sessions", clients=2, rate=6, sessions=3)
+
+PROFILES = {profile.name: profile for profile in (MIX, CALM, ROUGH, HELL, DISKS, DAMAGE, CLOCKS, HANGS, SESSIONS)}

@@ -11,10 +11,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cluster.errors import ClusterError, NotApplied, Unavailable
-from cluster.membership import ChangeRefused, Membership, Seat
-from cluster.metrics import Metrics
-from cluster.status import Member, Status
+from quorumq.cluster.errors import ClusterError, NotApplied, Unavailable
+from quorumq.cluster.membership import ChangeRefused, Membership, Seat
+from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.status import Member, Status
+
+
+def wall_ms() -> int:
+    """Return the time of this machine in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
 
 
 class LocalEngine:
@@ -27,7 +32,7 @@ class LocalEngine:
     def __init__(self, machine: Any, *, node_id: str = "n1", clock: Callable[[], int] | None = None) -> None:
         self.machine = machine
         self.node_id = node_id
-        self.clock = clock or (lambda: int(time.time() * 1000))
+        self.clock = clock or wall_ms
         self.is_leader = False
         self.applied_index = 0
         self.available = True
@@ -39,6 +44,8 @@ class LocalEngine:
         self._listeners: list[Callable[[bool], None]] = []
         self._failed: asyncio.Future[None] | None = None
         self.metrics = Metrics()
+        self.clock_offset_ms = 0
+        self.silent_s = 0.0
         self.membership = Membership({node_id: Seat("127.0.0.1:7790", True)})
 
     @property
@@ -50,6 +57,9 @@ class LocalEngine:
         if self._failed is None:
             self._failed = asyncio.get_running_loop().create_future()
         return self._failed
+
+    def now_ms(self) -> int:
+        return self.clock()
 
     def submit(self, payload: bytes, deadline: float, done: Callable[[Any, ClusterError | None], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -140,6 +150,7 @@ class LocalEngine:
                     match_index=applied,
                     lag=0,
                     self=node == self.node_id,
+                    clock_offset_ms=self.clock_offset_ms if node == self.node_id else None,
                 )
                 for node, seat in self.membership.seats.items()
             ],

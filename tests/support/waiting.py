@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from node.machine import Machine
+from quorumq.node.machine.machine import Machine
 
 TIMEOUT_S = 20.0
 

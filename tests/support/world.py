@@ -9,13 +9,15 @@ from typing import Any
 
 import msgspec
 
-from node.events import Event
-from node.machine import Entry, Machine
-from node.operation import Operation, Query
-from node.operations.adding import AddJobs, FindJob
-from node.operations.jobs import AckJob, FailJob, PullJobs, PushJobs
-from node.refusals import Refusal
-from node.state import Job, job_spec
+from quorumq.node.machine.events import Event
+from quorumq.node.machine.levels import KNOWN
+from quorumq.node.machine.machine import Machine
+from quorumq.node.machine.operation import Entry, Operation, Query
+from quorumq.node.machine.operations.adding import AddJobs, FindJob
+from quorumq.node.machine.operations.jobs import PushJobs
+from quorumq.node.machine.operations.runs import AckJob, FailJob, PullJobs
+from quorumq.node.machine.refusals import Refusal
+from quorumq.node.machine.state import Job, job_spec
 from tests.support.indexes import check_indexes
 
 START_MS = 1_800_000_000_000
@@ -25,8 +27,9 @@ encode = msgspec.msgpack.Encoder().encode
 class World:
     """One machine, its clock, and what its entries reported."""
 
-    def __init__(self, *, now_ms: int = START_MS) -> None:
+    def __init__(self, *, now_ms: int = START_MS, level: int = KNOWN) -> None:
         self.machine = Machine()
+        self.machine.state.level = level
         self.machine.events_wanted = True
         self.machine.listen(self._on_entry)
         self.now_ms = now_ms

@@ -10,9 +10,10 @@ from typing import cast
 
 from aiohttp import web
 
-from api.http import DATE, Call, Reply
-from cluster import backup
-from cluster.engine import Engine
+from quorumq.api.reply import DATE, Reply
+from quorumq.api.request import Call
+from quorumq.cluster import backup
+from quorumq.cluster.engine import Engine
 
 IMAGE = b"application/octet-stream"
 
@@ -50,7 +51,7 @@ class Stream(Reply):
             return
         async for piece in self._image.pieces():
             transport.write(piece)
-            await request.writer.drain()
+            await self.pace.drain(request)
 
 
 async def handle(call: Call) -> Reply:

@@ -8,13 +8,18 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from api.http import Call, Invalid, Reply, grouped, plain
-from cluster.membership import ChangeRefused
-from cluster.status import Member
-from node.config import NODE_ID, split_address
+from quorumq.api.errors import Invalid
+from quorumq.api.reply import Reply
+from quorumq.api.request import Call
+from quorumq.api.rows import grouped, plain
+from quorumq.cluster.addresses import split_address
+from quorumq.cluster.membership import ChangeRefused
+from quorumq.cluster.status import Member
 
+from ...settings.values import NODE_ID
 from .reading import read
 
+LEVEL_MAX = 1_000_000
 REFUSED = "The change cannot be made now; `error` says why. Nothing was changed."
 ENCODE = msgspec.json.Encoder().encode
 
@@ -23,6 +28,9 @@ class MemberShown(Struct, forbid_unknown_fields=True):
     """One node. voter: whether its vote counts; a learner only copies the log.
 
     match_index: the last log index known to be on it, and lag: entries it misses; known to the leader only.
+    version: of its program, empty for one before 0.2.0, and level: the highest feature level it knows; null while it is not connected.
+    clock_offset_ms: its wall clock less the log's clock, null while it is not known.
+    via: the member through which it is reached, null when it is reached directly or not at all.
     """
 
     id: str
@@ -33,6 +41,10 @@ class MemberShown(Struct, forbid_unknown_fields=True):
     match_index: int | None
     lag: int | None
     self: bool
+    version: str | None
+    level: int | None
+    clock_offset_ms: int | None = None
+    via: str | None = None
 
 
 class Members(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -54,13 +66,45 @@ class TransferBody(Struct):
     to: Annotated[str | None, Meta(description="Who is to lead; left out, the voter that is furthest ahead.")] = None
 
 
+class LevelBody(Struct):
+    """The feature level to reach."""
+
+    level: Annotated[
+        Annotated[int, Meta(ge=0, le=LEVEL_MAX)] | None,
+        Meta(description="Left out, the highest that the asked node knows."),
+    ] = None
+
+
+class LevelShown(Struct, forbid_unknown_fields=True, kw_only=True):
+    """level: the feature level in force.  level_known: the highest that the asked node knows."""
+
+    ok: Literal[True] = True
+    level: int
+    level_known: int
+    members: list[MemberShown]
+
+
 ADD = msgspec.json.Decoder(AddBody)
+RAISE = msgspec.json.Decoder(LevelBody)
 TRANSFER = msgspec.json.Decoder(TransferBody)
 
 
 def shown(members: list[Member]) -> list[MemberShown]:
     return [
-        MemberShown(one.id, one.address, one.role, one.voter, one.connected, one.match_index, one.lag, one.self)
+        MemberShown(
+            one.id,
+            one.address,
+            one.role,
+            one.voter,
+            one.connected,
+            one.match_index,
+            one.lag,
+            one.self,
+            one.version,
+            one.level,
+            one.clock_offset_ms,
+            one.via,
+        )
         for one in members
     ]
 
@@ -113,6 +157,21 @@ def best(call: Call) -> str:
     return max(present, key=lambda one: (one.match_index or 0, one.id)).id
 
 
+async def show_level(call: Call) -> Reply:
+    """Answer from this node alone."""
+    status = call.node.status()
+    return Reply(
+        200,
+        ENCODE(LevelShown(level=status.level, level_known=status.level_known, members=shown(status.members))),
+    )
+
+
+async def raise_level(call: Call) -> Reply:
+    wanted = read(call, RAISE).level if call.body else None
+    await change(call, "level", str(call.node.status().level_known if wanted is None else wanted))
+    return await show_level(call)
+
+
 CHANGES = {409: REFUSED}
 ROUTES = grouped(
     "Administration",
@@ -126,4 +185,8 @@ ROUTES = grouped(
           about="Remove a node, unless those that are left could then not decide anything."),
     plain("POST", "/cluster/transfer", transfer, takes=TransferBody, reply=Members, right="admin", answers=CHANGES,
           about="Hand leadership to another voter."),
+    plain("GET", "/cluster/level", show_level, reply=LevelShown, right="admin",
+          about="The feature level in force, and what each member knows; answers without a leader too."),
+    plain("POST", "/cluster/level", raise_level, takes=LevelBody, reply=LevelShown, right="admin", answers=CHANGES,
+          about="Raise the feature level, once all members know it. It never goes back: older versions can then not serve any more."),
 )  # fmt: skip

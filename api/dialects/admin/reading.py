@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
-from api.http import Call, Invalid
+from quorumq.api.errors import Invalid
+from quorumq.api.request import Call
 
 T = TypeVar("T")
 

@@ -1,4 +1,5 @@
-"""/admin/queues/{queue}/retention: how many finished jobs of a queue are kept, whichever dialect they came by.
+"""/admin/retention: how many finished jobs queues keep, whichever dialect they came by; /admin/queues/{queue}/retention: one of
+them, where it is set for itself.
 
 What a job's own options say about keeping it holds besides; these are the bounds of its queue.
 """
@@ -10,11 +11,14 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from api.http import CONSISTENCY, Call, Invalid, Reply, grouped, plain, success
-from node.node import Once
-from node.operation import Operation
-from node.operations.queues import GetQueueSettings, SetDlqConfig, SetRetention
-from node.state.queue import QueueSettings
+from quorumq.api.errors import Invalid
+from quorumq.api.once import part_of
+from quorumq.api.reply import Reply
+from quorumq.api.request import CONSISTENCY, Call
+from quorumq.api.rows import grouped, plain, success
+from quorumq.node.machine.operation import Operation
+from quorumq.node.machine.operations.retention import FollowRetention, GetRetention, RetentionFound, SetDefaultRetention
+from quorumq.node.machine.operations.settings import SetDlqConfig, SetRetention
 
 from .reading import read
 
@@ -23,18 +27,31 @@ COUNT_MAX = 1_000_000_000
 BYTES_MAX = 1 << 50
 AGE_MS_MAX = 3_155_760_000_000
 ENCODE = msgspec.json.Encoder().encode
+Own = Literal["completed", "completedBytes", "failed", "failedAgeMs"]
+OWN: dict[str, Own] = {
+    "completed": "completed",
+    "completed_bytes": "completedBytes",
+    "failed": "failed",
+    "failed_age_ms": "failedAgeMs",
+}
 
 
-class Retention(Struct, forbid_unknown_fields=True, kw_only=True, rename="camel"):
-    """What is kept. completed, failed: the last so many.  completedBytes: of their data and results.  failedAgeMs: null for
-    as long as there is room."""
+class DefaultRetention(Struct, forbid_unknown_fields=True, kw_only=True, rename="camel"):
+    """What queues keep that have no setting of their own for it. completed, failed: the last so many.  completedBytes: of their
+    data and results.  failedAgeMs: null for as long as there is room."""
 
     ok: Literal[True] = True
-    queue: str
     completed: int
     completed_bytes: int
     failed: int
     failed_age_ms: int | None
+
+
+class Retention(DefaultRetention, forbid_unknown_fields=True, kw_only=True, rename="camel"):
+    """What a queue keeps. own: what was set for it itself; the rest is the default of all queues."""
+
+    queue: str
+    own: list[Own]
 
 
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
@@ -45,16 +62,18 @@ Age = Annotated[int, Meta(ge=1, le=AGE_MS_MAX)]
 class RetentionBody(Struct, forbid_unknown_fields=True, rename="camel"):
     """What is to be kept; what is not given stays as it is."""
 
-    completed: Annotated[Count | UnsetType, Meta(description="The last so many completed jobs; 10,000 by default.")] = (
-        UNSET
-    )
-    completed_bytes: Annotated[
-        Bytes | UnsetType, Meta(description="Bytes of their data and results; 256 MB by default.")
+    completed: Annotated[
+        Count | UnsetType, Meta(description="The last so many completed jobs; 10,000 where nothing is set.")
     ] = UNSET
-    failed: Annotated[Count | UnsetType, Meta(description="The last so many failed jobs; 10,000 by default.")] = UNSET
+    completed_bytes: Annotated[
+        Bytes | UnsetType, Meta(description="Bytes of their data and results; 256 MB where nothing is set.")
+    ] = UNSET
+    failed: Annotated[
+        Count | UnsetType, Meta(description="The last so many failed jobs; 10,000 where nothing is set.")
+    ] = UNSET
     failed_age_ms: Annotated[
         Age | UnsetType | None,
-        Meta(description="Milliseconds that a failed job is kept, null for no bound; 7 days by default."),
+        Meta(description="Milliseconds that a failed job is kept, null for no bound; 7 days where nothing is set."),
     ] = UNSET
 
 
@@ -71,7 +90,7 @@ def queue_of(call: Call) -> str:
 
 async def get(call: Call) -> Reply:
     name = queue_of(call)
-    return success(await call.node.ask(GetQueueSettings(name), lambda found: shown(name, found), stale=call.stale))
+    return success(await call.node.ask(GetRetention(name), lambda found: shown(name, found), stale=call.stale))
 
 
 async def put(call: Call) -> Reply:
@@ -79,9 +98,28 @@ async def put(call: Call) -> Reply:
     once = call.once
     for at, operation in enumerate(changes(name, read(call, BODY))):
         # Two operations at most, each of which a repeat finds done.
-        await call.node.submit(operation, once=once and Once(f"{once.key}:{at}", once.fingerprint))
+        await call.node.submit(operation, once=once and part_of(once, at))
     # What this node has applied is as new as what it was just told of.
-    return success(await call.node.ask(GetQueueSettings(name), lambda found: shown(name, found), stale=True))
+    return success(await call.node.ask(GetRetention(name), lambda found: shown(name, found), stale=True))
+
+
+async def follow(call: Call) -> Reply:
+    """Have a queue keep what all do."""
+    name = queue_of(call)
+    await call.submit(FollowRetention(name), lambda reply: b"")
+    return success(await call.node.ask(GetRetention(name), lambda found: shown(name, found), stale=True))
+
+
+async def get_default(call: Call) -> Reply:
+    return success(await call.node.ask(GetRetention(), default_shown, stale=call.stale))
+
+
+async def put_default(call: Call) -> Reply:
+    body = read(call, BODY)
+    # The operation's word for keeping jobs for good is 0.
+    age_ms = 0 if body.failed_age_ms is None else given(body.failed_age_ms)
+    wanted = SetDefaultRetention(given(body.completed), given(body.completed_bytes), given(body.failed), age_ms)
+    return success(await call.submit(wanted, default_shown))
 
 
 def changes(name: str, body: RetentionBody) -> list[Operation]:
@@ -100,22 +138,43 @@ def given(value: int | UnsetType) -> int | None:
     return None if isinstance(value, UnsetType) else value
 
 
-def shown(name: str, settings: QueueSettings) -> bytes:
+def shown(name: str, found: RetentionFound) -> bytes:
+    kept = found.retention
     return ENCODE(
         Retention(
             queue=name,
-            completed=settings.keep_completed,
-            completed_bytes=settings.keep_completed_bytes,
-            failed=settings.dlq.max_entries,
-            failed_age_ms=settings.dlq.max_age_ms,
+            completed=kept.completed,
+            completed_bytes=kept.completed_bytes,
+            failed=kept.failed,
+            failed_age_ms=kept.failed_age_ms,
+            own=[OWN[name] for name in found.own],
+        )
+    )
+
+
+def default_shown(found: RetentionFound) -> bytes:
+    kept = found.retention
+    return ENCODE(
+        DefaultRetention(
+            completed=kept.completed,
+            completed_bytes=kept.completed_bytes,
+            failed=kept.failed,
+            failed_age_ms=kept.failed_age_ms,
         )
     )
 
 
 ROUTES = grouped(
     "Administration",
-    plain("GET", "/queues/{queue}/retention", get, what=GetQueueSettings, asks=(CONSISTENCY,), reply=Retention,
+    plain("GET", "/retention", get_default, what=GetRetention, asks=(CONSISTENCY,), reply=DefaultRetention, right="admin",
+          about="How many finished jobs queues keep that have no setting of their own for it."),
+    plain("PUT", "/retention", put_default, what=SetDefaultRetention, takes=RetentionBody, reply=DefaultRetention,
+          right="admin", about="Set how many finished jobs queues keep that have no setting of their own for it, new ones too; "
+          "those beyond go at once."),
+    plain("GET", "/queues/{queue}/retention", get, what=GetRetention, asks=(CONSISTENCY,), reply=Retention,
           right="admin", about="How many finished jobs of a queue are kept."),
     plain("PUT", "/queues/{queue}/retention", put, what=SetRetention, takes=RetentionBody, reply=Retention,
-          right="admin", about="Set how many finished jobs of a queue are kept; those beyond go at once."),
+          right="admin", about="Set how many finished jobs of a queue are kept, whatever all others keep; those beyond go at once."),
+    plain("DELETE", "/queues/{queue}/retention", follow, what=FollowRetention, reply=Retention, right="admin",
+          about="Have a queue keep what all do that have no setting of their own."),
 )  # fmt: skip

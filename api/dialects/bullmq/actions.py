@@ -7,46 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from api.http import CONSISTENCY, TEXT, Call, Invalid, Parameter, Reply, Route, Text, View, grouped, plain, success
-from api.values import COUNT_MAX, says
-from node.operation import Operation
-from node.operations.jobs import ChangeDelay, ChangePriority, ClearLogs, PromoteJob, RemoveJob, RetryJob, UpdateJobData
-from node.operations.queues import (
+from quorumq.api.errors import Invalid
+from quorumq.api.reply import TEXT, Reply
+from quorumq.api.request import CONSISTENCY, Call, Parameter, Route, View
+from quorumq.api.rows import Text, grouped, plain, success
+from quorumq.api.scopes import its_descendants
+from quorumq.node.machine.operation import Operation
+from quorumq.node.machine.operations.jobs import (
+    ChangeDelay,
+    ChangePriority,
+    ClearLogs,
+    PromoteJob,
+    RemoveJob,
+    RetryJob,
+    UpdateJobData,
+)
+from quorumq.node.machine.operations.queue_reads import ListQueues, QueueCounts
+from quorumq.node.machine.operations.queues import (
     CleanQueue,
-    ClearConcurrency,
     DrainQueue,
-    GetQueueSettings,
-    ListQueues,
     ObliterateQueue,
     PauseQueue,
     PromoteJobs,
-    QueueCounts,
     ResumeQueue,
     RetryJobs,
-    SetConcurrency,
-    SetWindow,
 )
+from quorumq.node.machine.operations.settings import ClearConcurrency, GetQueueSettings, SetConcurrency, SetWindow
 
 from . import errors, render, replies
-from .bodies import PRIORITY_MAX
+from .adding import PRIORITY_MAX
 from .lookup import job_of
-from .values import (
-    MILLIS_MAX,
-    Body,
-    boolean,
-    can_be_named,
-    integer,
-    opaque_field,
-    parse_int,
-    queue_of,
-    read,
-    shown,
-)
+from .values import MILLIS_MAX, Body, any_json, can_be_named, flag, number, one_of, parse_int, queue_of, read
 
 # Jobs removed by one request, at most.
 CLEAN_MAX = 10_000
@@ -68,21 +64,20 @@ GROUP = "BullMQ: queue's actions"
 class DrainBody(Body):
     """What to drain."""
 
-    delayed: Annotated[bool | None, says("Delayed jobs, too.", default=False)] = None
+    delayed: Annotated[bool | None, flag("Delayed jobs, too.", default=False)] = None
 
 
 class CleanBody(Body):
     """Which jobs to remove."""
 
-    grace: Annotated[int | None, says("Milliseconds a job must be old.", default=0, low=0, high=MILLIS_MAX)] = None
-    limit: Annotated[
-        int | None, says("Jobs, at most; 0 and what is more count as 10,000.", default=0, low=0, high=COUNT_MAX)
-    ] = None
+    CHECKED: ClassVar = ("type", "limit")
+
+    grace: Annotated[int | None, number("Milliseconds a job must be old.", 0, MILLIS_MAX, default=0)] = None
+    limit: Annotated[int | None, number("Jobs, at most; 0 and what is more count as 10,000.", default=0)] = None
     type: Annotated[
         str | None,
-        says(
-            "completed, failed, wait, paused, active (only without a lock), delayed or prioritized.",
-            default="completed",
+        one_of(
+            "completed, failed, wait, paused, active (only without a lock), delayed or prioritized.", tuple(CLEANED)
         ),
     ] = None
 
@@ -90,64 +85,62 @@ class CleanBody(Body):
 class ObliterateBody(Body):
     """Whether active jobs may be destroyed."""
 
-    force: Annotated[bool | None, says("Active jobs, too.", default=False)] = None
+    force: Annotated[bool | None, flag("Active jobs, too.", default=False)] = None
 
 
 class RetryManyBody(Body):
     """Which finished jobs are to run again."""
 
-    state: Annotated[str | None, says("failed or completed.", default="failed")] = None
-    count: Annotated[int | None, says("Jobs, at most; left out, all.", low=0, high=COUNT_MAX)] = None
-    timestamp: Annotated[int | None, says("Only those that ended until then; milliseconds.", low=0)] = None
+    state: Annotated[str | None, one_of("failed or completed.", FINISHED)] = None
+    count: Annotated[int | None, number("Jobs, at most; left out, all.")] = None
+    timestamp: Annotated[int | None, number("Only those that ended until then; milliseconds.", in_schema=False)] = None
 
 
 class PromoteManyBody(Body):
     """How many delayed jobs are to wait no longer."""
 
-    count: Annotated[int | None, says("Jobs, at most; left out, all.", low=0, high=COUNT_MAX)] = None
+    count: Annotated[int | None, number("Jobs, at most; left out, all.")] = None
 
 
 class GlobalRateBody(Body):
     """How many jobs of a queue may start in a time, whoever takes them."""
 
-    max: Annotated[int | None, says("Jobs.", required=True, low=1, high=COUNT_MAX)] = None
-    duration: Annotated[
-        int | None, says("Milliseconds from the first of them.", required=True, low=1, high=MILLIS_MAX)
-    ] = None
+    max: Annotated[int | None, number("Jobs.", 1, required=True)] = None
+    duration: Annotated[int | None, number("Milliseconds from the first of them.", 1, MILLIS_MAX, required=True)] = None
 
 
 class GlobalConcurrencyBody(Body):
     """How many jobs of a queue may be active at once, whoever works on them."""
 
-    concurrency: Annotated[int | None, says("Jobs.", required=True, low=1, high=COUNT_MAX)] = None
+    concurrency: Annotated[int | None, number("Jobs.", 1, required=True)] = None
 
 
 class RetryBody(Body):
     """What a job must have come to, to run again."""
 
-    state: Annotated[str | None, says("failed or completed.", default="failed")] = None
-    reset_attempts_made: Annotated[bool | None, says("Its attempts count from zero.", default=False)] = None
+    state: Annotated[str | None, one_of("failed or completed.", FINISHED)] = None
+    reset_attempts_made: Annotated[bool | None, flag("Its attempts count from zero.", default=False)] = None
 
 
 class NewPriorityBody(Body):
     """New priority of a job."""
 
-    priority: Annotated[int | None, says("Lower goes first; 0 for none.", required=True, low=0, high=PRIORITY_MAX)] = (
-        None
-    )
-    lifo: Annotated[bool | None, says("First among those of its new priority, else last.", default=False)] = None
+    priority: Annotated[int | None, number("Lower goes first; 0 for none.", 0, PRIORITY_MAX, required=True)] = None
+    lifo: Annotated[bool | None, flag("First among those of its new priority, else last.", default=False)] = None
 
 
 class NewDelayBody(Body):
     """How long a delayed job is to wait from now."""
 
-    delay: Annotated[int | None, says("Milliseconds.", required=True, low=0, high=MILLIS_MAX)] = None
+    delay: Annotated[int | None, number("Milliseconds.", 0, MILLIS_MAX, required=True)] = None
 
 
 class NewDataBody(Body):
     """New data of a job."""
 
-    data: Annotated[Raw | UnsetType, says("Any JSON, up to 10 MB; takes the place of all data.", required=True)] = UNSET
+    data: Annotated[Raw | UnsetType, any_json("Any JSON, up to 10 MB; takes the place of all data.", required=True)] = (
+        UNSET
+    )
 
 
 DRAIN = msgspec.json.Decoder(DrainBody)
@@ -169,60 +162,32 @@ def done(text: bytes) -> Reply:
     return Reply(200, text, TEXT)
 
 
-def optional(name: str, value: Any, high: int = COUNT_MAX) -> int | None:
-    return None if value is None else integer(name, value, 0, high)
-
-
-def required(name: str, value: Any, high: int, low: int = 0) -> int:
-    if value is None:
-        raise Invalid(f"{name} is required")
-    return integer(name, value, low, high)
-
-
-def flag(name: str, value: Any) -> bool:
-    return value is not None and boolean(name, value)
-
-
-def one_of(name: str, value: Any, allowed: tuple[Word, ...]) -> Word:
-    """Return one of the words that a field may hold; the first is the default. Raises Invalid."""
-    if value is None:
-        return allowed[0]
-    if value not in allowed:
-        raise Invalid(f"Invalid {name} {shown(value)}")
-    return allowed[allowed.index(value)]
-
-
 # -- Queues ------------------------------------------------------------------------------------------------------------
 
 
 def drain(call: Call) -> DrainQueue:
-    return DrainQueue(queue_of(call), delayed=flag("delayed", read(DRAIN, call.body).delayed))
+    delayed = bool(read(DRAIN, call.body).delayed)
+    return DrainQueue(queue_of(call), delayed=delayed, spare_repeating=call.level >= 1)
 
 
 def clean(call: Call) -> CleanQueue:
     queue, body = queue_of(call), read(CLEAN, call.body)
-    kind = CLEANED[one_of("type", body.type, tuple(CLEANED))]
-    limit = optional("limit", body.limit) or CLEAN_MAX
-    grace = optional("grace", body.grace, MILLIS_MAX) or 0
-    return CleanQueue(queue, grace, kind, min(limit, CLEAN_MAX))
+    kind = CLEANED[body.type or next(iter(CLEANED))]
+    limit = min(body.limit or CLEAN_MAX, CLEAN_MAX)
+    return CleanQueue(queue, body.grace or 0, kind, limit, spare_repeating=call.level >= 1)
 
 
 def obliterate(call: Call) -> ObliterateQueue:
-    return ObliterateQueue(queue_of(call), only_idle=not flag("force", read(OBLITERATE, call.body).force))
+    return ObliterateQueue(queue_of(call), only_idle=not read(OBLITERATE, call.body).force)
 
 
 def retry_many(call: Call) -> RetryJobs:
     queue, body = queue_of(call), read(RETRY_MANY, call.body)
-    return RetryJobs(
-        queue,
-        one_of("state", body.state, FINISHED),
-        optional("count", body.count),
-        optional("timestamp", body.timestamp),
-    )
+    return RetryJobs(queue, body.state or FINISHED[0], body.count, body.timestamp)
 
 
 def promote_many(call: Call) -> PromoteJobs:
-    return PromoteJobs(queue_of(call), optional("count", read(PROMOTE_MANY, call.body).count))
+    return PromoteJobs(queue_of(call), read(PROMOTE_MANY, call.body).count)
 
 
 async def clean_queue(call: Call) -> Reply:
@@ -233,8 +198,7 @@ async def clean_queue(call: Call) -> Reply:
 
 def set_global_rate(call: Call) -> SetWindow:
     queue, body = queue_of(call), read(GLOBAL_RATE, call.body)
-    most = required("max", body.max, COUNT_MAX, 1)
-    return SetWindow(queue, most, required("duration", body.duration, MILLIS_MAX, 1))
+    return SetWindow(queue, body.max, body.duration)
 
 
 def clear_global_rate(call: Call) -> SetWindow:
@@ -242,8 +206,7 @@ def clear_global_rate(call: Call) -> SetWindow:
 
 
 def set_global_concurrency(call: Call) -> SetConcurrency:
-    queue, body = queue_of(call), read(GLOBAL_CONCURRENCY, call.body)
-    return SetConcurrency(queue, required("concurrency", body.concurrency, COUNT_MAX, 1))
+    return SetConcurrency(queue_of(call), read(GLOBAL_CONCURRENCY, call.body).concurrency)
 
 
 def clear_global_concurrency(call: Call) -> ClearConcurrency:
@@ -276,9 +239,7 @@ async def list_queues(call: Call) -> Reply:
 
 async def retry(call: Call) -> Operation:
     body = read(RETRY, call.body)
-    state = one_of("state", body.state, FINISHED)
-    reset = flag("resetAttemptsMade", body.reset_attempts_made)
-    return RetryJob(await job_of(call), state, reset)
+    return RetryJob(await job_of(call), body.state or FINISHED[0], bool(body.reset_attempts_made))
 
 
 async def promote(call: Call) -> Operation:
@@ -287,30 +248,29 @@ async def promote(call: Call) -> Operation:
 
 async def change_priority(call: Call) -> Operation:
     body = read(PRIORITY, call.body)
-    priority = required("priority", body.priority, PRIORITY_MAX)
-    first = flag("lifo", body.lifo)
-    return ChangePriority(await job_of(call), -priority, lifo=first)
+    return ChangePriority(await job_of(call), -body.priority, lifo=bool(body.lifo))
 
 
 async def change_delay(call: Call) -> Operation:
-    delay = required("delay", read(DELAY, call.body).delay, MILLIS_MAX)
+    delay = read(DELAY, call.body).delay
     return ChangeDelay(await job_of(call), delay, only_delayed=True)
 
 
 async def update_data(call: Call) -> Operation:
-    data = opaque_field("data", read(DATA, call.body).data)
+    data = read(DATA, call.body).data
     return UpdateJobData(await job_of(call), data)
 
 
 async def remove(call: Call) -> Operation:
-    return RemoveJob(await job_of(call))
+    operation = RemoveJob(await job_of(call), children=call.level >= 1)
+    return operation if call.grant.every_queue else await its_descendants(call, operation)
 
 
 async def clear_logs(call: Call) -> Operation:
     keep = parse_int(call.query.get("keepLogs"), 0)
     if keep is None or keep < 0:
         raise Invalid("Invalid keepLogs")
-    return ClearLogs(await job_of(call), keep)
+    return ClearLogs(await job_of(call), keep, known=call.level >= 1)
 
 
 # -- The tables --------------------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from typing import Any
 
 import msgspec
 
-from api.http import Answer, Wording
-from node.refusals import (
+from quorumq.api.request import Answer, Wording
+from quorumq.node.machine.refusals import (
+    ChildrenFailed,
+    ChildrenPending,
     IdempotencyKeyReused,
     InternalError,
     JobInWrongState,
@@ -19,22 +21,26 @@ from node.refusals import (
     JobNotActive,
     JobNotFound,
     JobNotLocked,
+    KeyForgotten,
     LockLost,
     LockRequired,
     OperationNotKnown,
+    ParentNotFound,
+    ParentNotReplaceable,
     QueueBusy,
     Refusal,
     ReplyForgotten,
 )
 
 NO_JOB: Answer = (404, "Job not found")
-CONFLICT = "The job's state or lock does not allow this now, or the request was done before and its reply was too large to keep."
+CONFLICT = "The job's state or lock does not allow this now, or the request was done before and its reply is not kept."
 CONFLICTS = {409: CONFLICT}
 
 TEXTS: dict[type[Refusal], Answer] = {
     JobNotFound: NO_JOB,
     IdempotencyKeyReused: (422, "Idempotency-Key was used for a different request"),
     ReplyForgotten: (409, "This request was done before; its reply was too large to be kept"),
+    KeyForgotten: (409, "This request was done before; its reply is not kept any more"),
     OperationNotKnown: (500, "Internal server error"),
     InternalError: (500, "Internal server error"),
     QueueBusy: (409, "Cannot obliterate queue with active jobs"),
@@ -67,6 +73,8 @@ def of_lock(command: str) -> Wording:
         LockRequired: partial(_mismatch, command),
         LockLost: partial(_mismatch, command),
         JobInWrongState: partial(_wrong_state, command, "active"),
+        ChildrenPending: partial(_pending, command),
+        ChildrenFailed: partial(_failed_child, command),
     }
 
 
@@ -106,6 +114,23 @@ def _not_finished(refusal: JobInWrongState) -> Answer:
     return 409, f"Job {shown_id(refusal)} is not in the {refusal.needed} state. reprocessJob"
 
 
+def _no_parent(refusal: ParentNotFound) -> Answer:
+    return 404, f"Missing key for parent job {refusal.parent_id}. addJob"
+
+
+def _not_replaced(refusal: ParentNotReplaceable) -> Answer:
+    return 409, f"The parent job {refusal.parent_id} cannot be replaced. addJob"
+
+
+def _pending(command: str, refusal: ChildrenPending) -> Answer:
+    return 409, f"Job {shown_id(refusal)} has pending dependencies. {command}"
+
+
+def _failed_child(command: str, refusal: ChildrenFailed) -> Answer:
+    return 409, f"Cannot complete job {shown_id(refusal)} because it has at least one failed child. {command}"
+
+
+ADDING_FLOWS: Wording = {ParentNotFound: _no_parent, ParentNotReplaceable: _not_replaced}
 UNAUTHORIZED: Answer = (401, "Unauthorized")
 # Whoever does not hold the job is not told why: as the recorded server, which asks for nothing but the lock's token.
 HOLDING: Wording = dict.fromkeys((JobNotFound, JobNotActive, JobNotLocked, LockRequired, LockLost), UNAUTHORIZED)

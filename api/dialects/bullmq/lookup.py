@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hmac
 
-from api.auth import BEARER
-from api.http import Call, Invalid
-from node.operations.adding import FindJob
-from node.refusals import JobNotFound
-from node.state import scoped_id
-from node.state.job import ACTIVE, Job
+from quorumq.api.auth import BEARER
+from quorumq.api.errors import Invalid
+from quorumq.api.request import Call
+from quorumq.node.machine.operations.adding import FindJob
+from quorumq.node.machine.refusals import JobNotFound
+from quorumq.node.machine.state import scoped_id
+from quorumq.node.machine.state.job import ACTIVE, Job
 
 from .values import queue_of
 

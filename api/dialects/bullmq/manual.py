@@ -8,31 +8,28 @@ same answer, as the loop of the document does.
 from __future__ import annotations
 
 import random
-import time
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from api import surrogates
-from api.http import CONSISTENCY, TEXT, Call, Handler, Invalid, Reply, Route, Text, grouped, plain, success
-from api.values import KEY_CHARS_MAX, says
-from node.operation import Operation
-from node.operations.jobs import (
-    AckJob,
-    ExtendLock,
-    FailJob,
-    FinishAndPull,
-    MoveToDelayed,
-    MoveToWait,
-    PullJobs,
-)
-from node.operations.queues import CheckStalled, GetHold, HoldQueue
+from quorumq.api import surrogates
+from quorumq.api.errors import Invalid
+from quorumq.api.reply import TEXT, Reply
+from quorumq.api.request import CONSISTENCY, Call, Handler, Route
+from quorumq.api.rows import Text, grouped, plain, success
+from quorumq.api.rules import says
+from quorumq.api.values import KEY_CHARS_MAX, NOTE_CHARS_MAX
+from quorumq.node.machine.operation import Operation
+from quorumq.node.machine.operations.jobs import MoveToDelayed, MoveToWait
+from quorumq.node.machine.operations.queues import CheckStalled
+from quorumq.node.machine.operations.runs import AckJob, ExtendLock, FailJob, FinishAndPull, PullJobs
+from quorumq.node.machine.operations.settings import GetHold, HoldQueue
 
 from . import errors, render, replies
 from .lookup import job_of, prefix_of
-from .values import DAY_MS, MILLIS_MAX, Body, boolean, integer, note, opaque_field, queue_of, read, shown
+from .values import DAY_MS, MILLIS_MAX, Body, any_json, flag, note, number, queue_of, read, shown
 
 LOCK_MS = 30_000
 WAIT_MS_MAX = 60_000
@@ -40,26 +37,55 @@ UNRECOVERABLE = "UnrecoverableError"
 # How much of its backoff's jitter a job is spared; nothing secret.
 _random = random.Random()
 
+
+def as_token(name: str, value: Any) -> str:
+    """Return the token that holds, or is to hold, a lock. Raises Invalid."""
+    if not isinstance(value, str) or not 0 < len(value) <= KEY_CHARS_MAX:
+        raise Invalid(f"Invalid token {shown(value)}, must be a string of 1 to {KEY_CHARS_MAX} characters")
+    return value
+
+
 Token = Annotated[
-    str | None, says("Holds the lock: any text of your own, best a new one for each job.", max_chars=KEY_CHARS_MAX)
-]
-LockDuration = Annotated[int | None, says("Milliseconds the lock lasts.", default=LOCK_MS, low=1, high=DAY_MS)]
-FetchNext = Annotated[bool | None, says("Take the next job, too, under the same token.", default=False)]
+    str | None,
+    says("Holds the lock: any text of your own, best a new one for each job.", reads=as_token, required=True,
+         max_chars=KEY_CHARS_MAX),
+]  # fmt: skip
+LockDuration = Annotated[int | None, number("Milliseconds the lock lasts.", 1, DAY_MS, default=LOCK_MS)]
+FetchNext = Annotated[bool | None, flag("Take the next job, too, under the same token.", default=False)]
+
+
+def as_error(name: str, value: Any) -> Any:
+    """Return the reason, or of an Error what is looked at, each cut to its bound."""
+    if isinstance(value, dict):
+        return {
+            word: value[word] if value[word] is None else note(value[word])
+            for word in ("name", "message", "stack")
+            if word in value
+        }
+    return note(value)
+
+
+def as_note(name: str, value: Any) -> str | None:
+    return note(value)
 
 
 class NextBody(Body):
     """Who takes the next job, and whether to wait for one."""
 
-    token: Annotated[Token, says(required=True)] = None
+    CHECKED: ClassVar = ("token", "timeout")
+
+    token: Token = None
     lock_duration: LockDuration = None
-    timeout: Annotated[int | None, says("Milliseconds to wait for a job.", default=0, low=0, high=WAIT_MS_MAX)] = None
+    timeout: Annotated[int | None, number("Milliseconds to wait for a job.", 0, WAIT_MS_MAX, default=0)] = None
 
 
 class CompletedBody(Body):
     """How a job completed."""
 
-    return_value: Annotated[Raw | UnsetType, says("Any JSON, up to 10 MB; left out, null.")] = UNSET
-    token: Annotated[Token, says(required=True)] = None
+    CHECKED: ClassVar = ("token", "return_value", "lock_duration")
+
+    return_value: Annotated[Raw | UnsetType, any_json("Any JSON, up to 10 MB; left out, null.")] = UNSET
+    token: Token = None
     fetch_next: FetchNext = None
     lock_duration: LockDuration = None
 
@@ -67,43 +93,51 @@ class CompletedBody(Body):
 class FailedBody(Body):
     """How a job failed."""
 
+    CHECKED: ClassVar = ("token", "error", "unrecoverable", "stack", "lock_duration")
+
     error: Annotated[
         str | dict[str, Any] | None,
-        says("The reason; or an Error as an object with `message`, `name`, `stack`.", required=True),
-    ] = None
-    token: Annotated[Token, says(required=True)] = None
+        says("The reason; or an Error as an object with `message`, `name`, `stack`.", reads=as_error, bound=NOTE_CHARS_MAX,
+             required=True),
+    ] = None  # fmt: skip
+    token: Token = None
     fetch_next: FetchNext = None
     lock_duration: LockDuration = None
-    unrecoverable: Annotated[bool | None, says("No further run, whatever the attempts left.", default=False)] = None
-    stack: Annotated[str | None, says("What the stacktrace shows of this run; left out, the reason.")] = None
+    unrecoverable: Annotated[bool | None, flag("No further run, whatever the attempts left.", default=False)] = None
+    stack: Annotated[
+        str | None,
+        says("What the stacktrace shows of this run; left out, the reason.", reads=as_note, bound=NOTE_CHARS_MAX),
+    ] = None
 
 
 class HeldBody(Body):
     """Who holds the job."""
 
-    token: Annotated[Token, says(required=True)] = None
+    token: Token = None
 
 
 class DelayedBody(Body):
     """When the job is to run again."""
 
-    timestamp: Annotated[int | None, says("Milliseconds since the epoch.", required=True, low=0)] = None
-    token: Annotated[Token, says(required=True)] = None
+    CHECKED: ClassVar = ("token",)
+
+    timestamp: Annotated[
+        int | None, number("Milliseconds since the epoch.", 0, 2 * MILLIS_MAX, in_schema=False, required=True)
+    ] = None
+    token: Token = None
 
 
 class ExtendBody(Body):
     """How long a lock is to last from now."""
 
-    token: Annotated[Token, says(required=True)] = None
-    duration: Annotated[
-        int | None, says("Milliseconds; left out, as long as it was given for.", low=1, high=DAY_MS)
-    ] = None
+    token: Token = None
+    duration: Annotated[int | None, number("Milliseconds; left out, as long as it was given for.", 1, DAY_MS)] = None
 
 
 class HoldBody(Body):
     """How long a queue is to give out no jobs."""
 
-    duration: Annotated[int | None, says("Milliseconds.", required=True, low=0, high=MILLIS_MAX)] = None
+    duration: Annotated[int | None, number("Milliseconds.", 0, MILLIS_MAX, required=True)] = None
 
 
 NEXT = msgspec.json.Decoder(NextBody)
@@ -115,44 +149,23 @@ EXTEND = msgspec.json.Decoder(ExtendBody)
 HOLD = msgspec.json.Decoder(HoldBody)
 
 
-def token_of(value: Any) -> str:
-    """Return the token that holds, or is to hold, a lock. Raises Invalid."""
-    if value is None:
-        raise Invalid("token is required")
-    if not isinstance(value, str) or not 0 < len(value) <= KEY_CHARS_MAX:
-        raise Invalid(f"Invalid token {shown(value)}, must be a string of 1 to {KEY_CHARS_MAX} characters")
-    return value
-
-
-def required(name: str, value: Any, low: int, high: int) -> int:
-    if value is None:
-        raise Invalid(f"{name} is required")
-    return integer(name, value, low, high)
-
-
-def pulling(queue: str, token: str, lock_duration: Any) -> PullJobs:
-    """Make what takes one job under a token. Raises Invalid."""
-    lock_ms = LOCK_MS if lock_duration is None else integer("lockDuration", lock_duration, 1, DAY_MS)
-    return PullJobs(queue, lock_ms=lock_ms, token=token)
+def pulling(queue: str, body: Any) -> PullJobs:
+    """Make what takes one job under a body's token."""
+    return PullJobs(queue, lock_ms=LOCK_MS if body.lock_duration is None else body.lock_duration, token=body.token)
 
 
 async def take_next(call: Call) -> Reply:
     """Take the next job of a queue under a lock, waiting for one if asked to; null when there is none."""
-    queue = queue_of(call)
-    body = read(NEXT, call.body)
-    token = token_of(body.token)
-    wait_ms = 0 if body.timeout is None else integer("timeout", body.timeout, 0, WAIT_MS_MAX)
-    operation = pulling(queue, token, body.lock_duration)
+    queue, body = queue_of(call), read(NEXT, call.body)
     view = partial(render.pulled, prefix_of(call))
-    return success(await call.pull(operation, view, wait_ms))
+    return success(await call.pull(pulling(queue, body), view, body.timeout or 0))
 
 
-async def finish(call: Call, body: CompletedBody | FailedBody, what: AckJob | FailJob) -> Reply:
+async def finish(call: Call, body: Any, what: AckJob | FailJob) -> Reply:
     """End a run, and take the next job if asked to."""
     prefix = prefix_of(call)
-    assert what.token is not None
-    pull = pulling(queue_of(call), what.token, body.lock_duration)
-    if body.fetch_next is None or not boolean("fetchNext", body.fetch_next):
+    pull = pulling(queue_of(call), body)
+    if not body.fetch_next:
         return success(await call.submit(what, lambda reply: render.moved(prefix, reply.job)))
     both = FinishAndPull(what, pull)
     return success(await call.submit(both, partial(render.finished, prefix)))
@@ -161,50 +174,44 @@ async def finish(call: Call, body: CompletedBody | FailedBody, what: AckJob | Fa
 async def move_to_completed(call: Call) -> Reply:
     """Mark an active job completed, with what it returned."""
     body = read(COMPLETED, call.body)
-    token = token_of(body.token)
-    value = None if body.return_value is UNSET else opaque_field("returnValue", body.return_value)
-    return await finish(call, body, AckJob(await job_of(call), token, value))
+    value = None if body.return_value is UNSET else body.return_value
+    return await finish(call, body, AckJob(await job_of(call), body.token, value, must_hold=call.level >= 1))
 
 
 async def move_to_failed(call: Call) -> Reply:
     """Mark a run of an active job failed: it is tried again after its backoff while it has attempts left."""
     body = read(FAILED, surrogates.replaced(call.body))
-    token = token_of(body.token)
     error, stack, final = body.error, body.stack, body.unrecoverable
-    if error is None:
-        raise Invalid("error is required")
-    if final is not None:
-        boolean("unrecoverable", final)
     if isinstance(error, dict):
         final = final or error.get("name") == UNRECOVERABLE
         stack = error.get("stack") if stack is None else stack
         error = error.get("message", "")
     what = FailJob(
         await job_of(call),
-        token,
-        note(error),
+        body.token,
+        error,
         bool(final),
         _random.random(),
-        stack=note(stack),
+        stack=stack,
+        must_hold=call.level >= 1,
     )
     return await finish(call, body, what)
 
 
 async def move_to_wait(call: Call) -> Reply:
     """Put an active job back in front of all that wait with its priority; its run counts for nothing."""
-    token = token_of(read(HELD, call.body).token)
+    token = read(HELD, call.body).token
     answered = await moved(call, MoveToWait(await job_of(call), token))
     # As BullMQ: how long it is not worth asking for the next job. The state is that of the move, or later.
     until_ms = await call.node.ask(GetHold(queue_of(call)), stale=True)
-    return success(answered[:-1] + b',"ttl":%d}' % left(until_ms))
+    return success(answered[:-1] + b',"ttl":%d}' % left(call, until_ms))
 
 
 async def move_to_delayed(call: Call) -> Reply:
     """Let an active job wait until a time; its run counts for nothing."""
     body = read(DELAYED, call.body)
-    token = token_of(body.token)
-    until_ms = required("timestamp", body.timestamp, 0, 2 * MILLIS_MAX)
-    return success(await moved(call, MoveToDelayed(await job_of(call), 0, token, until_ms, only_active=True)))
+    what = MoveToDelayed(await job_of(call), 0, body.token, body.timestamp, only_active=True)
+    return success(await moved(call, what))
 
 
 async def moved(call: Call, what: MoveToWait | MoveToDelayed) -> bytes:
@@ -215,28 +222,26 @@ async def moved(call: Call, what: MoveToWait | MoveToDelayed) -> bytes:
 async def extend_lock(call: Call) -> Reply:
     """Let the lock of an active job last for a while from now."""
     body = read(EXTEND, call.body)
-    token = token_of(body.token)
-    lasting = None if body.duration is None else integer("duration", body.duration, 1, DAY_MS)
-    what = ExtendLock(await job_of(call), token, lasting)
+    what = ExtendLock(await job_of(call), body.token, body.duration)
     return success(await call.submit(what, render.renewed))
 
 
 async def rate_limit(call: Call) -> Reply:
     """Give out no jobs of a queue for a while, whoever asks; 0 ends it."""
     queue = queue_of(call)
-    duration = required("duration", read(HOLD, call.body).duration, 0, MILLIS_MAX)
+    duration = read(HOLD, call.body).duration
     return Reply(200, await call.submit(HoldQueue(queue, duration), render.ok), TEXT)
 
 
-def left(until_ms: int) -> int:
+def left(call: Call, until_ms: int) -> int:
     """Return how many milliseconds are left until a time."""
-    return max(until_ms - time.time_ns() // 1_000_000, 0)
+    return max(until_ms - call.node.now_ms(), 0)
 
 
 async def show_rate_limit(call: Call) -> Reply:
     """Say for how long a queue gives out no jobs."""
     query = GetHold(queue_of(call))
-    return success(await call.node.ask(query, lambda until_ms: b'{"ttl":%d}' % left(until_ms), stale=call.stale))
+    return success(await call.node.ask(query, lambda until_ms: b'{"ttl":%d}' % left(call, until_ms), stale=call.stale))
 
 
 async def remove_rate_limit(call: Call) -> Reply:

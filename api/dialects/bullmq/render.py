@@ -7,20 +7,16 @@ per options object, which the state shares between jobs. prefix: QUEUE_PREFIX, w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
-from msgspec import UnsetType
 
-from node.operations.adding import Added
-from node.operations.jobs import Changed, Counted, Finished, Pulled
-from node.operations.queues import Checked, Cleaned, Counts
-from node.operations.repeatables import AddedRepeating
-from node.state import QueueSettings, own_id, scoped_id
-from node.state.job import COMPLETED, FAILED, WAITING, Backoff, Job, LogLine, Options
-
-if TYPE_CHECKING:
-    from .bodies import Adding, AddItem, Wanted
+from quorumq.node.machine.operations.jobs import Changed, Counted
+from quorumq.node.machine.operations.queue_reads import Counts
+from quorumq.node.machine.operations.queues import Checked, Cleaned
+from quorumq.node.machine.operations.runs import Finished, Pulled
+from quorumq.node.machine.state import QueueSettings, own_id, scoped_id
+from quorumq.node.machine.state.job import COMPLETED, FAILED, WAITING, Backoff, Job, LogLine, Options, unscoped
 
 ENCODE = msgspec.json.Encoder().encode
 OK = b"OK"
@@ -86,8 +82,8 @@ def job_pieces(job: Job, prefix: str, token: str | None = None) -> tuple[bytes, 
     name, shown = options_text(opts)
     own = own_id(job)
     own_text = ENCODE(own)
-    if job.custom:
-        shown += b',"jobId":%b' % own_text
+    if job.custom_id is not None:
+        shown += b',"jobId":%b' % ENCODE(unscoped(job.queue, job.custom_id))
     more = b""
     if job.unique_key is not None:
         key = ENCODE(job.unique_key)
@@ -103,6 +99,14 @@ def job_pieces(job: Job, prefix: str, token: str | None = None) -> tuple[bytes, 
         more += b',"failedReason":%b' % ENCODE(reason)
     if own.startswith("repeat:") and not job.custom:
         more += b',"repeatJobKey":%b' % ENCODE(own.removeprefix("repeat:").rpartition(":")[0])
+    links = job.flow
+    if links is not None and links.parent is not None:
+        above, queue = unscoped(links.parent_queue, links.parent), f"{prefix}:{links.parent_queue}"
+        more += b',"parent":{"id":%b,"queueKey":%b},"parentKey":%b' % (
+            ENCODE(above),
+            ENCODE(queue),
+            ENCODE(f"{queue}:{above}"),
+        )
     if token is not None:
         more += b',"token":%b' % ENCODE(token)
     return (
@@ -160,49 +164,6 @@ def stacktrace_text(job: Job) -> bytes:
 def taken_text(job: Job, prefix: str) -> bytes:
     """Render a job for the worker that has just taken it."""
     return job_text(job, prefix, job.token)
-
-
-# -- Adding ------------------------------------------------------------------------------------------------------------
-
-
-def added(adding: Adding, prefix: str, reply: Added | AddedRepeating) -> bytes:
-    """Render the jobs of an add as they were sent, each under the id that it has, or that of the job that stands for it."""
-    qualified = ENCODE(f"{prefix}:{adding.queue}")
-    plain = reply.added if isinstance(reply, AddedRepeating) else reply
-    ids = iter(plain.ids)
-    dues = iter(reply.next_due_ms if isinstance(reply, AddedRepeating) else ())
-    return b"[%b]" % b",".join(
-        added_text(item, one, next(ids), one.delay, plain.at_ms, qualified)
-        if one.repeat is None
-        else repeating_text(item, one, next(dues), plain.at_ms, qualified)
-        for item, one in zip(adding.items, adding.wanted, strict=True)
-    )
-
-
-def repeating_text(item: AddItem, one: Wanted, due_ms: int, at_ms: int, qualified: bytes) -> bytes:
-    """Render the first job of a repetition, as it will be."""
-    assert one.repeat is not None
-    job_id = f"repeat:{one.repeat.key}:{due_ms}"
-    return added_text(item, one, job_id, max(due_ms - at_ms, 0), at_ms, qualified)
-
-
-def added_text(item: AddItem, one: Wanted, job_id: str, delay: float | None, at_ms: int, qualified: bytes) -> bytes:
-    assert not isinstance(item.data, UnsetType)
-    return (
-        b'{"name":%b,"data":%b,"opts":%b,"id":%b,"progress":0,"returnvalue":null,"stacktrace":null%b,"priority":%d,'
-        b'"attemptsStarted":0,"attemptsMade":0,"stalledCounter":0,"timestamp":%d%b,"queueQualifiedName":%b}'
-        % (
-            ENCODE(item.name),
-            item.data,
-            one.shown,
-            ENCODE(job_id),
-            b"" if delay is None else b',"delay":%d' % delay,
-            one.priority,
-            at_ms,
-            b"" if one.dedup_id is None else b',"deduplicationId":%b' % ENCODE(one.dedup_id),
-            qualified,
-        )
-    )
 
 
 # -- Reading -----------------------------------------------------------------------------------------------------------

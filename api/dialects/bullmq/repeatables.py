@@ -6,7 +6,6 @@ id `repeat:KEY:MILLISECONDS`.
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
@@ -14,13 +13,16 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from api.http import CONSISTENCY, TEXT, Call, Invalid, Reply, Route, Text, Wording, grouped, plain, success
-from node import crontime
-from node.operations.repeatables import GetRepeating, ListRepeating, Repetition, name_of
-from node.operations.schedules import DeleteCron
-from node.refusals import CronNotFound
-from node.state import JobSpec
-from node.state.schedule import Cron
+from quorumq.api.errors import Invalid
+from quorumq.api.reply import TEXT, Reply
+from quorumq.api.request import CONSISTENCY, Call, Route, Wording
+from quorumq.api.rows import Text, grouped, plain, success
+from quorumq.node.leader import crontime
+from quorumq.node.machine.operations.repeatables import GetRepeating, ListRepeating, Repetition, name_of
+from quorumq.node.machine.operations.schedules import DeleteCron
+from quorumq.node.machine.refusals import CronNotFound
+from quorumq.node.machine.state import JobSpec
+from quorumq.node.machine.state.schedule import Cron
 
 from .render import options_text
 from .values import MILLIS_MAX, boolean, integer, queue_of, shown, text
@@ -69,12 +71,8 @@ class Repeatables(Struct, forbid_unknown_fields=True):
     count: int
 
 
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def checked_repeat(name: str, value: Any) -> Repeat:
-    """Return how a job repeats. Raises Invalid."""
+def checked_repeat(name: str, value: Any, now: int) -> Repeat:
+    """Return how a job repeats. now: by the log's clock, in milliseconds. Raises Invalid."""
     if not isinstance(value, dict):
         raise Invalid(f"Invalid repeat {shown(value)}, must be an object")
     for key in value:
@@ -92,10 +90,10 @@ def checked_repeat(name: str, value: Any) -> Repeat:
     until = date("endDate", value.get("endDate"), DATE_MAX)
     if immediately and begins is not None:
         raise Invalid("Invalid repeat, immediately and startDate cannot be used together")
-    now = now_ms()
     if until is not None and until <= now:
         raise Invalid("End date must be greater than current timestamp")
-    after = max(now, begins or 0)
+    # A time that is startDate itself is one of its times.
+    after = max(now, (begins or 0) - 1)
     if every is not None:
         every = integer("repeat.every", every, 1, MILLIS_MAX)
         try:

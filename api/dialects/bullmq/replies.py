@@ -41,6 +41,13 @@ class AddedJob(BullShown, kw_only=True):
     queue_qualified_name: str
 
 
+class ParentShown(BullShown):
+    """id: in its queue.  queue_key: QUEUE_PREFIX and name of that queue."""
+
+    id: str
+    queue_key: str
+
+
 class JobJson(BullShown, kw_only=True):
     """The job object, with every key of the recorded server's."""
 
@@ -63,6 +70,8 @@ class JobJson(BullShown, kw_only=True):
     failed_reason: Annotated[str | UnsetType, Meta(description="The error of its last failed run.")] = UNSET
     deduplication_id: Annotated[str | UnsetType, Meta(description="The id that keeps others away.")] = UNSET
     repeat_job_key: Annotated[str | UnsetType, Meta(description="Key of the repetition that made it.")] = UNSET
+    parent: Annotated[ParentShown | UnsetType, Meta(description="The job that waits for it, or waited.")] = UNSET
+    parent_key: Annotated[str | UnsetType, Meta(description="The same as one text.")] = UNSET
     token: Annotated[
         str | UnsetType, Meta(description="The token of its lock; shown to the worker that takes it, to nobody else.")
     ] = UNSET
@@ -167,3 +176,40 @@ class QueueShown(BullShown):
 
 class QueueNames(BullShown):
     queues: list[str]
+
+
+class FlowShown(BullShown):
+    """A job of a flow with its children."""
+
+    job: JobJson
+    children: list[FlowShown] | UnsetType = UNSET
+
+
+Flow = FlowShown | list[FlowShown]
+
+
+class DependencyCounts(BullShown):
+    """How many children there are of each kind that was asked for."""
+
+    processed: int | UnsetType = UNSET
+    unprocessed: int | UnsetType = UNSET
+    ignored: int | UnsetType = UNSET
+    failed: int | UnsetType = UNSET
+
+
+class DependenciesShown(BullShown, kw_only=True):
+    """Children by key, `bull:queue:id`: results of those that completed, reasons of those whose failure was ignored."""
+
+    counts: DependencyCounts
+    processed: dict[str, Any] | UnsetType = UNSET
+    unprocessed: list[str] | UnsetType = UNSET
+    ignored: dict[str, str] | UnsetType = UNSET
+    failed: list[str] | UnsetType = UNSET
+    start: int
+    length: int
+
+
+class Awaiting(BullShown):
+    """moved: whether the job waits for children now; not when none is pending."""
+
+    moved: bool

@@ -7,28 +7,38 @@ from itertools import chain
 
 from msgspec import Raw
 
-from api.http import CONSISTENCY, TEXT, Call, Invalid, Parameter, Pieced, Reply, Route, Text, grouped, plain, success
-from api.version import VERSION
-from node.operations.adding import AddJobs, FindJob
-from node.operations.jobs import AddLog, GetLogs, ProgressJob
-from node.operations.queues import ListStatus, QueueCounts
-from node.refusals import JobNotFound
+from quorumq.api.errors import Invalid
+from quorumq.api.front import VARY, accepts, places, to_docs
+from quorumq.api.limits import LARGE_BYTES
+from quorumq.api.reply import TEXT, Pieced, Reply
+from quorumq.api.request import CONSISTENCY, Call, Parameter, Route
+from quorumq.api.rows import Text, grouped, plain, success
+from quorumq.cluster.version import VERSION
+from quorumq.node.machine.operations.adding import AddJobs, FindJob
+from quorumq.node.machine.operations.job_reads import GetLogs
+from quorumq.node.machine.operations.jobs import AddLog
+from quorumq.node.machine.operations.queue_reads import ListStatus, QueueCounts
+from quorumq.node.machine.operations.runs import ProgressJob
+from quorumq.node.machine.refusals import JobNotFound
+from quorumq.node.machine.state.job import Job
 
-from . import actions, bodies, errors, manual, render, repeatables, replies, workers
+from . import actions, adding, errors, flows, manual, render, repeatables, replies, workers
 from .lookup import canonical, held_job, prefix_of
 from .values import line, opaque, page, progress_of, queue_of
 
-# What a page without a length holds of each status; a longer one would hold up everybody else.
+# What a page without a length holds; a longer one would hold up everybody else.
 ALL_MAX = 10_000
 STATUSES = Parameter(
     "statuses",
     "Statuses with commas between them: waiting, active, completed, failed, delayed, prioritized; left out, all.",
     {"type": "string"},
 )
-START = Parameter("start", "Jobs of each status to skip.", {"type": "integer", "minimum": 0, "default": 0})
+START = Parameter(
+    "start", "Jobs to skip, of those of all statuses asked for.", {"type": "integer", "minimum": 0, "default": 0}
+)
 LENGTH = Parameter(
     "length",
-    "Jobs of each status, at most; 0 for all, up to 10,000.",
+    "Jobs, at most; 0 for all, up to 10,000.",
     {"type": "integer", "minimum": 0, "maximum": 100, "default": 10},
 )
 LINE_START = Parameter("start", "Lines to skip.", {"type": "integer", "minimum": 0, "default": 0})
@@ -38,18 +48,24 @@ LINE_LENGTH = Parameter(
 
 
 async def banner(call: Call) -> Reply:
-    """Say who answers; for probes of BullMQ Proxy."""
-    return Reply(200, b"quorumq %b: BullMQ Proxy's API\n" % VERSION.encode(), TEXT)
+    """Say who answers: in a line of text, as BullMQ Proxy does, unless the client asks for JSON or is a browser."""
+    if (docs := to_docs(call)) is not None:
+        return docs
+    if accepts(call, "application/json"):
+        return places({"bullmq": call.template.rstrip("/") or "/", "openarchiver": "/v1/jobs"})
+    return Reply(200, b"quorumq %b: BullMQ Proxy's API; its description is at /docs\n" % VERSION.encode(), TEXT, VARY)
 
 
 async def add(call: Call) -> Reply:
     """Add jobs to a queue, all or none."""
-    adding = bodies.add(call)
-    if not adding.items:
+    wanted = adding.add(call) if len(call.body) <= LARGE_BYTES else await call.decoded(adding.add)
+    if not wanted.items:
         # Nothing is no reason for a log entry, nor for a queue.
         return Reply(200, b"[]")
-    operation = bodies.operation(adding)
-    return success(await call.submit(operation, partial(render.added, adding, prefix_of(call))))
+    if any(one.parent is not None for one in wanted.wanted):
+        return success(await flows.add_children(call, wanted))
+    operation = adding.operation(wanted)
+    return success(await call.submit(operation, partial(adding.added, wanted, prefix_of(call))))
 
 
 def statuses_of(call: Call) -> list[str]:
@@ -62,17 +78,22 @@ def statuses_of(call: Call) -> list[str]:
 
 
 async def list_jobs(call: Call) -> Reply:
-    """Read a page of each status asked for, newest first, one page after the other."""
+    """Read a page of the jobs in the statuses asked for: those of the first status first, newest first within each."""
     queue, statuses, (start, length) = queue_of(call), statuses_of(call), page(call)
     node = call.node
     counts = await node.ask(QueueCounts(queue), stale=call.stale)
     # Nothing happens between these reads: they wait for nothing.
-    shown = [*statuses, "paused"] if "waiting" in statuses and counts.paused else statuses
-    pages = [
-        await node.ask(ListStatus(queue, status, start, length or ALL_MAX, True), stale=True)
-        for status in shown
-        if not (status == "waiting" and counts.paused)
-    ]
+    shown = [*statuses, "paused"] if "waiting" in statuses else statuses
+    sizes, skipped, left = render.all_counts(counts), start, length or ALL_MAX
+    pages: list[list[Job]] = []
+    for status in shown:
+        pages.append(
+            await node.ask(ListStatus(queue, status, skipped, left, True), stale=True) if sizes[status] else []
+        )
+        left -= len(pages[-1])
+        skipped = max(skipped - sizes[status], 0)
+        if left <= 0:
+            break
     jobs = chain.from_iterable(pages)
     return Pieced(200, render.page(statuses, counts, jobs, start, length, prefix_of(call)))
 
@@ -130,9 +151,10 @@ async def add_log(call: Call) -> Reply:
 
 PROXY = grouped(
     "BullMQ: jobs",
-    plain("GET", "/", banner, reply=Text, right="open", limited=False, about="Who answers, in one line."),
-    plain("POST", "/queues/{queue}/jobs", add, what=AddJobs, takes=list[bodies.NewJob], reply=replies.AddedJobs,
-          right="produce", about="Add jobs to a queue, all or none; the body is an array."),
+    plain("GET", "/", banner, reply=Text, right="open", limited=False,
+          about="Who answers, in one line; what is where, if JSON is asked for; a browser is sent to `/docs`."),
+    plain("POST", "/queues/{queue}/jobs", add, what=AddJobs, takes=list[adding.NewJob], reply=replies.AddedJobs,
+          right="produce", refusals=errors.ADDING_FLOWS, about="Add jobs to a queue, all or none; the body is an array."),
     plain("GET", "/queues/{queue}/jobs", list_jobs, what=ListStatus, asks=(STATUSES, START, LENGTH, CONSISTENCY),
           reply=replies.JobPage, right="read", about="Jobs of a queue by status, in pages."),
     plain("GET", "/queues/{queue}/jobs/{id}", get_job, what=FindJob, asks=(CONSISTENCY,), reply=replies.JobJson,
@@ -148,4 +170,11 @@ PROXY = grouped(
           refusals=errors.HOLDING, about="Attach a line to a job; the job's own token is the bearer."),
 )  # fmt: skip
 
-ROUTES: tuple[Route, ...] = (*PROXY, *workers.ROUTES, *manual.ROUTES, *actions.ROUTES, *repeatables.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *PROXY,
+    *workers.ROUTES,
+    *manual.ROUTES,
+    *actions.ROUTES,
+    *repeatables.ROUTES,
+    *flows.ROUTES,
+)

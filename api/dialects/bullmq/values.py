@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, TypeVar
+from typing import Any, TypedDict, Unpack
 
 import msgspec
-from msgspec import Raw, Struct, UnsetType
+from msgspec import Meta, Raw, Struct, UnsetType
 
-from api import surrogates
-from api.http import Call, Invalid
-from api.limits import DATA_BYTES_MAX
-from api.values import (
+from quorumq.api import surrogates
+from quorumq.api.errors import Invalid
+from quorumq.api.limits import DATA_BYTES_MAX
+from quorumq.api.request import Call
+from quorumq.api.rules import apply, says
+from quorumq.api.values import (
     BAD_JSON,
     COUNT_MAX,
     KEY_CHARS_MAX,
     NOTE_CHARS_MAX,
     check_text,
     decoded,
+    fields_of,
+    is_finite,
     members,
     value_of,
     whole,
@@ -47,7 +51,6 @@ OPAQUE_FIELDS = frozenset({"data", "return_value"})
 EMPTY_BODY = "Unexpected end of JSON input"
 
 Number = int | float
-S = TypeVar("S", bound=Struct)
 
 
 def shown(value: Any) -> str:
@@ -62,9 +65,9 @@ def plain(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, (int, float)) and not is_finite(value):
+        return "Infinity"
     if isinstance(value, float):
-        if not math.isfinite(value):
-            return "Infinity"
         # Larger ones have an exponent there, too.
         return repr(int(value) if value == math.floor(value) and abs(value) < 1e21 else value)
     if isinstance(value, list):
@@ -73,7 +76,7 @@ def plain(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)
 
 
 def is_integer(value: Any, low: int, high: int) -> bool:
@@ -153,18 +156,17 @@ def page(call: Call) -> tuple[int, int]:
     return start, length
 
 
-def read(decoder: msgspec.json.Decoder[S], body: bytes) -> S:
-    """Decode an object, of which every field may be left out; an empty body counts as an empty one. Raises Invalid."""
+def read(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    """Decode an object and have its fields hold what their rules make of them; an empty body counts as an empty object. Raises Invalid."""
     if not body:
-        return decoder.type()
+        return apply(decoder.type())
     check_text(body)
-    found: S = decoded(body, decoder.decode, lambda text: loosened(decoder.type, text))
-    return found
+    return apply(decoded(body, decoder.decode, lambda text: loosened(decoder.type, text)))
 
 
 def loosened(kind: Any, body: bytes) -> Any:
     """Make a struct whose fields hold what the client sent, of whatever type; the checks sort it out. Raises Invalid."""
-    fields = {field.encode_name: field.name for field in msgspec.structs.fields(kind)}
+    fields = dict(fields_of(kind))
     values: dict[str, Any] = {}
     for key, raw in members(body).items():
         name = fields.get(key)
@@ -228,3 +230,50 @@ def line(body: bytes) -> str:
     if isinstance(value, dict) and isinstance(value.get("log"), str):
         value = value["log"]
     return (value if isinstance(value, str) else raw.decode("utf-8"))[:NOTE_CHARS_MAX]
+
+
+# -- Rules of fields ---------------------------------------------------------------------------------------------------
+
+
+class Said(TypedDict, total=False):
+    """What a rule says besides."""
+
+    required: bool
+    default: Any
+
+
+def number(text: str, low: int = 0, high: int = COUNT_MAX, *, in_schema: bool = True, **more: Unpack[Said]) -> Meta:
+    """A whole number between two bounds. in_schema: whether the document names the upper one."""
+    return says(
+        text,
+        reads=lambda name, value: integer(name, value, low, high),
+        low=low,
+        high=high if in_schema else None,
+        **more,
+    )
+
+
+def flag(text: str, **more: Unpack[Said]) -> Meta:
+    """Whether."""
+    return says(text, reads=boolean, **more)
+
+
+def one_of(text: str, allowed: tuple[str, ...]) -> Meta:
+    """One of some words; the first is the default."""
+
+    def reads(name: str, value: Any) -> str:
+        if value not in allowed:
+            raise Invalid(f"Invalid {name} {shown(value)}")
+        return allowed[allowed.index(value)]
+
+    return says(text, reads=reads, bound=max(map(len, allowed)), default=allowed[0])
+
+
+def key(what: str, chars_max: int = KEY_CHARS_MAX, **more: Unpack[Said]) -> Meta:
+    """A text that names something."""
+    return says(what, reads=lambda name, value: text(name, value, chars_max), max_chars=chars_max, **more)
+
+
+def any_json(text: str, **more: Unpack[Said]) -> Meta:
+    """Any JSON, as it was sent."""
+    return says(text, reads=opaque_field, bound=DATA_BYTES_MAX, **more)

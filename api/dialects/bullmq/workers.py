@@ -1,6 +1,6 @@
 """Push workers: what clients register, checked in the recorded order and words; how registrations are shown; what endpoints are sent.
 
-Who calls the endpoints is the node's affair (`node.pushing`). Values of registered headers are shown to nobody, nor is a
+Who calls the endpoints is `api.outgoing.push_worker`'s affair. Values of registered headers are shown to nobody, nor is a
 password in a URL.
 """
 
@@ -12,19 +12,30 @@ import msgspec
 from msgspec import Raw, Struct
 from yarl import URL
 
-from api.auth import Grant
-from api.http import CONSISTENCY, TEXT, Call, Invalid, Reply, Text, Wording, grouped, plain, success
-from api.scopes import needs
-from api.values import COUNT_MAX, DAY_MS, says, value_of
-from node.addresses import CallPolicy
-from node.operations.pushers import GetPusher, ListPushers, PusherSet, PusherShown, PutPusher, RemovePusher
-from node.outgoing import Headers, Target
-from node.refusals import PusherNotFound, TooManyPushers
-from node.state import Job
-from node.state.job import Keep
-from node.state.pusher import Pusher
-from node.state.queue import Window
+from quorumq.api.auth import Grant
+from quorumq.api.errors import Invalid
+from quorumq.api.reply import TEXT, Reply
+from quorumq.api.request import CONSISTENCY, Call, Wording
+from quorumq.api.rows import Text, grouped, plain, success
+from quorumq.api.rules import says
+from quorumq.api.scopes import needs
+from quorumq.api.values import COUNT_MAX, DAY_MS, value_of
+from quorumq.node.machine.operations.pushers import (
+    GetPusher,
+    ListPushers,
+    PusherSet,
+    PusherShown,
+    PutPusher,
+    RemovePusher,
+)
+from quorumq.node.machine.refusals import PusherNotFound, TooManyPushers
+from quorumq.node.machine.state import Job
+from quorumq.node.machine.state.job import Keep
+from quorumq.node.machine.state.limits import Window
+from quorumq.node.machine.state.pusher import Pusher
 
+from ...outgoing.client import Headers, Target
+from ...outgoing.egress import URL_CHARS_MAX, CallPolicy
 from . import render
 from .replies import BullShown
 from .values import MILLIS_MAX, check_name, is_integer, opaque, shown
@@ -49,10 +60,11 @@ ENCODE = msgspec.json.Encoder().encode
 class EndpointBody(Struct, rename="camel"):
     """Where the jobs go."""
 
-    url: Annotated[str | None, says("http or https.", required=True)] = None
-    method: Annotated[str | None, says("POST, PUT or PATCH.", required=True)] = None
+    url: Annotated[str | None, says("http or https.", required=True, bound=URL_CHARS_MAX)] = None
+    method: Annotated[str | None, says("POST, PUT or PATCH.", required=True, bound=len("PATCH"))] = None
     headers: Annotated[
-        dict[str, str] | None, says("Sent with each call; there is no Content-Type but the one given here.")
+        dict[str, str] | None,
+        says("Sent with each call; there is no Content-Type but the one given here.", bound=HEADERS_CHARS_MAX),
     ] = None
     timeout: Annotated[int | None, says("Milliseconds for one call.", default=TIMEOUT_MS, low=0, high=DAY_MS)] = None
 
@@ -68,7 +80,7 @@ class KeepBody(Struct):
     """Which finished jobs stay."""
 
     count: Annotated[int | None, says("The newest so many; 0 for none.")] = None
-    age: Annotated[int | None, says("None older than so many seconds.", low=1)] = None
+    age: Annotated[int | None, says("Only those of the last so many seconds.", low=1)] = None
 
 
 class WorkerOptionsBody(Struct, rename="camel"):
@@ -86,7 +98,9 @@ class WorkerOptionsBody(Struct, rename="camel"):
 class WorkerBody(Struct):
     """An endpoint that gets the jobs of a queue."""
 
-    queue: Annotated[str | None, says("The queue; one endpoint each, the last one counts.", required=True)] = None
+    queue: Annotated[
+        str | None, says("The queue; one endpoint each, the last one counts.", bound=100, required=True)
+    ] = None
     endpoint: Annotated[EndpointBody | None, says("", required=True)] = None
     opts: WorkerOptionsBody | None = None
 
@@ -134,7 +148,7 @@ def endpoint_of(endpoint: Any) -> tuple[str, str, Headers, int]:
         if not member(endpoint, field):
             raise Invalid(f"{field} is required")
     url, method = member(endpoint, "url"), member(endpoint, "method")
-    if not isinstance(url, str):
+    if not isinstance(url, str) or len(url) > URL_CHARS_MAX:
         raise Invalid("Invalid URL")
     try:
         Target("POST", url)

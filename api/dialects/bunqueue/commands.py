@@ -7,28 +7,36 @@ has in its path and query are taken out of it. Job data stays the bytes that wer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 from msgspec import Raw
 
-from api.auth import Grant
-from api.http import Call, Handler, Invalid, Reply, Route, success, trouble
-from api.scopes import named_again, permit
-from api.values import as_text, value_of
-from node.node import Once
-from node.operations.jobs import Pulled, PullJobs, ReleaseJobs
-from node.refusals import Refusal
+from quorumq.api.auth import Grant
+from quorumq.api.errors import Invalid
+from quorumq.api.host import Host
+from quorumq.api.limits import LARGE_BYTES
+from quorumq.api.path import trouble
+from quorumq.api.reply import Reply
+from quorumq.api.request import Call, Handler, Route
+from quorumq.api.router import Dialect
+from quorumq.api.rows import success
+from quorumq.api.scopes import its_jobs, named_again, permit
+from quorumq.api.values import as_text, value_of
+from quorumq.node.machine.operations.runs import AckedBatch, AckJobs, Pulled, PullJobs, ReleaseJobs
+from quorumq.node.machine.refusals import JobNotActive, JobNotFound, LockLost, Refusal
+from quorumq.node.node import Once
 
-from . import bodies, render
+from . import finishing, pull_groups, replies, taking
 from .values import check_queue, read
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from api.server import Server
-
+# What `Metrics` means when it names a queue or a type.
+QUEUE_METRICS = "Metrics of a queue"
 GROUP = "GET /queues/{queue}/groups/{group}"
 NOTHING: Mapping[str, str] = MappingProxyType({})
 ENCODE = msgspec.json.Encoder().encode
@@ -48,10 +56,11 @@ class Command(Call):
     """A command on its way through a row. query: the fields that HTTP has in its query."""
 
     __slots__ = ()
+    over_http = False
 
     def __init__(
         self,
-        server: Server,
+        host: Host,
         request: web.BaseRequest,
         route: Route,
         path: Mapping[str, str],
@@ -59,7 +68,7 @@ class Command(Call):
         body: bytes,
         grant: Grant,
     ) -> None:
-        super().__init__(server, request, route, path, "&".join(query), body, grant)
+        super().__init__(host, request, route, path, "&".join(query), body, grant)
         self._query = query
 
     @property
@@ -94,7 +103,7 @@ def as_removed(body: bytes) -> bytes:
 
 
 def only_ok(body: bytes) -> bytes:
-    return render.OK
+    return replies.OK
 
 
 def as_metrics(body: bytes) -> bytes:
@@ -124,6 +133,13 @@ COMMANDS: dict[str, Meaning] = {
     "GetResult": Meaning("GET /jobs/{id}/result"),
     "GetProgress": Meaning("GET /jobs/{id}/progress"),
     "GetChildrenValues": Meaning("GET /jobs/{id}/children"),
+    "PUSHF": Meaning("POST /flows"),
+    "UpdateParent": Meaning("PUT /jobs/{id}/parent", {"id": "childId"}),
+    "RemoveChildDependency": Meaning("DELETE /jobs/{id}/parent"),
+    "RemoveUnprocessedChildren": Meaning("DELETE /jobs/{id}/children"),
+    "GetFailedChildrenValues": Meaning("GET /jobs/{id}/children/failed"),
+    "GetIgnoredChildrenFailures": Meaning("GET /jobs/{id}/children/ignored"),
+    "MoveToWaitingChildren": Meaning("POST /jobs/{id}/move-to-waiting-children"),
     "GetJobByCustomId": Meaning("GET /jobs/custom/{custom_id}"),
     "Cancel": Meaning("DELETE /jobs/{id}"),
     "Promote": Meaning("POST /jobs/{id}/promote"),
@@ -132,7 +148,7 @@ COMMANDS: dict[str, Meaning] = {
     "ChangePriority": Meaning("PUT /jobs/{id}/priority"),
     "ChangeDelay": Meaning("PUT /jobs/{id}/delay"),
     "MoveToDelayed": Meaning("POST /jobs/{id}/move-to-delayed"),
-    "MoveToWait": Meaning("POST /jobs/{id}/move-to-wait"),
+    "MoveToWait": Meaning("POST /jobs/{id}/requeue"),
     "Discard": Meaning("POST /jobs/{id}/discard"),
     "WaitJob": Meaning("POST /jobs/{id}/wait"),
     "JobHeartbeat": Meaning("POST /jobs/{id}/heartbeat"),
@@ -156,6 +172,7 @@ COMMANDS: dict[str, Meaning] = {
     "Clean": Meaning("POST /queues/{queue}/clean"),
     "PromoteJobs": Meaning("POST /queues/{queue}/promote-jobs"),
     "RetryCompleted": Meaning("POST /queues/{queue}/retry-completed"),
+    "TrimEvents": Meaning("POST /queues/{queue}/events/trim", reply=as_data),
     "Dlq": Meaning("GET /queues/{queue}/dlq"),
     "GetDlqStats": Meaning("GET /queues/{queue}/dlq/stats", reply=in_data),
     "RetryDlq": Meaning("POST /queues/{queue}/dlq/retry"),
@@ -178,9 +195,14 @@ COMMANDS: dict[str, Meaning] = {
     "GetGroupJobsCount": Meaning(GROUP, reply=one_of("waiting", "count")),
     "GetGroupActiveCount": Meaning(GROUP, reply=one_of("active", "count")),
     "GetGroupConcurrency": Meaning(GROUP, reply=one_of("concurrency")),
+    "GetGroupRateLimit": Meaning(GROUP, reply=one_of("rateLimit", "limit")),
+    "GetGroupRateLimitTtl": Meaning(GROUP, reply=one_of("rateLimitTtl", "ttl")),
     "IsGroupPaused": Meaning(GROUP, reply=one_of("paused")),
     "SetGroupConcurrency": Meaning("PUT /queues/{queue}/groups/{group}/concurrency"),
     "RemoveGroupConcurrency": Meaning("DELETE /queues/{queue}/groups/{group}/concurrency", reply=as_removed),
+    "SetGroupRateLimit": Meaning("PUT /queues/{queue}/groups/{group}/rate-limit"),
+    "RemoveGroupRateLimit": Meaning("DELETE /queues/{queue}/groups/{group}/rate-limit", reply=as_removed),
+    "RateLimitGroup": Meaning("POST /queues/{queue}/groups/{group}/hold"),
     "PauseGroup": Meaning("POST /queues/{queue}/groups/{group}/pause", reply=as_data),
     "ResumeGroup": Meaning("POST /queues/{queue}/groups/{group}/resume", reply=as_data),
     # Crons, workers, webhooks
@@ -200,6 +222,7 @@ COMMANDS: dict[str, Meaning] = {
     "Ping": Meaning("GET /ping"),
     "Stats": Meaning("GET /stats"),
     "Metrics": Meaning("GET /metrics"),
+    QUEUE_METRICS: Meaning("GET /queues/{queue}/metrics/{type}", reply=as_data),
     "Prometheus": Meaning("GET /prometheus", reply=as_metrics),
     "StorageStatus": Meaning("GET /storage"),
     "CompactMemory": Meaning("POST /gc", reply=only_ok),
@@ -209,7 +232,7 @@ COMMANDS: dict[str, Meaning] = {
 }
 
 # Commands after which a job is not with its worker any more.
-ENDING = frozenset({"ACK", "FAIL", "MoveToDelayed", "MoveToWait", "Discard", "Cancel"})
+ENDING = frozenset({"ACK", "FAIL", "MoveToDelayed", "MoveToWait", "MoveToWaitingChildren", "Discard", "Cancel"})
 
 
 class Held:
@@ -240,10 +263,11 @@ class Held:
 
 
 class Commands:
-    """The commands of a listener, each with its row. routes: the rows of the dialect."""
+    """The commands of a node, each with its row. dialect: whose rows and words they are."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
-        rows = {f"{route.method} {route.path}": route for route in routes}
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        rows = {f"{route.method} {route.path}": route for route in dialect.routes}
         self._table = {name: (meaning, rows[meaning.row]) for name, meaning in COMMANDS.items()}
         self._pull = rows["POST /queues/{queue}/jobs/pull-batch"]
 
@@ -256,7 +280,7 @@ class Commands:
 
     async def run(
         self,
-        server: Server,
+        host: Host,
         request: web.BaseRequest,
         held: Held,
         name: str,
@@ -266,21 +290,26 @@ class Commands:
     ) -> bytes:
         """Carry out a command and return its reply. Raises what the row raises."""
         if name in ("PULL", "PULLB"):
-            return await self._take(server, request, held, name, fields, body, grant)
+            return await self._take(host, request, held, name, fields, body, grant)
+        if name == "ACKB":
+            return await self._acknowledge(host, request, held, body, grant)
+        if name == "Metrics" and ("queue" in fields or "type" in fields):
+            name = QUEUE_METRICS
         meaning, route = self._table[name]
         path = path_of(route, meaning, fields)
-        query = {ask.name: text for ask in route.asks if (text := text_of(fields, ask.name)) is not None}
-        call = Command(server, request, route, path, query, body, grant)
-        reply = await permitted(call, route.handler)
+        query = {ask.name: text for ask in route.asks if (text := listed_of(fields, ask.name)) is not None}
+        call = Command(host, request, route, path, query, body, grant)
+        try:
+            reply = await permitted(host, self.dialect, call, route.handler)
+        finally:
+            host.bodies.let_go(call)
         if name in ENDING:
             held.drop([path["id"]])
-        elif name == "ACKB":
-            held.drop(read(bodies.ACK_BATCH, body).ids or ())
         return meaning.reply(reply.body) if meaning.reply is not None and reply.status == 200 else reply.body
 
     async def _take(
         self,
-        server: Server,
+        host: Host,
         request: web.BaseRequest,
         held: Held,
         name: str,
@@ -292,9 +321,9 @@ class Commands:
         queue = check_queue(text_of(fields, "queue") or "")
         if name == "PULL":
             body = with_count(fields)
-        call = Command(server, request, self._pull, {"queue": queue}, {}, body, grant)
+        call = Command(host, request, self._pull, {"queue": queue}, {}, body, grant)
         bound = "detach" not in fields or value_of(fields["detach"]) is not True
-        show = one_with_token if name == "PULL" else render.pulled_many
+        show = one_with_token if name == "PULL" else taking.pulled_many
 
         def view(reply: Pulled) -> bytes | Refusal:
             if bound:
@@ -302,43 +331,83 @@ class Commands:
             return show(reply)
 
         async def handler(call: Call) -> Reply:
-            operation, wait_ms = bodies.pull_batch(call)
-            return success(await pull(server, operation, view, wait_ms))
+            operation, wait_ms, group = taking.asked_for_several(call)
+            if group is not None:
+                await pull_groups.keep_to(call, pull_groups.usual_of(operation.queue, group))
+            with host.latency.timing(operation, wait_ms):
+                return success(await pull(host, operation, view, wait_ms))
 
-        return (await permitted(call, handler)).body
+        return (await permitted(host, self.dialect, call, handler)).body
+
+    async def _acknowledge(self, host: Host, request: web.BaseRequest, held: Held, body: bytes, grant: Grant) -> bytes:
+        """Complete jobs. Workers repeat this when no answer came: what a token says too late is told as ignored, and is no error."""
+        route = self._table["ACKB"][1]
+        call = Command(host, request, route, {}, {}, body, grant)
+
+        async def handler(call: Call) -> Reply:
+            decode = finishing.ack_batch
+            operation = decode(call) if len(call.body) <= LARGE_BYTES else await call.decoded(decode)
+            if not call.grant.every_queue:
+                operation = cast(AckJobs, await its_jobs(call, operation))
+            return success(await call.submit(operation, partial(acknowledged, operation)))
+
+        try:
+            reply = await permitted(host, self.dialect, call, handler)
+        finally:
+            host.bodies.let_go(call)
+        held.drop(read(finishing.ACK_BATCH, body).ids or ())
+        return reply.body
 
 
-async def permitted(call: Call, handler: Handler) -> Reply:
+def acknowledged(operation: AckJobs, reply: AckedBatch) -> bytes | Refusal:
+    """Say which jobs of a batch were late, by their places; one that was refused for another reason is the answer."""
+    done, late, refused = iter(reply.job_ids), [], iter(reply.refused)
+    following = next(done, None)
+    for place, job_id in enumerate(operation.job_ids):
+        if job_id == following:
+            following = next(done, None)
+            continue
+        refusal = next(refused)
+        token = operation.tokens[place] if operation.tokens else None
+        if token is None or not isinstance(refusal, JobNotFound | JobNotActive | LockLost):
+            return refusal
+        late.append(place)
+    if not late:
+        return replies.OK
+    return ENCODE({"ok": True, "data": {"ignoredIndices": late, "ignoredIds": [operation.job_ids[at] for at in late]}})
+
+
+async def permitted(host: Host, dialect: Dialect, call: Call, handler: Handler) -> Reply:
     """Run a row's handler if the sender may, as a request over HTTP would; the audit hears of both. Raises what it raises."""
     try:
         if not call.grant.unlimited:
             await permit(call)
         reply = await handler(call)
     except Exception as error:
-        failed = trouble(call.server.bunqueue, call.route, error)
-        call.server.audit.refused(call, error, failed.status)
-        if call.hidden_id is None:
+        failed = trouble(dialect, call.route, error)
+        host.audit.refused(call, error, failed.status)
+        if not call.made_up:
             raise
         reply = failed
     else:
-        call.server.audit.done(call, reply.status)
-    return reply if call.hidden_id is None else reply.replaced(named_again(call, reply.body))
+        host.audit.done(call, reply.status)
+    return reply.replaced(named_again(call, reply.body)) if call.made_up else reply
 
 
 async def pull(
-    server: Server, operation: PullJobs, view: Callable[[Pulled], bytes | Refusal], wait_ms: int
+    host: Host, operation: PullJobs, view: Callable[[Pulled], bytes | Refusal], wait_ms: int
 ) -> bytes | Refusal:
-    return await server.node.pull(operation, view, wait_ms=wait_ms)
+    return await host.node.pull(operation, view, wait_ms=wait_ms)
 
 
 def with_count(fields: Mapping[str, Raw]) -> bytes:
     """Make a pull of one job a pull of several."""
-    kept = {name: fields[name] for name in ("timeout", "owner", "lockTtl") if name in fields}
+    kept = {name: fields[name] for name in ("timeout", "owner", "lockTtl", "group") if name in fields}
     return ENCODE({**kept, "count": 1})
 
 
 def one_with_token(reply: Pulled) -> bytes:
-    text = render.pulled_one(reply)
+    text = taking.pulled_one(reply)
     if reply.tokens is None:
         return text
     return b'%b,"token":%b}' % (text[:-1], ENCODE(reply.tokens[0] if reply.tokens else None))
@@ -357,6 +426,14 @@ def path_of(route: Route, meaning: Meaning, fields: Mapping[str, Raw]) -> dict[s
                 raise Invalid(f"{field} is required")
             path[parameter] = text or ""
     return path
+
+
+def listed_of(fields: Mapping[str, Raw], name: str) -> str | None:
+    """Return what HTTP has in its query, where a list has commas between its items, and an object is JSON."""
+    value: Any = value_of(fields[name]) if name in fields else None
+    if isinstance(value, dict):
+        return bytes(fields[name]).decode()
+    return ",".join(as_text(one) or "" for one in value) if isinstance(value, list) else as_text(value)
 
 
 def text_of(fields: Mapping[str, Raw], name: str) -> str | None:

@@ -5,52 +5,87 @@ The first time of a cron expression is worked out here, before the log; the late
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from api.http import Call, Invalid, ask, grouped, submit
-from api.ids import new_id
-from api.scopes import its_cron, own_cron, own_crons
-from api.values import COUNT_MAX, KEY_CHARS_MAX, as_text, says
-from node import crontime
-from node.operations.schedules import AddCron, CronSet, DeleteCron, GetCron, ListCrons
-from node.state.schedule import Cron
+from quorumq.api.errors import Invalid
+from quorumq.api.ids import new_id
+from quorumq.api.request import Call
+from quorumq.api.rows import ask, grouped, submit
+from quorumq.api.rules import says
+from quorumq.api.scopes import its_cron, own_cron, own_crons
+from quorumq.api.values import COUNT_MAX, KEY_CHARS_MAX, as_text
+from quorumq.node.leader import crontime
+from quorumq.node.machine.operations.schedules import AddCron, CronSet, DeleteCron, GetCron, ListCrons
+from quorumq.node.machine.state.schedule import Cron
 
-from . import bodies, render, replies
-from .values import as_key, check_number, check_queue, checked_data, loosened, read
+from . import pushing, replies
+from .values import NAME_CHARS_MAX, given_data, integer, key, loosened, queue_name, read, truth, word
 
 NEITHER = "Cron job must have either schedule or repeatEvery"
 BAD_EVERY = "Cron repeatEvery must be a positive safe integer number of milliseconds"
 ENCODE = msgspec.json.Encoder().encode
 
 
+class CronShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    name: str
+    job_name: str
+    queue: str
+    schedule: str | None
+    repeat_every: int | None
+    next_run: replies.Millis | None
+    executions: int
+    max_limit: int | None
+    timezone: str
+    priority: int
+
+
+class OneCron(replies.Body):
+    cron: CronShown
+
+
+class Crons(replies.Body):
+    crons: list[CronShown]
+
+
+def check_every(name: str, every: Any) -> int:
+    """Raises Invalid."""
+    if isinstance(every, bool) or not isinstance(every, (int, float)) or every != every // 1:
+        raise Invalid(BAD_EVERY)
+    if not 0 < every < COUNT_MAX:
+        raise Invalid(BAD_EVERY)
+    return int(every)
+
+
 class CronBody(Struct, gc=False, rename="camel"):
     """A cron: either `schedule` or `repeatEvery`. One with the name of another takes its place."""
 
-    name: Annotated[str | None, says("Its name, unique in the cluster.", required=True, max_chars=KEY_CHARS_MAX)] = None
-    queue: Annotated[str | None, says("The queue its jobs go to.", required=True)] = None
-    data: Annotated[Raw | UnsetType, says("Data of each job: any JSON, up to 10 MB.", required=True)] = UNSET
-    schedule: Annotated[str | None, says("5 fields, 6 with leading seconds, or @hourly and its like.")] = None
-    repeat_every: Annotated[int | None, says("Milliseconds from one time to the next.", low=1, high=COUNT_MAX)] = None
-    timezone: Annotated[str | None, says("An IANA time zone.", default="UTC")] = None
-    priority: Annotated[int | None, says("Priority of its jobs.", default=0, low=-1_000_000, high=1_000_000)] = None
-    max_limit: Annotated[
-        int | None, says("Times after which the cron is removed; 0 for no end.", low=0, high=COUNT_MAX)
+    name: Annotated[str | None, key("Its name, unique in the cluster.", required=True)] = None
+    queue: Annotated[str | None, queue_name("The queue its jobs go to.", required="Queue name is required")] = None
+    data: Annotated[Raw | UnsetType, given_data("Data of each job: any JSON, up to 10 MB.")] = UNSET
+    schedule: Annotated[str | None, word("5 fields, 6 with leading seconds, or @hourly and its like.")] = None
+    repeat_every: Annotated[
+        int | None, says("Milliseconds from one time to the next.", reads=check_every, low=1, high=COUNT_MAX)
     ] = None
-    job_name: Annotated[str | None, says("Name of its jobs.", default="default")] = None
+    timezone: Annotated[str | None, word("An IANA time zone.", default="UTC")] = None
+    # These three are checked with the other options of its jobs.
+    priority: Annotated[int | None, says("Priority of its jobs.", default=0, low=-1_000_000, high=1_000_000)] = None
+    max_limit: Annotated[int | None, integer("Times after which the cron is removed; 0 for no end.", 0, COUNT_MAX)] = (
+        None
+    )
+    job_name: Annotated[str | None, says("Name of its jobs.", bound=NAME_CHARS_MAX, default="default")] = None
     unique_key: Annotated[str | None, says("uniqueKey of its jobs.", max_chars=KEY_CHARS_MAX)] = None
-    prevent_overlap: Annotated[bool | None, says("No new job while the last one is unfinished.", default=True)] = None
-    immediately: Annotated[bool | None, says("Push a job now, too.", default=False)] = None
+    prevent_overlap: Annotated[bool | None, truth("No new job while the last one is unfinished.", default=True)] = None
+    immediately: Annotated[bool | None, truth("Push a job now, too.", default=False)] = None
     skip_missed_on_restart: Annotated[
-        bool | None, says("No job for times that passed while the cluster had no leader.", default=False)
+        bool | None, truth("No job for times that passed while the cluster had no leader.", default=False)
     ] = None
     skip_if_no_worker: Annotated[
-        bool | None, says("No job while no worker is registered for the queue.", default=False)
+        bool | None, truth("No job while no worker is registered for the queue.", default=False)
     ] = None
-    job_options: Annotated[dict[str, Raw] | None, says("Options of its jobs, as in a push.")] = None
+    job_options: Annotated[dict[str, Raw] | None, says("Options of its jobs, as in a push.", bound=0)] = None
 
 
 CRON = msgspec.json.Decoder(CronBody)
@@ -58,62 +93,45 @@ CRON = msgspec.json.Decoder(CronBody)
 
 def add(call: Call) -> AddCron:
     body = read(CRON, call.body, required=True)
-    name = as_key("name", body.name)
-    if name is None:
+    if not body.name:
         raise Invalid("name is required")
-    queue = check_queue(as_text(body.queue) or "")
-    data = checked_data(body.data)
-    schedule, every = as_text(body.schedule), body.repeat_every
-    if not schedule and every is None:
+    if not body.schedule and body.repeat_every is None:
         raise Invalid(NEITHER)
-    if schedule and every is not None:
+    if body.schedule and body.repeat_every is not None:
         raise Invalid(f"{NEITHER}, not both")
-    if every is not None:
-        check_every(every)
-    zone = as_text(body.timezone) or None
+    zone = body.timezone or None
     next_due_ms = 0
     try:
         crontime.zone(zone)
-        if schedule:
-            next_due_ms = crontime.next_due_ms(schedule, zone, time.time_ns() // 1_000_000)
+        if body.schedule:
+            next_due_ms = crontime.next_due_ms(body.schedule, zone, call.node.now_ms())
     except crontime.InvalidSchedule as error:
         raise Invalid(f"Invalid cron expression: {error}") from None
-    limit = None
-    if body.max_limit is not None:
-        check_number("maxLimit", body.max_limit, 0, COUNT_MAX, integer=True)
-        limit = int(body.max_limit) or None
     missed: Literal["fire", "skip"] = "skip" if body.skip_missed_on_restart else "fire"
     return AddCron(
-        name,
-        queue,
-        bodies.checked_spec(job_of(body), new_id(), data),
-        schedule or None,
-        None if every is None else int(every),
+        body.name,
+        body.queue,
+        pushing.checked_spec(job_of(body), new_id(), body.data),
+        body.schedule or None,
+        body.repeat_every,
         zone,
         next_due_ms,
-        limit,
-        prevent_overlap=body.prevent_overlap is None or bool(body.prevent_overlap),
+        body.max_limit or None,
+        prevent_overlap=body.prevent_overlap is None or body.prevent_overlap,
         immediately=bool(body.immediately),
         on_missed=missed,
         needs_worker=bool(body.skip_if_no_worker),
     )
 
 
-def check_every(every: Any) -> None:
-    if isinstance(every, bool) or not isinstance(every, (int, float)) or every != every // 1:
-        raise Invalid(BAD_EVERY)
-    if not 0 < every < COUNT_MAX:
-        raise Invalid(BAD_EVERY)
-
-
-def job_of(body: CronBody) -> bodies.PushBody:
+def job_of(body: CronBody) -> pushing.PushBody:
     """Return the options of a cron's jobs; those of the cron itself go before its jobOptions. Raises Invalid."""
     options: Any = body.job_options or {}
     if not isinstance(options, dict):
         raise Invalid("jobOptions must be an object")
     # A cron's jobs have ids of their own, depend on nothing and do not repeat by themselves.
     known = {name: raw_of(value) for name, value in options.items() if name not in NOT_FOR_CRONS}
-    job: bodies.PushBody = loosened(bodies.PushBody, known)
+    job: pushing.PushBody = loosened(pushing.PushBody, known)
     if body.priority is not None:
         job.priority = body.priority
     if body.job_name is not None:
@@ -141,7 +159,7 @@ def shown(cron: Cron) -> dict[str, Any]:
         "nextRun": cron.next_due or None,
         "executions": cron.executions,
         "maxLimit": cron.max_limit,
-        "timezone": cron.timezone,
+        "timezone": cron.timezone or "UTC",
         "priority": cron.job.opts.priority,
     }
 
@@ -168,11 +186,11 @@ def delete(call: Call) -> DeleteCron:
 
 ROUTES = grouped(
     "Crons",
-    ask("GET", "/crons", ListCrons, lambda call: ListCrons(), several, reply=replies.Crons,
+    ask("GET", "/crons", ListCrons, lambda call: ListCrons(), several, reply=Crons,
         scope="checked", narrow=own_crons),
-    submit("POST", "/crons", AddCron, add, added, takes=CronBody, reply=replies.OneCron, right="manage:all",
+    submit("POST", "/crons", AddCron, add, added, takes=CronBody, reply=OneCron, right="manage:all",
            body="data", scope="checked", check=its_cron),
-    ask("GET", "/crons/{name}", GetCron, get, one, reply=replies.OneCron, scope="checked", narrow=own_cron),
-    submit("DELETE", "/crons/{name}", DeleteCron, delete, render.ok, reply=replies.Ok, right="manage:all",
+    ask("GET", "/crons/{name}", GetCron, get, one, reply=OneCron, scope="checked", narrow=own_cron),
+    submit("DELETE", "/crons/{name}", DeleteCron, delete, replies.ok, reply=replies.Ok, right="manage:all",
            scope="checked", check=its_cron),
 )  # fmt: skip

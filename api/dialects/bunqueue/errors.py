@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from api.http import Answer
-from node.refusals import (
+from quorumq.api.request import Answer
+from quorumq.node.machine.refusals import (
     CronNotFound,
     DependencyNotFound,
     IdempotencyKeyReused,
@@ -14,6 +14,7 @@ from node.refusals import (
     JobNotActive,
     JobNotFound,
     JobNotLocked,
+    KeyForgotten,
     LockLost,
     OperationNotKnown,
     Refusal,
@@ -24,7 +25,16 @@ from node.refusals import (
 
 # Codes that tell a client what to do next; elsewhere the text is all that the document promises.
 CODED = frozenset(
-    {"not_applied", "outcome_unknown", "unavailable", "busy", "idempotency_key_reused", "reply_forgotten"}
+    {
+        "not_applied",
+        "outcome_unknown",
+        "unavailable",
+        "busy",
+        "idempotency_key_reused",
+        "reply_forgotten",
+        "key_forgotten",
+        "level_too_low",
+    }
 )
 
 TEXTS: dict[type[Refusal], Answer] = {
@@ -38,6 +48,7 @@ TEXTS: dict[type[Refusal], Answer] = {
     InternalError: (500, "Internal server error"),
     IdempotencyKeyReused: (422, "Idempotency-Key was used for a different request"),
     ReplyForgotten: (409, "This request was done before; its reply was too large to be kept"),
+    KeyForgotten: (409, "This request was done before; its reply is not kept any more"),
 }
 
 NOT_ACTIVE: Answer = (400, "Job not found or not active")
@@ -65,6 +76,8 @@ PROMOTING: dict[type[Refusal], Answer] = {
     JobInWrongState: NOT_DELAYED,
     JobNotActive: NOT_DELAYED,
 }
+
+REQUEUING: dict[type[Refusal], Answer] = {JobNotFound: (404, "Job not found")}
 
 NOT_CANCELLED: Answer = (404, "Job not found or cannot be cancelled")
 CANCELLING: dict[type[Refusal], Answer] = {

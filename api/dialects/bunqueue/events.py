@@ -10,14 +10,15 @@ from typing import Any
 
 import msgspec
 
-from api.events.feed import Message
-from node import events as happened
-from node.events import Event
-from node.operations.queues import GetQueueSettings, QueueCounts
-from node.state import State
-from node.state.job import Job
+from quorumq.api.events.feed import Message
+from quorumq.node.machine import events as happened
+from quorumq.node.machine.events import Event
+from quorumq.node.machine.operations.queue_reads import QueueCounts
+from quorumq.node.machine.operations.settings import GetQueueSettings
+from quorumq.node.machine.state import State
+from quorumq.node.machine.state.job import Job
 
-from . import render
+from . import configuration, job_object
 
 ENCODE = msgspec.json.Encoder().encode
 # Data and results up to this length stand in the old form of `completed` and `failed`.
@@ -98,25 +99,25 @@ def told(state: State, now_ms: int, event: Event) -> Iterator[Message]:
     name = event.name
     data = plain(event)
     queue: str = getattr(event, "queue", "")
+    queues: tuple[str, ...] = getattr(event, "about", ()) or getattr(event, "queues", ())
     more = MORE.get(type(event))
     if more is not None and (added := more(state, event)):
         data = b"%b,%b}" % (data[:-1], added)
     job_id: str | None = getattr(event, "job_id", None)
-    of_job = name.startswith("job:")
     legacy = None
-    if of_job or isinstance(event, happened.QueuePaused | happened.QueueResumed):
+    if name.startswith("job:") or isinstance(event, happened.QueuePaused | happened.QueueResumed):
         legacy = old_form(state, now_ms, event, queue, job_id or "")
-    yield Message(name, now_ms, data, queue=queue, of_job=of_job, legacy=legacy)
+    yield Message(name, now_ms, data, queue=queue, queues=queues, legacy=legacy)
     if isinstance(event, happened.QueueObliterated):
         yield Message("queue:removed", now_ms, data, queue=queue)
     elif isinstance(event, happened.WorkerRemovedStale):
         # The document's name for it, which those know who keep a list of workers.
-        yield Message("worker:disconnected", now_ms, b'{"workerId":%b}' % ENCODE(event.worker_id))
+        yield Message("worker:disconnected", now_ms, b'{"workerId":%b}' % ENCODE(event.worker_id), queues=queues)
 
 
 def plain(event: Event) -> bytes:
-    """Write the fields of an event."""
-    text = ENCODE(event)
+    """Write the fields of an event that are for everybody who hears it."""
+    text = ENCODE(msgspec.structs.replace(event, about=()) if getattr(event, "about", None) else event)
     # {"type":"job:pushed","queue":…: names and their quotes are ASCII.
     rest = text[len(b'{"type":""') + len(event.name) :]
     return b"{%b" % rest.removeprefix(b",")
@@ -133,7 +134,7 @@ def with_error(state: State, event: Any) -> bytes:
 
 def with_timeout(state: State, event: Any) -> bytes:
     job = job_of(state, event)
-    return b'"timeout":%b' % render.number(None if job is None else job.opts.timeout_ms)
+    return b'"timeout":%b' % job_object.number(None if job is None else job.opts.timeout_ms)
 
 
 def with_dependencies(state: State, event: Any) -> bytes:
@@ -142,11 +143,11 @@ def with_dependencies(state: State, event: Any) -> bytes:
 
 
 def with_stall_config(state: State, event: Any) -> bytes:
-    return render.stall_config(GetQueueSettings(event.queue).answer(state))[CONFIG_AT:-1]
+    return configuration.stall_config(GetQueueSettings(event.queue).answer(state))[CONFIG_AT:-1]
 
 
 def with_dlq_config(state: State, event: Any) -> bytes:
-    return render.dlq_config(GetQueueSettings(event.queue).answer(state))[CONFIG_AT:-1]
+    return configuration.dlq_config(GetQueueSettings(event.queue).answer(state))[CONFIG_AT:-1]
 
 
 MORE: dict[type[Event], Callable[[State, Any], bytes]] = {
@@ -186,7 +187,7 @@ def old_more(state: State, event: Event) -> bytes:
             return b',"error":%b%b,"terminal":%b' % (ENCODE(event.error), data, ENCODE(event.final))
         case happened.JobProgressed():
             job = job_of(state, event)
-            value = render.number(event.progress)
+            value = job_object.number(event.progress)
             note = ENCODE(None if job is None else job.progress_message)
             return b',"progress":%b,"data":{"progress":%b,"message":%b}' % (value, value, note)
         case happened.JobDelayed():

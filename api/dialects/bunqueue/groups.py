@@ -7,28 +7,90 @@ from typing import Annotated
 import msgspec
 from msgspec import Struct
 
-from api.http import Call, Invalid, ask, grouped, submit
-from api.values import KEY_CHARS_MAX, Number, says
-from node.operations.groups import (
+from quorumq.api.errors import Invalid
+from quorumq.api.reply import Reply
+from quorumq.api.request import CONSISTENCY, Call, Parameter
+from quorumq.api.rows import ask, grouped, plain, submit
+from quorumq.api.values import COUNT_MAX, KEY_CHARS_MAX, YEAR_MS, Number
+from quorumq.node.machine.operations.groups import (
     CountGrouped,
     GetGroup,
+    GroupPage,
     GroupShown,
+    HoldGroup,
+    ListLimitedGroups,
     PauseGroup,
     ResumeGroup,
     SetGroupConcurrency,
+    SetGroupRateLimit,
 )
 
-from . import render, replies
-from .queue_bodies import LIMIT_MAX, queue_of
-from .values import as_key, check_number, read
+from . import limits, overview, replies
+from .values import as_key, integer, page, query_number, queue_of, read
+
+ENCODE = msgspec.json.Encoder().encode
+COUNT = {"type": "integer", "minimum": 0}
+GROUPS_SHOWN = 100
+GROUPS_SHOWN_MAX = 1_000
+LIMIT = Parameter(
+    "limit", f"Groups, at most {GROUPS_SHOWN_MAX:,}.", {**COUNT, "default": GROUPS_SHOWN, "maximum": GROUPS_SHOWN_MAX}
+)
+OFFSET = Parameter("offset", "Groups to skip.", {**COUNT, "default": 0})
+MAX_JOBS = Parameter(
+    "maxJobs", "Have `rateLimitTtl` be 0 while fewer than so many have started in the window.", {**COUNT, "minimum": 1}
+)
+
+
+class GroupFigures(Struct, forbid_unknown_fields=True, rename="camel"):
+    group_id: str
+    waiting: int
+    active: int
+    concurrency: int
+    paused: bool
+    rate_limit: overview.RateShown | None
+    rate_limit_ttl: overview.GroupTtl
+
+
+class Group(replies.Body):
+    waiting: int
+    active: int
+    concurrency: int
+    paused: bool
+    rate_limit: overview.RateShown | None
+    rate_limit_ttl: overview.GroupTtl
+
+
+class Groups(replies.Body):
+    groups: list[GroupFigures]
+    total: int
 
 
 class GroupConcurrencyBody(Struct, gc=False):
     """How many jobs of a group may be active at once."""
 
-    concurrency: Annotated[Number | None, says("Jobs; 0 lets none start.", required=True, low=0, high=LIMIT_MAX)] = None
+    concurrency: Annotated[Number | None, integer("Jobs; 0 lets none start.", 0, limits.LIMIT_MAX, required=True)] = (
+        None
+    )
 
 
+class GroupRateLimitBody(Struct, gc=False):
+    """How many jobs of a group may start."""
+
+    max: Annotated[Number | None, integer("Jobs in each window.", 1, limits.LIMIT_MAX, required=True)] = None
+    duration: Annotated[
+        Number | None,
+        integer("Length of a window in milliseconds; it begins with the first start.", 1, YEAR_MS, required=True),
+    ] = None
+
+
+class HoldBody(Struct, gc=False):
+    """How long a group is to wait."""
+
+    duration: Annotated[Number | None, integer("Milliseconds from now.", 1, YEAR_MS, required=True)] = None
+
+
+RATE_LIMIT = msgspec.json.Decoder(GroupRateLimitBody)
+HOLD = msgspec.json.Decoder(HoldBody)
 CONCURRENCY = msgspec.json.Decoder(GroupConcurrencyBody)
 
 
@@ -42,22 +104,61 @@ def names(call: Call) -> tuple[str, str]:
 
 
 def set_concurrency(call: Call) -> SetGroupConcurrency:
+    return SetGroupConcurrency(*names(call), read(CONCURRENCY, call.body).concurrency)
+
+
+def set_rate_limit(call: Call) -> SetGroupRateLimit:
     queue, group = names(call)
-    value = read(CONCURRENCY, call.body).concurrency
-    if value is None:
-        raise Invalid("concurrency is required")
-    check_number("concurrency", value, 0, LIMIT_MAX, integer=True)
-    return SetGroupConcurrency(queue, group, int(value))
+    body = read(RATE_LIMIT, call.body)
+    return SetGroupRateLimit(queue, group, body.max, body.duration)
 
 
-def shown(found: GroupShown) -> bytes:
-    settings = found.settings
-    return b'{"ok":true,"waiting":%d,"active":%d,"concurrency":%d,"paused":%b}' % (
-        found.waiting,
-        found.active,
-        settings.concurrency,
-        b"true" if settings.paused else b"false",
-    )
+def hold(call: Call) -> HoldGroup:
+    return HoldGroup(*names(call), read(HOLD, call.body).duration)
+
+
+async def get_group(call: Call) -> Reply:
+    """Answer with a group; how long it is held is counted from this node's time."""
+    query = GetGroup(*names(call))
+    jobs = int(query_number("maxJobs", call.query["maxJobs"], 1, COUNT_MAX)) if "maxJobs" in call.query else None
+
+    def view(found: GroupShown) -> bytes:
+        return ENCODE({"ok": True, **shown(found, call.node.now_ms(), jobs)})
+
+    return Reply(200, await call.node.ask(query, view, stale=call.stale))
+
+
+async def list_groups(call: Call) -> Reply:
+    """Answer with a page of the groups that differ from the others."""
+    limit, offset = page(call, "limit")
+    query = ListLimitedGroups(queue_of(call), min(GROUPS_SHOWN if limit is None else limit, GROUPS_SHOWN_MAX), offset)
+
+    def view(found: GroupPage) -> bytes:
+        now_ms = call.node.now_ms()
+        listed = [{"groupId": group_id, **shown(one, now_ms)} for group_id, one in found.groups]
+        return ENCODE({"ok": True, "groups": listed, "total": found.total})
+
+    return Reply(200, await call.node.ask(query, view, stale=call.stale))
+
+
+def shown(found: GroupShown, now_ms: int, jobs: int | None = None) -> dict[str, object]:
+    settings, free_at_ms = found.settings, found.free_at_ms(jobs)
+    rate = settings.rate
+    return {
+        "waiting": found.waiting,
+        "active": found.active,
+        "concurrency": settings.concurrency,
+        "paused": settings.paused,
+        "rateLimit": None if rate is None else {"max": rate.max, "duration": rate.duration_ms},
+        "rateLimitTtl": ttl(free_at_ms, now_ms),
+    }
+
+
+def ttl(free_at_ms: int | None, now_ms: int) -> int:
+    """Return the milliseconds left until a time; 0 stays, -2 when there is none, or it has passed."""
+    if free_at_ms == 0:
+        return 0
+    return -2 if free_at_ms is None or free_at_ms <= now_ms else free_at_ms - now_ms
 
 
 def changed(is_change: bool) -> bytes:
@@ -72,14 +173,25 @@ ROUTES = grouped(
     "Groups",
     ask("GET", "/queues/{queue}/groups/count", CountGrouped, lambda call: CountGrouped(queue_of(call)), counted,
         reply=replies.Count),
-    ask("GET", "/queues/{queue}/groups/{group}", GetGroup, lambda call: GetGroup(*names(call)), shown,
-        reply=replies.Group),
-    submit("PUT", "/queues/{queue}/groups/{group}/concurrency", SetGroupConcurrency, set_concurrency, render.ok,
-           takes=GroupConcurrencyBody, reply=replies.Ok, right="manage:all",
-           about="Limit how many jobs of a group are active at once."),
+    plain("GET", "/queues/{queue}/groups", list_groups, what=ListLimitedGroups, asks=(LIMIT, OFFSET, CONSISTENCY),
+          reply=Groups, right="read",
+          about="Groups with limits of their own, or that are paused or held, by id."),
+    plain("GET", "/queues/{queue}/groups/{group}", get_group, what=GetGroup, asks=(MAX_JOBS, CONSISTENCY),
+          reply=Group, right="read", about="One group: its jobs, its limits, and for how long it is held."),
+    plain("PUT", "/queues/{queue}/groups/{group}/concurrency", limits.limiting(set_concurrency), what=SetGroupConcurrency,
+          takes=GroupConcurrencyBody, reply=replies.Ok, right="manage:all",
+          about="Limit how many jobs of a group are active at once; 0 lets none start."),
     submit("DELETE", "/queues/{queue}/groups/{group}/concurrency", SetGroupConcurrency,
            lambda call: SetGroupConcurrency(*names(call)), changed, reply=replies.WasChanged, right="manage:all",
            about="Have one job of a group active at once again."),
+    submit("PUT", "/queues/{queue}/groups/{group}/rate-limit", SetGroupRateLimit, set_rate_limit, replies.ok,
+           takes=GroupRateLimitBody, reply=replies.Ok, right="manage:all",
+           about="Limit how many jobs of a group start in a window; what has started before does not count."),
+    submit("DELETE", "/queues/{queue}/groups/{group}/rate-limit", SetGroupRateLimit,
+           lambda call: SetGroupRateLimit(*names(call)), changed, reply=replies.WasChanged, right="manage:all",
+           about="Take a group's rate limit away."),
+    submit("POST", "/queues/{queue}/groups/{group}/hold", HoldGroup, hold, replies.ok, takes=HoldBody, reply=replies.Ok,
+           right="consume", about="Start no job of a group for a while from now; active ones go on."),
     submit("POST", "/queues/{queue}/groups/{group}/pause", PauseGroup, lambda call: PauseGroup(*names(call)), changed,
            reply=replies.WasChanged, right="manage:all"),
     submit("POST", "/queues/{queue}/groups/{group}/resume", ResumeGroup, lambda call: ResumeGroup(*names(call)), changed,

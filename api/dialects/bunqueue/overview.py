@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from api.http import CONSISTENCY, Call, Parameter, Reply, ask, grouped, plain, submit
-from api.values import COUNT_MAX
-from node.operations.jobs import Counted
-from node.operations.keys import FreeKey, FreeKeyOfJob, GetKeyHolder
-from node.operations.overview import GetLimits, GetPortrait, Limits, ListBriefs, Page, Portrait
-from node.operations.queues import Counts, ListDlq, ListJobs, PriorityCounts, RemoveDeadJob, Totals
-from node.operations.schedules import ListCrons
-from node.operations.workers import ListWorkers, WorkerList
+from quorumq.api.errors import Invalid
+from quorumq.api.host import Host
+from quorumq.api.reply import Reply
+from quorumq.api.request import CONSISTENCY, Call, Parameter
+from quorumq.api.rows import ask, grouped, plain, submit
+from quorumq.api.values import COUNT_MAX
+from quorumq.node.machine.operations.dlq import ListDlq, RemoveDeadJob
+from quorumq.node.machine.operations.jobs import Counted
+from quorumq.node.machine.operations.keys import FreeKey, FreeKeyOfJob, GetKeyHolder
+from quorumq.node.machine.operations.minutes import GetSeries, Series
+from quorumq.node.machine.operations.overview import (
+    GetLimits,
+    GetPortrait,
+    Limits,
+    ListBlocked,
+    ListBriefs,
+    Page,
+    Portrait,
+)
+from quorumq.node.machine.operations.queue_reads import Counts, ListJobs, PriorityCounts, Totals
+from quorumq.node.machine.operations.schedules import ListCrons
+from quorumq.node.machine.operations.workers import ListWorkers, WorkerList
 
-from . import crons, monitoring, replies, workers
-from .bodies import of_job
-from .queue_bodies import at_most, queue_of
-from .render import counted as counted_reply
-from .render import full_text
-from .values import page, query_number
+from . import crons, figures, job_object, queues, replies, workers
+from .streams import Streams
+from .values import page, query_number, queue_of
 
 ENCODE = msgspec.json.Encoder().encode
 # Queues, workers and crons on one page; further ones are to be asked for.
@@ -30,10 +43,216 @@ LISTED_MAX = 50
 PREVIEW = 10
 JOBS_SHOWN = 100
 COUNT = {"type": "integer", "minimum": 0}
+START = Parameter("start", "Minutes to skip, from the last one back.", {**COUNT, "default": 0})
+END = Parameter("end", "The last minute to show, counted from 0; -1 for all.", {"type": "integer", "default": -1})
 LIMIT = Parameter("limit", f"Queues, at most; left out, {SHOWN_MAX:,}.", COUNT)
 OFFSET = Parameter("offset", "Queues to skip.", {**COUNT, "default": 0})
 WITH_JOBS = Parameter("includeJobs", "Whether jobs are listed, too.", {"type": "boolean", "default": False})
 JOBS_LIMIT = Parameter("jobsLimit", "Those jobs, at most.", {**COUNT, "default": JOBS_SHOWN})
+
+
+class SummaryCounts(Struct, forbid_unknown_fields=True):
+    waiting: int
+    prioritized: int
+    active: int
+    completed: int
+    failed: int
+    delayed: int
+
+
+class QueueSummary(Struct, forbid_unknown_fields=True):
+    name: str
+    paused: bool
+    counts: SummaryCounts
+
+
+BlockedBy = Annotated[
+    list[Literal["rateLimit", "concurrency", "globalRateLimit", "groups"]],
+    Meta(description="Limits of 0, which let no job start; `groups`: those of some groups, for their jobs."),
+]
+LimitedGroups = Annotated[int, Meta(description="Groups with limits of their own, or that are paused or held.")]
+
+
+class DashboardStats(Struct, forbid_unknown_fields=True, rename="camel"):
+    waiting: int
+    active: int
+    delayed: int
+    completed: int
+    dlq: int
+    total_pushed: int
+    total_pulled: int
+    total_completed: int
+    total_failed: int
+    uptime: int
+
+
+class Throughput(Struct, forbid_unknown_fields=True, rename="camel"):
+    """Jobs in a second since this node was last asked for them; zeros at first."""
+
+    push_per_sec: float
+    pull_per_sec: float
+    complete_per_sec: float
+    fail_per_sec: float
+
+
+class Percentiles(Struct, forbid_unknown_fields=True):
+    """Milliseconds within which a share of the operations were done: half of them, 95 and 99 of a hundred."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class Averages(Struct, forbid_unknown_fields=True, rename="camel"):
+    """Milliseconds that the operations took."""
+
+    push_ms: float
+    pull_ms: float
+    ack_ms: float
+
+
+class Operations(Struct, forbid_unknown_fields=True):
+    push: Percentiles
+    pull: Percentiles
+    ack: Percentiles
+
+
+class LatencyShown(Struct, forbid_unknown_fields=True):
+    """How long this node took for pushes, for pulls that did not wait, and for acknowledgements, since it was started."""
+
+    averages: Averages
+    percentiles: Operations
+
+
+class WorkersListed(Struct, forbid_unknown_fields=True):
+    total: int
+    active: int
+    listed: list[workers.WorkerShown] = field(name="list")
+    truncated: bool
+
+
+class CronsListed(Struct, forbid_unknown_fields=True):
+    total: int
+    listed: list[crons.CronShown] = field(name="list")
+    truncated: bool
+
+
+class StorageBrief(Struct, forbid_unknown_fields=True, rename="camel"):
+    disk_full: bool
+    error: str | None
+    since: replies.Millis | None
+
+
+class BlockedShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    queue: str
+    blocked_by: BlockedBy
+
+
+class BlockedListed(Struct, forbid_unknown_fields=True):
+    """Queues that stand still because a limit of theirs is 0."""
+
+    total: int
+    listed: list[BlockedShown] = field(name="list")
+    truncated: bool
+
+
+class Dashboard(replies.Body):
+    stats: DashboardStats
+    throughput: Throughput
+    latency: LatencyShown
+    memory: figures.Megabytes
+    collections: figures.Collections
+    workers: WorkersListed
+    crons: CronsListed
+    blocked: BlockedListed
+    storage: StorageBrief
+    timestamp: replies.Millis
+
+
+class DashboardQueueShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    name: str
+    waiting: int
+    prioritized: int
+    delayed: int
+    active: int
+    dlq: int
+    paused: bool
+    blocked_by: BlockedBy
+
+
+class DashboardQueues(replies.Body):
+    queues: list[DashboardQueueShown]
+    total: int
+    limit: int
+    offset: int
+    timestamp: replies.Millis
+
+
+class DashboardCounts(Struct, forbid_unknown_fields=True):
+    waiting: int
+    prioritized: int
+    delayed: int
+    active: int
+    completed: int
+    failed: int
+    paused: int
+    waiting_children: int = field(name="waiting-children")
+    total_completed: Annotated[int, Meta(description="Since the queue was created.")] = field(name="totalCompleted")
+    total_failed: Annotated[int, Meta(description="Since the queue was created.")] = field(name="totalFailed")
+
+
+class DashboardQueue(replies.Body):
+    name: str
+    counts: DashboardCounts
+    paused: bool
+    blocked_by: BlockedBy
+    limited_groups: LimitedGroups
+    priority_counts: dict[int, int]
+    dlq_preview: list[job_object.JobShown]
+    timestamp: replies.Millis
+    jobs: list[job_object.JobShown] | UnsetType = UNSET
+
+
+class RateShown(Struct, forbid_unknown_fields=True):
+    max: int
+    duration: replies.Millis
+
+
+GroupTtl = Annotated[
+    int,
+    Meta(
+        description="Milliseconds left of a hold, else of the window under way; -2 without either, 0 while `maxJobs` have not started."
+    ),
+]
+
+
+class LimitsShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    rate_limit: RateShown | None
+    rate_limit_ttl: Annotated[int, Meta(description="Milliseconds left of it; -1 without an end, -2 without a limit.")]
+    concurrency_limit: int | None
+    maxed: Annotated[bool, Meta(description="Whether one of them holds jobs back at this moment.")]
+    blocked_by: BlockedBy
+    limited_groups: LimitedGroups
+
+
+class SeriesMeta(Struct, forbid_unknown_fields=True, rename={"prev_ts": "prevTS", "prev_count": "prevCount"}):
+    count: Annotated[int, Meta(description="Jobs that ended so since the queue is there.")]
+    prev_ts: Annotated[int, Meta(description="When the last one did, milliseconds since the epoch; 0 for never.")]
+    prev_count: Annotated[int, Meta(description="How many did in the last minute in which any did.")]
+
+
+class QueueMetrics(replies.Body):
+    meta: SeriesMeta
+    data: Annotated[list[int], Meta(description="Jobs of each minute, from the last one in which any ended so back.")]
+    count: Annotated[int, Meta(description="Minutes that there are.")]
+
+
+class LimitsOf(replies.Body):
+    limits: LimitsShown
+
+
+class KeyHolder(replies.Body):
+    job_id: str | None
 
 
 def now_ms() -> int:
@@ -79,6 +298,7 @@ async def dashboard_queues(call: Call) -> Reply:
                 "active": one.counts.active,
                 "dlq": one.counts.failed,
                 "paused": one.counts.paused,
+                "blockedBy": one.blocked_by,
             }
             for one in found.queues
         ]
@@ -100,14 +320,20 @@ async def dashboard_queue(call: Call) -> Reply:
         "counts": counted(found.counts)
         | {"totalCompleted": found.counters.completed, "totalFailed": found.counters.failed},
         "paused": found.counts.paused,
+        "blockedBy": found.blocked_by,
+        "limitedGroups": found.limited_groups,
         "priorityCounts": await node.ask(PriorityCounts(name), stale=True),
         "timestamp": now_ms(),
     }
-    dead = await node.ask(ListDlq(name, PREVIEW), lambda reply: [full_text(job) for job in reply.jobs], stale=True)
+    dead = await node.ask(
+        ListDlq(name, PREVIEW), lambda reply: [job_object.full_text(job) for job in reply.jobs], stale=True
+    )
     text = b'%b,"dlqPreview":[%b]' % (ENCODE(shown)[:-1], b",".join(dead))
     if call.query.get("includeJobs") in ("true", "1"):
         jobs = await node.ask(
-            ListJobs(name, None, at_most(limit)), lambda jobs: [full_text(job) for job in jobs], stale=True
+            ListJobs(name, None, queues.at_most(limit)),
+            lambda jobs: [job_object.full_text(job) for job in jobs],
+            stale=True,
         )
         text += b',"jobs":[%b]' % b",".join(jobs)
     return Reply(200, text + b"}")
@@ -126,37 +352,45 @@ def counted(counts: Counts) -> dict[str, int]:
     }
 
 
+def series(found: Series, start: int, end: int | None) -> bytes:
+    """Render ends minute by minute, as BullMQ does: the last minute first, `count` says how many minutes there are."""
+    counts = found.counts
+    meta = {"count": found.total, "prevTS": found.last_at, "prevCount": found.last_count}
+    return ENCODE({"ok": True, "meta": meta, "data": counts[start:end], "count": len(counts)})
+
+
+async def queue_metrics(call: Call) -> Reply:
+    """Answer with how many jobs of a queue ended in each minute."""
+    queue, kind = queue_of(call), call.path["type"]
+    if kind not in ("completed", "failed"):
+        raise Invalid("Metrics type must be 'completed' or 'failed'")
+    start = int(query_number("start", call.query.get("start"), 0, COUNT_MAX))
+    last = int(query_number("end", call.query.get("end", "-1"), -1, COUNT_MAX))
+    view = partial(series, start=start, end=None if last == -1 else last + 1)
+    return Reply(200, await call.node.ask(GetSeries(queue, cast(Any, kind)), view, stale=call.stale))
+
+
 # -- Everything --------------------------------------------------------------------------------------------------------
 
 
 async def dashboard(call: Call) -> Reply:
     """Answer with everything there is on one page."""
-    node, server = call.node, call.server
+    node, host = call.node, call.server.service(Host)
     total = await node.ask(Totals(), stale=call.stale)
     found: WorkerList = await node.ask(ListWorkers(), stale=True)
     every = await node.ask(
         ListCrons(), lambda known: [crons.shown(cron) for cron in known[: LISTED_MAX + 1]], stale=True
     )
     cron_count = await node.ask(ListCrons(), len, stale=True)
-    disk = await server.disk.look(node)
-    counts = total.counts
+    blocked: Page = await node.ask(ListBlocked(LISTED_MAX), stale=True)
+    disk = await host.disk.look(node)
     shown = {
         "ok": True,
-        "stats": {
-            "waiting": counts.waiting,
-            "active": counts.active,
-            "delayed": counts.delayed,
-            "completed": counts.completed,
-            "dlq": counts.failed,
-            "totalPushed": total.pushed,
-            "totalPulled": total.pulled,
-            "totalCompleted": total.completed,
-            "totalFailed": total.failed,
-            "uptime": monitoring.uptime_s(call),
-        },
-        "throughput": await server.streams.watch.rates(),
-        "memory": monitoring.memory(),
-        "collections": monitoring.summed(total),
+        "stats": figures.sums(DashboardStats, total, figures.uptime_s(call)),
+        "throughput": await call.server.service(Streams).watch.rates(),
+        "latency": host.latency.shown(),
+        "memory": figures.memory(),
+        "collections": figures.summed(total),
         "workers": {
             "total": len(found.workers),
             "active": found.active,
@@ -164,6 +398,12 @@ async def dashboard(call: Call) -> Reply:
             "truncated": len(found.workers) > LISTED_MAX,
         },
         "crons": {"total": cron_count, "list": every[:LISTED_MAX], "truncated": cron_count > LISTED_MAX},
+        # Queues that stand still because a limit of theirs is 0.
+        "blocked": {
+            "total": blocked.total,
+            "list": [{"queue": one.name, "blockedBy": one.blocked_by} for one in blocked.queues],
+            "truncated": blocked.total > LISTED_MAX,
+        },
         "storage": {"diskFull": disk.full, "error": disk.error, "since": disk.since_ms},
         "timestamp": now_ms(),
     }
@@ -182,16 +422,22 @@ def limits(found: Limits) -> bytes:
         "rateLimitTtl": ttl,
         "concurrencyLimit": found.settings.concurrency,
         "maxed": found.maxed,
+        "blockedBy": found.blocked_by,
+        "limitedGroups": found.limited_groups,
     }
     return b'{"ok":true,"limits":%b}' % ENCODE(shown)
 
 
 def get_limits(call: Call) -> GetLimits:
-    return GetLimits(queue_of(call), now_ms())
+    return GetLimits(queue_of(call), call.node.now_ms())
 
 
 def remove_dead(call: Call) -> RemoveDeadJob:
     return RemoveDeadJob(queue_of(call), call.path["id"])
+
+
+def free_key_of_job(call: Call) -> FreeKeyOfJob:
+    return FreeKeyOfJob(call.path["id"], known=call.over_http and call.level >= 1)
 
 
 def get_holder(call: Call) -> GetKeyHolder:
@@ -213,23 +459,26 @@ def holder(job_id: str | None) -> bytes:
 ROUTES = grouped(
     "Overview",
     ask("GET", "/queues/summary", ListBriefs, lambda call: ListBriefs(SHOWN_MAX), summed,
-        reply=list[replies.QueueSummary], about=f"The first {SHOWN_MAX:,} queues in numbers."),
-    plain("GET", "/dashboard", dashboard, what=Totals, asks=(CONSISTENCY,), reply=replies.Dashboard, right="read",
+        reply=list[QueueSummary], about=f"The first {SHOWN_MAX:,} queues in numbers."),
+    plain("GET", "/dashboard", dashboard, what=Totals, asks=(CONSISTENCY,), reply=Dashboard, right="read",
           about="Everything on one page."),
     plain("GET", "/dashboard/queues", dashboard_queues, what=ListBriefs, asks=(LIMIT, OFFSET, CONSISTENCY),
-          reply=replies.DashboardQueues, right="read", about="Queues in numbers, page by page."),
+          reply=DashboardQueues, right="read", about="Queues in numbers, page by page."),
     plain("GET", "/dashboard/queues/{queue}", dashboard_queue, what=GetPortrait,
-          asks=(WITH_JOBS, JOBS_LIMIT, CONSISTENCY), reply=replies.DashboardQueue, right="read",
+          asks=(WITH_JOBS, JOBS_LIMIT, CONSISTENCY), reply=DashboardQueue, right="read",
           about="One queue from all sides."),
-    ask("GET", "/queues/{queue}/limits", GetLimits, get_limits, limits, reply=replies.LimitsOf,
+    plain("GET", "/queues/{queue}/metrics/{type}", queue_metrics, what=GetSeries, asks=(START, END, CONSISTENCY),
+          reply=QueueMetrics, right="read",
+          about="How many jobs of a queue completed, or failed for good, in each minute of the last day."),
+    ask("GET", "/queues/{queue}/limits", GetLimits, get_limits, limits, reply=LimitsOf,
         about="What holds a queue back."),
     submit("DELETE", "/queues/{queue}/dlq/{id}", RemoveDeadJob,
            remove_dead, removed, reply=replies.WasRemoved,
            right="manage:all"),
     ask("GET", "/queues/{queue}/unique/{unique_key}", GetKeyHolder, get_holder,
-        holder, reply=replies.KeyHolder),
+        holder, reply=KeyHolder),
     submit("DELETE", "/queues/{queue}/unique/{unique_key}", FreeKey, free_key,
-           counted_reply, reply=replies.Count, right="produce"),
-    submit("DELETE", "/jobs/{id}/unique", FreeKeyOfJob, of_job(FreeKeyOfJob), removed,
+           replies.counted, reply=replies.Count, right="produce"),
+    submit("DELETE", "/jobs/{id}/unique", FreeKeyOfJob, free_key_of_job, removed,
            reply=replies.WasRemoved, right="produce"),
 )  # fmt: skip

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypedDict, TypeVar, Unpack, cast
 
 import msgspec
-from msgspec import Raw, Struct, UnsetType
+from msgspec import Meta, Raw, Struct, UnsetType
 
-from api.http import Call, Invalid
-from api.limits import DATA_BYTES_MAX
-from api.values import (
+from quorumq.api.errors import Invalid
+from quorumq.api.limits import DATA_BYTES_MAX
+from quorumq.api.request import Call
+from quorumq.api.rules import apply, says
+from quorumq.api.values import (
     BAD_JSON,
     BATCH_MAX,
     COUNT_MAX,
     DAY_MS,
     KEY_CHARS_MAX,
     NOTE_CHARS_MAX,
+    Number,
     as_text,
     check_text,
     decoded,
+    fields_of,
+    is_finite,
     members,
     value_of,
+    whole,
 )
 
 # Not documented.
@@ -39,10 +45,24 @@ QUEUE_NAME_CHARS_MAX = 256
 S = TypeVar("S", bound=Struct)
 
 
+class Said(TypedDict, total=False):
+    """What a rule says besides."""
+
+    required: bool | str
+    default: Any
+    instead_of: str
+    only_with: str
+
+
 # -- Reading bodies ----------------------------------------------------------------------------------------------------
 
 
-def read(decoder: msgspec.json.Decoder[S], body: bytes, *, required: bool = False) -> S:
+def read(decoder: msgspec.json.Decoder[Any], body: bytes, *, required: bool = False) -> Any:
+    """Decode a body and have its fields hold what their rules make of them. Raises Invalid."""
+    return apply(read_unchecked(decoder, body, required=required))
+
+
+def read_unchecked(decoder: msgspec.json.Decoder[S], body: bytes, *, required: bool = False) -> S:
     """Decode a body; where it does not fit the types, keep each field that does and loosen the others.
 
     An empty body counts as an empty object unless it is required. Raises Invalid.
@@ -58,16 +78,16 @@ def read(decoder: msgspec.json.Decoder[S], body: bytes, *, required: bool = Fals
 def loosened(kind: Any, found: dict[str, Raw]) -> Any:
     """Make a struct whose fields hold what the client sent, of whatever type; the checks below sort it out."""
     values: dict[str, Any] = {}
-    for field in msgspec.structs.fields(kind):
-        raw = found.get(field.encode_name)
+    for spelled, name in fields_of(kind):
+        raw = found.get(spelled)
         if raw is None:
             continue
-        if field.name in ("data", "result"):
-            values[field.name] = raw
-        elif field.name == "results":
-            values[field.name] = raw_items(raw)
+        if name in ("data", "result"):
+            values[name] = raw
+        elif name == "results":
+            values[name] = raw_items(raw)
         else:
-            values[field.name] = value_of(raw)
+            values[name] = value_of(raw)
     return kind(**values)
 
 
@@ -85,7 +105,7 @@ def check_number(name: str, value: Any, low: int, high: int, *, integer: bool = 
     """Raises Invalid with the documented text."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Invalid(f"{name} must be a number")
-    if not math.isfinite(value):
+    if not is_finite(value):
         raise Invalid(f"{name} must be a finite number")
     if integer and value != math.floor(value):
         raise Invalid(f"{name} must be an integer")
@@ -162,7 +182,7 @@ def checked_ids(value: Any) -> list[str]:
         raise Invalid("ids must be an array")
     if len(value) > BATCH_MAX:
         raise Invalid(f"ids must have at most {BATCH_MAX} items")
-    return [item if isinstance(item, str) else as_text(item) or "" for item in value]
+    return [item if type(item) is str and len(item) <= KEY_CHARS_MAX else cut(item) for item in value]
 
 
 def check_length(command: str, name: str, values: Sequence[Any], ids: Sequence[str]) -> None:
@@ -183,6 +203,110 @@ def checked_list(name: str, value: Any) -> list[Any]:
     return value
 
 
+# -- Rules of fields ---------------------------------------------------------------------------------------------------
+
+
+def number(text: str, low: int, high: int, **more: Unpack[Said]) -> Meta:
+    """A number between two bounds."""
+
+    def reads(name: str, value: Any) -> Number:
+        if type(value) is int and low <= value <= high:
+            return value
+        check_number(name, value, low, high)
+        return whole(value)
+
+    return says(text, reads=reads, low=low, high=high, **more)
+
+
+def integer(text: str, low: int, high: int, *, in_schema: bool = True, **more: Unpack[Said]) -> Meta:
+    """A whole number between two bounds. in_schema: whether the document names the upper one."""
+
+    def reads(name: str, value: Any) -> int:
+        if type(value) is int and low <= value <= high:
+            return value
+        check_number(name, value, low, high, integer=True)
+        return int(value)
+
+    return says(text, reads=reads, low=low, high=high if in_schema else None, **more)
+
+
+def lasting(text: str, **more: Unpack[Said]) -> Meta:
+    """Milliseconds that a lock lasts."""
+    return says(text, reads=duration, low=1, high=DAY_MS, **more)
+
+
+def key(text: str = "", *, in_schema: bool = True, **more: Unpack[Said]) -> Meta:
+    """An id or a key; an empty one counts as none."""
+    return says(text, reads=as_key, bound=KEY_CHARS_MAX, max_chars=KEY_CHARS_MAX if in_schema else None, **more)
+
+
+def note(text: str, **more: Unpack[Said]) -> Meta:
+    """What is kept for people to read, cut to its bound."""
+    return says(text, reads=lambda name, value: as_note(value), bound=NOTE_CHARS_MAX, **more)
+
+
+def word(text: str, chars_max: int = KEY_CHARS_MAX, **more: Unpack[Said]) -> Meta:
+    """A text that is looked up, or compared: none that is longer than its bound could be found, so it is cut just behind it."""
+
+    def reads(name: str, value: Any) -> str:
+        return value if type(value) is str and len(value) <= chars_max else cut(value, chars_max)
+
+    return says(text, reads=reads, bound=chars_max + 1, **more)
+
+
+def cut(value: Any, chars_max: int = KEY_CHARS_MAX) -> str:
+    return (as_text(value) or "")[: chars_max + 1]
+
+
+def flag(text: str, **more: Unpack[Said]) -> Meta:
+    """Whether; anything but a flag is refused."""
+    return says(text, reads=checked_flag, **more)
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    """Return a flag. Raises Invalid."""
+    if not isinstance(value, bool):
+        raise Invalid(f"{name} must be a boolean")
+    return value
+
+
+def truth(text: str, **more: Unpack[Said]) -> Meta:
+    """Whether; anything counts for what it is in JavaScript's eyes."""
+    return says(text, reads=lambda name, value: bool(value), **more)
+
+
+def names_of_jobs(text: str) -> Meta:
+    """Ids of a batch."""
+    return says(
+        text, reads=lambda name, value: checked_ids(value), max_items=BATCH_MAX, required="ids must be an array"
+    )
+
+
+def beside_ids(text: str, item: Callable[[str, Any], Any], **more: Unpack[Said]) -> Meta:
+    """A list as long as the ids beside it, whose length is compared with theirs. item: reads one of it."""
+
+    def reads(name: str, value: Any) -> list[Any]:
+        # One more than there are ids ever: what is longer is refused for its length.
+        return [item(name, one) for one in checked_list(name, value)[: BATCH_MAX + 1]]
+
+    return says(text, reads=reads, bound=BATCH_MAX + 1, **more)
+
+
+def given_data(text: str) -> Meta:
+    """Data of a job: any JSON, as it was sent."""
+    return says(text, reads=lambda name, value: checked_data(value), bound=DATA_BYTES_MAX, required="data is required")
+
+
+def given_result(text: str) -> Meta:
+    """The result of a run: any JSON, as it was sent."""
+    return says(text, reads=lambda name, value: checked_result(value), bound=DATA_BYTES_MAX)
+
+
+def queue_name(text: str, **more: Unpack[Said]) -> Meta:
+    """The name of a queue."""
+    return says(text, reads=lambda name, value: check_queue(as_text(value) or ""), bound=QUEUE_NAME_CHARS_MAX, **more)
+
+
 def page(call: Call, *names: str) -> tuple[int | None, int]:
     """Return limit (None when none was asked for) and offset. names: what the limit is called, the first one wins."""
     limit: int | None = None
@@ -191,3 +315,46 @@ def page(call: Call, *names: str) -> tuple[int | None, int]:
             limit = int(query_number(name, call.query[name], 0, COUNT_MAX))
             break
     return limit, int(query_number("offset", call.query.get("offset"), 0, COUNT_MAX))
+
+
+T = TypeVar("T")
+Millis = Number | None
+Token = Annotated[str | None, word("The job's lock token, as it came with the job; a locked job needs it.")]
+BeatToken = Annotated[str | None, word("The job's lock token; may be left out, but a wrong one is refused.")]
+DelayToken = Annotated[
+    str | None,
+    word("The job's lock token; a wrong one is refused, and so is `PUT …/delay` of a locked job without one."),
+]
+Ids = Annotated[list[str] | None, names_of_jobs("Ids of jobs.")]
+
+
+def token_of(name: str, value: Any) -> str | None:
+    return None if value is None else cut(value)
+
+
+def of_job(what: Callable[[str], T]) -> Callable[[Call], T]:
+    """Decode a request that says nothing but which job."""
+    return lambda call: what(call.path["id"])
+
+
+def of_known_job(what: Callable[[str, bool], T]) -> Callable[[Call], T]:
+    """Decode a question about a job: over HTTP one that there is, in a command any, as the server has it."""
+    return lambda call: what(call.path["id"], call.over_http)
+
+
+def as_many(command: str, name: str, values: list[Any] | None, ids: Sequence[str]) -> list[Any]:
+    """Return what stands beside the ids; nothing at all when nothing was sent. Raises Invalid."""
+    if values is None:
+        return []
+    check_length(command, name, values, ids)
+    return values
+
+
+def queue_of(call: Call) -> str:
+    """Return the queue that the path names. Raises Invalid."""
+    return check_queue(call.path["queue"])
+
+
+def of_queue(what: Callable[[str], T]) -> Callable[[Call], T]:
+    """Decode a request that says nothing but which queue."""
+    return lambda call: what(check_queue(call.path["queue"]))

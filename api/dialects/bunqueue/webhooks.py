@@ -10,48 +10,96 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Struct
 
-from api.http import Call, Invalid, ask, grouped, submit
-from api.ids import new_id
-from api.scopes import its_webhook, own_webhooks
-from api.values import KEY_CHARS_MAX, as_text, says
-from node.addresses import URL_CHARS_MAX, check_url
-from node.operations.webhooks import (
-    AddWebhook,
-    EnableWebhook,
-    ListWebhooks,
-    RemoveWebhook,
-    WebhookSet,
-    WebhookShown,
-)
-from node.state.webhook import EVENTS, SPELLINGS
+from quorumq.api.errors import Invalid
+from quorumq.api.ids import new_id
+from quorumq.api.request import Call
+from quorumq.api.rows import ask, grouped, submit
+from quorumq.api.rules import apply, says
+from quorumq.api.scopes import its_webhook, own_webhooks
+from quorumq.api.values import KEY_CHARS_MAX, as_text
+from quorumq.node.machine.operations.webhooks import AddWebhook, EnableWebhook, ListWebhooks, RemoveWebhook, WebhookSet
+from quorumq.node.machine.operations.webhooks import WebhookShown as WebhookAnswer
+from quorumq.node.machine.state.webhook import EVENTS, SPELLINGS
 
-from . import render, replies
-from .values import as_key, check_queue, checked_list, read
+from ...outgoing.egress import URL_CHARS_MAX, check_url
+from . import replies
+from .values import QUEUE_NAME_CHARS_MAX, check_queue, checked_list, flag, key, read, read_unchecked, word
 
 VALID = ", ".join(EVENTS)
 ENCODE = msgspec.json.Encoder().encode
 
 
+class WebhookShown(Struct, forbid_unknown_fields=True, rename="camel"):
+    """dropped_count: deliveries never tried because too many waited.  waiting_count: those that wait now."""
+
+    id: str
+    url: str
+    events: list[str]
+    queue: str | None
+    created_at: replies.Millis
+    last_triggered: replies.Millis | None
+    success_count: int
+    failure_count: int
+    dropped_count: int
+    waiting_count: int
+    enabled: bool
+
+
+class WebhookSums(Struct, forbid_unknown_fields=True):
+    total: int
+    enabled: int
+
+
+class WebhooksData(Struct, forbid_unknown_fields=True):
+    webhooks: list[WebhookShown]
+    stats: WebhookSums
+
+
+class Webhooks(replies.Body):
+    data: WebhooksData
+
+
+class WebhookAddedData(Struct, forbid_unknown_fields=True, rename="camel"):
+    webhook_id: str
+    url: str
+    events: list[str]
+    queue: str | None
+    created_at: replies.Millis
+
+
+class WebhookAdded(replies.Body):
+    data: WebhookAddedData
+
+
+def checked_events(name: str, value: Any) -> tuple[str, ...]:
+    """Return the names of events as they were spelled, each once. Raises Invalid."""
+    names = dict.fromkeys(as_text(one) or "" for one in checked_list(name, value))
+    if unknown := [one for one in names if one not in SPELLINGS]:
+        shown = ", ".join(unknown[: len(EVENTS)])
+        raise Invalid(f"Invalid webhook event(s): {shown[:KEY_CHARS_MAX]}. Valid: {VALID}")
+    return tuple(names)
+
+
 class WebhookBody(Struct, gc=False):
     """A receiver of events, which are posted to it as JSON."""
 
+    # How an address is looked at depends on a setting, and its text is the first of all (add).
     url: Annotated[
         str | None,
-        says("Where to post; no address that only the cluster's own network reaches.", required=True,
+        says("Where to post: https, and no address that only the cluster's own network reaches.", required=True, elsewhere=True,
              max_chars=URL_CHARS_MAX),
     ] = None  # fmt: skip
     events: Annotated[
         list[str] | None,
-        says("Any of pushed, started, completed, failed, progress; with or without `job.` before them.", required=True),
-    ] = None
-    queue: Annotated[str | None, says("The queue whose events are wanted; left out, all.")] = None
-    secret: Annotated[str | None, says("Key of the HMAC-SHA256 in X-Webhook-Signature.", max_chars=KEY_CHARS_MAX)] = (
-        None
-    )
+        says("Any of pushed, started, completed, failed, progress; with or without `job.` before them.",
+             reads=checked_events, bound=len(SPELLINGS), required="events must be an array"),
+    ] = None  # fmt: skip
+    queue: Annotated[str | None, word("The queue whose events are wanted; left out, all.", QUEUE_NAME_CHARS_MAX)] = None
+    secret: Annotated[str | None, key("Key of the HMAC-SHA256 in X-Webhook-Signature.")] = None
 
 
 class EnabledBody(Struct, gc=False):
-    enabled: Annotated[bool | None, says("Whether it gets deliveries; left out, it does not.", default=False)] = None
+    enabled: Annotated[bool | None, flag("Whether it gets deliveries; left out, it does not.", default=False)] = None
 
 
 WEBHOOK = msgspec.json.Decoder(WebhookBody)
@@ -59,24 +107,13 @@ ENABLED = msgspec.json.Decoder(EnabledBody)
 
 
 def add(call: Call) -> AddWebhook:
-    body = read(WEBHOOK, call.body, required=True)
-    url = as_text(body.url) or ""
-    wrong = check_url(url, allow_private=call.server.config.webhook_allow_private == "true")
+    unchecked = read_unchecked(WEBHOOK, call.body, required=True)
+    url = as_text(unchecked.url) or ""
+    wrong = check_url(url, allow_private=call.server.config.webhook_allow_private)
     if wrong is not None:
         raise Invalid(wrong)
-    queue = as_text(body.queue)
-    return AddWebhook(
-        new_id(), url, checked_events(body.events), check_queue(queue) if queue else None, as_key("secret", body.secret)
-    )
-
-
-def checked_events(value: Any) -> tuple[str, ...]:
-    """Return the names of events as they were spelled, each once. Raises Invalid."""
-    names = dict.fromkeys(as_text(name) or "" for name in checked_list("events", value))
-    if unknown := [name for name in names if name not in SPELLINGS]:
-        shown = ", ".join(unknown[: len(EVENTS)])
-        raise Invalid(f"Invalid webhook event(s): {shown[:KEY_CHARS_MAX]}. Valid: {VALID}")
-    return tuple(names)
+    body: Any = apply(unchecked)
+    return AddWebhook(new_id(), url, body.events, check_queue(body.queue) if body.queue else None, body.secret)
 
 
 def remove(call: Call) -> RemoveWebhook:
@@ -84,10 +121,7 @@ def remove(call: Call) -> RemoveWebhook:
 
 
 def enable(call: Call) -> EnableWebhook:
-    enabled: Any = read(ENABLED, call.body).enabled
-    if enabled is not None and not isinstance(enabled, bool):
-        raise Invalid("enabled must be a boolean")
-    return EnableWebhook(call.path["webhook_id"], bool(enabled))
+    return EnableWebhook(call.path["webhook_id"], bool(read(ENABLED, call.body).enabled))
 
 
 def added(reply: WebhookSet) -> bytes:
@@ -106,7 +140,7 @@ def removed(reply: None) -> bytes:
     return b'{"ok":true,"data":{"removed":true}}'
 
 
-def shown(one: WebhookShown) -> dict[str, Any]:
+def shown(one: WebhookAnswer) -> dict[str, Any]:
     """Show a webhook without its secret."""
     webhook = one.webhook
     return {
@@ -124,19 +158,19 @@ def shown(one: WebhookShown) -> dict[str, Any]:
     }
 
 
-def several(webhooks: list[WebhookShown]) -> bytes:
+def several(webhooks: list[WebhookAnswer]) -> bytes:
     stats = {"total": len(webhooks), "enabled": sum(one.webhook.enabled for one in webhooks)}
     return b'{"ok":true,"data":%b}' % ENCODE({"webhooks": [shown(one) for one in webhooks], "stats": stats})
 
 
 ROUTES = grouped(
     "Webhooks",
-    ask("GET", "/webhooks", ListWebhooks, lambda call: ListWebhooks(), several, reply=replies.Webhooks,
+    ask("GET", "/webhooks", ListWebhooks, lambda call: ListWebhooks(), several, reply=Webhooks,
         scope="checked", narrow=own_webhooks),
-    submit("POST", "/webhooks", AddWebhook, add, added, takes=WebhookBody, reply=replies.WebhookAdded,
+    submit("POST", "/webhooks", AddWebhook, add, added, takes=WebhookBody, reply=WebhookAdded,
            right="manage:all", about="Have events of jobs posted to a URL.", scope="checked", check=its_webhook),
     submit("DELETE", "/webhooks/{webhook_id}", RemoveWebhook, remove, removed, reply=replies.Removed,
            right="manage:all", scope="checked", check=its_webhook),
-    submit("PUT", "/webhooks/{webhook_id}/enabled", EnableWebhook, enable, render.ok, takes=EnabledBody,
+    submit("PUT", "/webhooks/{webhook_id}/enabled", EnableWebhook, enable, replies.ok, takes=EnabledBody,
            reply=replies.Ok, right="manage:all", scope="checked", check=its_webhook),
 )  # fmt: skip

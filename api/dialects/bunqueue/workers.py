@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from api.http import Call, Invalid, ask, grouped, submit
-from api.ids import new_id
-from api.scopes import its_worker, own_workers
-from api.values import BAD_JSON, COUNT_MAX, KEY_CHARS_MAX, as_text, says
-from node.operations.workers import (
+from quorumq.api.errors import Invalid
+from quorumq.api.ids import new_id
+from quorumq.api.request import Call
+from quorumq.api.rows import ask, grouped, submit
+from quorumq.api.rules import says
+from quorumq.api.scopes import its_worker, own_workers
+from quorumq.api.values import BAD_JSON, COUNT_MAX, as_text
+from quorumq.node.machine.operations.workers import (
     HeartbeatWorker,
     ListWorkers,
     Registered,
@@ -20,35 +23,106 @@ from node.operations.workers import (
     UnregisterWorker,
     WorkerList,
 )
-from node.state.worker import Worker
+from quorumq.node.machine.state.worker import Worker
 
-from . import replies
-from .queue_bodies import queue_of
-from .values import NAME_CHARS_MAX, as_key, check_number, check_queue, read
+from . import locking, replies
+from .values import NAME_CHARS_MAX, check_queue, integer, key, queue_of, read
 
 SLOTS_MAX = 1_000_000
 QUEUES_MAX = 1_000
 ENCODE = msgspec.json.Encoder().encode
 
 
+class WorkerBase(Struct, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    name: str | UnsetType = UNSET
+    queues: list[str]
+    concurrency: int
+    hostname: str
+    pid: int
+    status: Literal["active", "stale"]
+    registered_at: replies.Millis
+    last_seen: replies.Millis
+    active_jobs: int
+    processed_jobs: int
+    failed_jobs: int
+    current_job: str | None
+
+
+class WorkerAddedData(WorkerBase, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    worker_id: str
+
+
+class WorkerAdded(replies.Body):
+    data: WorkerAddedData
+
+
+class WorkerShown(WorkerBase, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    """uptime: milliseconds since it registered."""
+
+    id: str
+    uptime: int
+
+
+class WorkerSums(Struct, forbid_unknown_fields=True, rename="camel"):
+    """total_processed, total_failed: of all workers ever; the rest is of those registered now."""
+
+    total: int
+    active: int
+    total_processed: int
+    total_failed: int
+    active_jobs: int
+    concurrency_slots: int
+
+
+class WorkersData(Struct, forbid_unknown_fields=True):
+    workers: list[WorkerShown]
+    stats: WorkerSums
+
+
+class Workers(replies.Body):
+    data: WorkersData
+
+
+class QueueWorkers(replies.Body):
+    workers: list[WorkerShown]
+
+
+def checked_queues(name: str, value: Any) -> tuple[str, ...]:
+    """Return the names of queues; one that stands alone is a list of one. Raises Invalid."""
+    names = value if isinstance(value, list) else [value]
+    if len(names) > QUEUES_MAX:
+        raise Invalid(f"queues must have at most {QUEUES_MAX} items")
+    return tuple(check_queue(as_text(one) or "") for one in names)
+
+
+def as_host(name: str, value: Any) -> str:
+    return (as_text(value) or "")[:NAME_CHARS_MAX]
+
+
 class WorkerBody(Struct, gc=False, rename="camel"):
     """A worker. One with the id of another takes its place, and keeps its name and its counts."""
 
-    name: Annotated[str | None, says("For people.", max_chars=KEY_CHARS_MAX)] = None
-    queues: Annotated[list[str] | None, says("The queues it works on.", max_items=QUEUES_MAX)] = None
-    worker_id: Annotated[str | None, says("An id of its own; left out, one is made.", max_chars=KEY_CHARS_MAX)] = None
-    concurrency: Annotated[int | None, says("Jobs it works on at once.", default=1, low=0, high=SLOTS_MAX)] = None
-    hostname: Annotated[str | None, says("The machine it runs on.", default="unknown")] = None
-    pid: Annotated[int | None, says("Its process.", default=0, low=0, high=COUNT_MAX)] = None
+    CHECKED: ClassVar = ("concurrency", "worker_id", "name", "queues")
+
+    name: Annotated[str | None, key("For people.")] = None
+    queues: Annotated[list[str] | None, says("The queues it works on.", reads=checked_queues, max_items=QUEUES_MAX)] = (
+        None
+    )
+    worker_id: Annotated[str | None, key("An id of its own; left out, one is made.")] = None
+    concurrency: Annotated[int | None, integer("Jobs it works on at once.", 0, SLOTS_MAX, default=1)] = None
+    hostname: Annotated[
+        str | None, says("The machine it runs on.", reads=as_host, bound=NAME_CHARS_MAX, default="unknown")
+    ] = None
+    pid: Annotated[int | None, integer("Its process.", 0, COUNT_MAX, default=0)] = None
 
 
 class BeatBody(Struct, gc=False, rename="camel"):
     """How a worker is doing; what is not given stays."""
 
-    active_jobs: Annotated[int | None, says("Jobs it works on now.", low=0, high=SLOTS_MAX)] = None
-    processed: Annotated[int | None, says("Jobs it has completed.", low=0, high=COUNT_MAX)] = None
-    failed: Annotated[int | None, says("Jobs it has failed.", low=0, high=COUNT_MAX)] = None
-    current_job: Annotated[str | None, says("Id of the job it works on.", max_chars=KEY_CHARS_MAX)] = None
+    active_jobs: Annotated[int | None, integer("Jobs it works on now.", 0, SLOTS_MAX)] = None
+    processed: Annotated[int | None, integer("Jobs it has completed.", 0, COUNT_MAX)] = None
+    failed: Annotated[int | None, integer("Jobs it has failed.", 0, COUNT_MAX)] = None
+    current_job: Annotated[str | None, key("Id of the job it works on.")] = None
 
 
 WORKER = msgspec.json.Decoder(WorkerBody)
@@ -57,33 +131,14 @@ BEAT = msgspec.json.Decoder(BeatBody)
 
 def register(call: Call) -> RegisterWorker:
     body = read(WORKER, call.body, required=True)
-    concurrency = counted("concurrency", body.concurrency, SLOTS_MAX)
     return RegisterWorker(
-        as_key("workerId", body.worker_id) or new_id(),
-        as_key("name", body.name),
-        checked_queues(body.queues),
-        1 if concurrency is None else concurrency,
-        (as_text(body.hostname) or "unknown")[:NAME_CHARS_MAX],
-        counted("pid", body.pid, COUNT_MAX) or 0,
+        body.worker_id or new_id(),
+        body.name,
+        body.queues or (),
+        1 if body.concurrency is None else body.concurrency,
+        body.hostname or "unknown",
+        body.pid or 0,
     )
-
-
-def checked_queues(value: Any) -> tuple[str, ...]:
-    """Return the names of queues; one that stands alone is a list of one. Raises Invalid."""
-    if value is None:
-        return ()
-    names = value if isinstance(value, list) else [value]
-    if len(names) > QUEUES_MAX:
-        raise Invalid(f"queues must have at most {QUEUES_MAX} items")
-    return tuple(check_queue(as_text(name) or "") for name in names)
-
-
-def counted(name: str, value: Any, high: int) -> int | None:
-    """Return a whole number that may be left out. Raises Invalid."""
-    if value is None:
-        return None
-    check_number(name, value, 0, high, integer=True)
-    return int(value)
 
 
 def unregister(call: Call) -> UnregisterWorker:
@@ -100,10 +155,10 @@ def heartbeat(call: Call) -> HeartbeatWorker:
         body = BeatBody()
     return HeartbeatWorker(
         call.path["worker_id"],
-        counted("activeJobs", body.active_jobs, SLOTS_MAX),
-        counted("processed", body.processed, COUNT_MAX),
-        counted("failed", body.failed, COUNT_MAX),
-        as_key("currentJob", body.current_job),
+        body.active_jobs,
+        body.processed,
+        body.failed,
+        body.current_job,
     )
 
 
@@ -184,14 +239,14 @@ def of_queue(found: WorkerList) -> bytes:
 
 ROUTES = grouped(
     "Workers",
-    ask("GET", "/workers", ListWorkers, lambda call: ListWorkers(), every, reply=replies.Workers,
+    ask("GET", "/workers", ListWorkers, lambda call: ListWorkers(), every, reply=Workers,
         about="Registered workers, and sums over all of them."),
-    submit("POST", "/workers", RegisterWorker, register, registered, takes=WorkerBody, reply=replies.WorkerAdded,
+    submit("POST", "/workers", RegisterWorker, register, registered, takes=WorkerBody, reply=WorkerAdded,
            right="consume", scope="checked", check=its_worker),
     submit("DELETE", "/workers/{worker_id}", UnregisterWorker, unregister, unregistered, reply=replies.Removed,
            right="consume", scope="checked", check=its_worker),
     submit("POST", "/workers/{worker_id}/heartbeat", HeartbeatWorker, heartbeat, beaten, takes=BeatBody,
-           reply=replies.Beat, right="consume", scope="checked", check=its_worker),
+           reply=locking.Beat, right="consume", scope="checked", check=its_worker),
     ask("GET", "/queues/{queue}/workers", ListWorkers, lambda call: ListWorkers(queue_of(call)), of_queue,
-        reply=replies.QueueWorkers, narrow=own_workers, about="Registered workers of a queue."),
+        reply=QueueWorkers, narrow=own_workers, about="Registered workers of a queue."),
 )  # fmt: skip

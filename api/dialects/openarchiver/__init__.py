@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from api.auth import API_KEY, BEARER, Access, Grant, Unauthorized
-from api.http import JSON, Answer, Route
-from node.refusals import Refusal
+from quorumq.api.auth import API_KEY, BEARER, Access, Grant, Unauthorized
+from quorumq.api.reply import JSON
+from quorumq.api.request import Answer, Route
+from quorumq.node.machine.refusals import Refusal
 
 from .routes import ROUTES
 
@@ -20,8 +21,10 @@ class OpenArchiver:
     name = "openarchiver"
     routes: tuple[Route, ...] = ROUTES
     undecoded: frozenset[str] = frozenset()
+    may_be_empty: frozenset[str] = frozenset()
     content_type = JSON
     hides_paths = False
+    private = False
 
     def authorize(self, access: Access, request: web.BaseRequest) -> Grant:
         """Take `X-API-KEY`, which goes before `Authorization: Bearer`, in the recorded words."""
@@ -36,6 +39,9 @@ class OpenArchiver:
         if grant is None:
             raise Unauthorized(told)
         return grant
+
+    def weigh(self, route: Route, body: bytes) -> None:
+        """Nothing here takes a body with lists."""
 
     def refusal(self, refusal: Refusal) -> Answer:
         return 400, refusal.message

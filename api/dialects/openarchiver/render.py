@@ -11,10 +11,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from api import surrogates
-from node.operations.queues import Counts
-from node.state import own_id
-from node.state.job import COMPLETED, FAILED, Job
+from quorumq.api import surrogates
+from quorumq.node.machine.operations.queue_reads import Counts
+from quorumq.node.machine.state import own_id
+from quorumq.node.machine.state.job import COMPLETED, FAILED, Job
 
 Json = Any
 ENCODE = msgspec.json.Encoder().encode
@@ -164,7 +164,11 @@ def source_of(data: bytes) -> bytes | None:
     try:
         found = _SOURCE.decode(data)
     except (msgspec.DecodeError, RecursionError):
-        covered = surrogates.cover(data)
+        try:
+            covered = surrogates.cover(data)
+        except surrogates.TooManyHalves:
+            # Stored before there was a bound.
+            return None
         if covered is None:
             return None
         try:

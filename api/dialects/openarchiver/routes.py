@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qsl
 
-from api.http import CONSISTENCY, Call, Invalid, Parameter, Pieced, Reply, Route, grouped, plain
-from node.operations.queues import Counts, ListQueues, ListStatus, QueueCounts
-from node.state.job import Job
+from quorumq.api.errors import Invalid
+from quorumq.api.reply import Pieced, Reply
+from quorumq.api.request import CONSISTENCY, Call, Parameter, Route
+from quorumq.api.rows import grouped, plain
+from quorumq.node.machine.operations.queue_reads import Counts, ListQueues, ListStatus, QueueCounts
+from quorumq.node.machine.state.job import Job
 
 from . import render
 

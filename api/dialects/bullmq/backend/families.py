@@ -1,0 +1,153 @@
+"""The children of a job: counted, listed, page by page, and what they left to their parent. A child is called by `prefix:name:id`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from quorumq.api.errors import Invalid
+from quorumq.node.machine.operation import Query
+from quorumq.node.machine.operations.bullmq.families import EVERYTHING, CountChildren, ListChildren, PageOfChildren
+from quorumq.node.machine.operations.flows import KINDS, Child, Dependencies, Kind
+from quorumq.node.machine.state import State
+from quorumq.node.machine.state.job import Job, unscoped
+
+from . import names
+from .records import shown as job_shown
+from .rows import Args, Asked, Row, read
+
+ALL: tuple[Kind, ...] = tuple(KINDS.values())
+# What BullMQ calls the kinds that have pages by place.
+PAGED: dict[str, Kind] = {"processed": "processed", "dependencies": "unprocessed"}
+
+
+class OfKinds(Args):
+    job: str
+    types: list[str]
+
+
+class Pages(Args):
+    job: str
+    pages: dict[str, tuple[int, int]] | None = None
+
+
+class OfJob(Args):
+    job: str
+
+
+class Places(Args):
+    job: str
+    kind: str
+    start: int = 0
+    end: int = -1
+    jobs: bool = False
+
+
+class Called(Query, frozen=True):
+    """A question about children whose answer calls them by their keys. prefix: that of queues with a bare name."""
+
+    asked: ListChildren
+    prefix: str
+
+    def answer(self, state: State) -> tuple[Dependencies, str]:
+        return self.asked.answer(state), self.prefix
+
+
+class CalledPage(Query, frozen=True):
+    """The same of a page by places."""
+
+    asked: PageOfChildren
+    prefix: str
+
+    def answer(self, state: State) -> tuple[tuple[int, list[Child], list[Job] | None], str]:
+        return self.asked.answer(state), self.prefix
+
+
+def kind_of(name: str) -> Kind:
+    """Return a kind of children as it came. Raises Invalid."""
+    for kind in ALL:
+        if kind == name:
+            return kind
+    raise Invalid(f"Unknown kind of children: {name[:40]}")
+
+
+def called(asked: Asked, question: ListChildren) -> Called:
+    return Called(question, asked.server.config.queue_prefix)
+
+
+def count(asked: Asked, args: OfKinds) -> CountChildren:
+    if len(args.types) > len(ALL):
+        raise Invalid("Each kind of children once")
+    return CountChildren(asked.queue, args.job, tuple(map(kind_of, args.types)))
+
+
+def listed(asked: Asked, args: Pages) -> Called:
+    pages = args.pages
+    if pages is None:
+        return called(asked, ListChildren(asked.queue, args.job))
+    wanted = {kind_of(name): (max(start, 0), max(length, 0)) for name, (start, length) in pages.items()}
+    return called(asked, ListChildren(asked.queue, args.job, wanted))
+
+
+def one_kind(kind: Kind) -> Any:
+    def decode(asked: Asked, args: OfJob) -> Called:
+        return called(asked, ListChildren(asked.queue, args.job, {kind: (0, EVERYTHING)}))
+
+    return decode
+
+
+def page(asked: Asked, args: Places) -> CalledPage:
+    kind = PAGED.get(args.kind)
+    if kind is None:
+        raise Invalid(f"Unknown kind of children: {args.kind[:40]}")
+    question = PageOfChildren(asked.queue, args.job, kind, args.start, args.end, args.jobs)
+    return CalledPage(question, asked.server.config.queue_prefix)
+
+
+def key_of(child: Child, prefix: str) -> str:
+    return f"{names.qualified_of(child.queue, prefix)}:{unscoped(child.queue, child.job_id)}"
+
+
+def left_of(child: Child) -> bytes | str | None:
+    """Return what a child left: its result, or why it failed; None while it is pending."""
+    end = child.end
+    if end is None:
+        return None
+    if end.how == "processed":
+        return b"null" if end.result is None else end.result
+    return end.reason or ""
+
+
+def by_key(children: Sequence[Child], prefix: str) -> dict[str, Any]:
+    return {key_of(child, prefix): left_of(child) for child in children}
+
+
+def shown(found: tuple[Dependencies, str]) -> dict[str, Any]:
+    dependencies, prefix = found
+    told: dict[str, Any] = {}
+    for kind, children in dependencies.pages.items():
+        told[kind] = by_key(children, prefix)
+        if kind in ("unprocessed", "failed"):
+            told[kind] = list(told[kind])
+    return told | {"next": dependencies.next}
+
+
+def values(found: tuple[Dependencies, str]) -> dict[str, Any]:
+    dependencies, prefix = found
+    (children,) = dependencies.pages.values()
+    return by_key(children, prefix)
+
+
+def page_shown(found: tuple[tuple[int, list[Child], list[Job] | None], str]) -> list[Any]:
+    (total, children, jobs), prefix = found
+    items = [[key_of(child, prefix), left_of(child)] for child in children]
+    return [total, items, None if jobs is None else [job_shown(job) for job in jobs]]
+
+
+ROWS: tuple[Row, ...] = (
+    read("getDependencyCounts", CountChildren, count, takes=OfKinds),
+    read("getDependencies", ListChildren, listed, shown, takes=Pages),
+    read("getProcessedChildrenValues", ListChildren, one_kind("processed"), values, takes=OfJob),
+    read("getIgnoredChildrenFailures", ListChildren, one_kind("ignored"), values, takes=OfJob),
+    read("paginate", PageOfChildren, page, page_shown, takes=Places),
+)

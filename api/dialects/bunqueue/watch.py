@@ -1,0 +1,187 @@
+"""What only watching tells: queues that lie idle or grow too long, workers that are always full, a node that grows too large.
+
+Each node watches its own copy of the state, so all tell the same within the time between two looks. Nothing of it is
+replicated: such an event has no id, like the figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from quorumq.api.events.feed import Feed
+from quorumq.api.host import Host
+from quorumq.node.machine.operations.queue_reads import Total, Totals
+from quorumq.node.machine.operations.streams import Load, QueueLoads
+from quorumq.node.machine.operations.workers import ListWorkers, WorkerList
+
+from .figures import memory
+
+MIB = 1 << 20
+# Queues that are watched, the oldest.
+QUEUES_MAX = 2_000
+# Seconds between two looks; less where a threshold is short.
+LOOK_S = 5.0
+LOOK_MIN_S = 0.02
+# While a node is too large it says so again after so many seconds.
+AGAIN_S = 30.0
+# The folder is not measured more often than this.
+MEASURE_S = 10.0
+# Rates are of the time since somebody last asked for them, and of this long at least.
+SAMPLE_S = 1.0
+RATES = ("pushPerSec", "pullPerSec", "completePerSec", "failPerSec")
+ENCODE = msgspec.json.Encoder().encode
+
+
+class Idle:
+    """Since when a queue has had nothing to do. moves: its count then; another one means that something happened."""
+
+    __slots__ = ("is_told", "moves", "since")
+
+    def __init__(self, since: float, moves: int) -> None:
+        self.since = since
+        self.moves = moves
+        self.is_told = False
+
+
+class Full:
+    """Since when a worker has been full."""
+
+    __slots__ = ("is_told", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.is_told = False
+
+
+class Watch:
+    """The thresholds of one node, and what is beyond them."""
+
+    def __init__(self, host: Host, feed: Feed) -> None:
+        config = host.config
+        self._host = host
+        self._feed = feed
+        self.idle_s = config.queue_idle_threshold_ms / 1000
+        self.size = config.queue_size_threshold
+        self.overload_s = config.worker_overload_threshold_ms / 1000
+        self.memory_mb = config.memory_warning_mb
+        self.storage_mb = config.storage_warning_mb
+        self._idle: dict[str, Idle] = {}
+        self._over: dict[str, None] = {}
+        self._full: dict[str, Full] = {}
+        # When each warning of this node may be told again.
+        self._again: dict[str, float] = {}
+        self._measure_at = 0.0
+        # What had gone through all queues when somebody last asked, and the rates that he was told.
+        self._seen: tuple[float, tuple[int, ...] | None] = (0.0, None)
+        self._rates = dict.fromkeys(RATES, 0.0)
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds until the next look."""
+        waits = [wait / 5 for wait in (self.idle_s, self.overload_s) if wait]
+        return max(LOOK_MIN_S, min([LOOK_S, *waits]))
+
+    async def rates(self) -> dict[str, float]:
+        """Return how many jobs were pushed, taken, completed and failed in a second since this was last asked; at first zeros."""
+        total: Total = await self._host.node.ask(Totals(), stale=True)
+        now, sums = time.monotonic(), (total.pushed, total.pulled, total.completed, total.failed)
+        seen_at, seen = self._seen
+        if seen is None or now - seen_at >= SAMPLE_S:
+            self._seen = (now, sums)
+            if seen is not None:
+                passed = now - seen_at
+                self._rates = {
+                    name: round((after - before) / passed, 2)
+                    for name, before, after in zip(RATES, seen, sums, strict=True)
+                }
+        return self._rates
+
+    async def look(self) -> None:
+        """Look at everything once, and tell what is new."""
+        node, now = self._host.node, time.monotonic()
+        if self.idle_s or self.size:
+            loads: list[Load] = await node.ask(QueueLoads(QUEUES_MAX), stale=True)
+            if self.idle_s:
+                self.look_for_idle(loads, now)
+            if self.size:
+                self._over = {load.name: None for load in loads if load.queued > self.size and load.name in self._over}
+                for load in loads:
+                    self.sized(load.name, load.queued)
+        if self.overload_s:
+            found: WorkerList = await node.ask(ListWorkers(), stale=True)
+            self.look_for_overloaded(found, now)
+        if self.memory_mb:
+            used = memory()
+            self.warn(
+                "server:memory-warning",
+                now,
+                used.heap_used > self.memory_mb,
+                {"heapUsedMB": used.heap_used, "thresholdMB": self.memory_mb, "rssMB": used.rss},
+            )
+        if self.storage_mb and now >= self._measure_at:
+            self._measure_at = now + MEASURE_S
+            held = await self._host.disk.held_bytes()
+            if held is not None:
+                self.warn(
+                    "storage:size-warning",
+                    now,
+                    held > self.storage_mb * MIB,
+                    {"sizeMB": round(held / MIB, 1), "thresholdMB": self.storage_mb},
+                )
+
+    def look_for_idle(self, loads: list[Load], now: float) -> None:
+        """Tell of queues that hold nothing to do and have seen nothing happen for long enough; once each time."""
+        idle: dict[str, Idle] = {}
+        for load in loads:
+            if load.queued or load.active:
+                continue
+            one = self._idle.get(load.name)
+            if one is None or one.moves != load.moves:
+                one = Idle(now, load.moves)
+            idle[load.name] = one
+            if not one.is_told and now - one.since >= self.idle_s:
+                one.is_told = True
+                self.tell("queue:idle", {"queue": load.name, "idleSeconds": int(now - one.since)}, load.name)
+        self._idle = idle
+
+    def sized(self, queue: str, size: int) -> None:
+        """Tell of a queue that has grown beyond the threshold; again only after it was below."""
+        if not self.size or size <= self.size:
+            self._over.pop(queue, None)
+        elif queue not in self._over:
+            self._over[queue] = None
+            self.tell("queue:threshold", {"queue": queue, "size": size, "threshold": self.size}, queue)
+
+    def look_for_overloaded(self, found: WorkerList, now: float) -> None:
+        """Tell of workers that have been full for long enough; again only after they were not."""
+        full: dict[str, Full] = {}
+        for worker in found.workers:
+            if worker.stale or not 0 < worker.concurrency <= worker.active_jobs:
+                continue
+            one = full[worker.id] = self._full.get(worker.id) or Full(now)
+            if not one.is_told and now - one.since >= self.overload_s:
+                one.is_told = True
+                data = {
+                    "workerId": worker.id,
+                    "name": worker.name,
+                    "activeJobs": worker.active_jobs,
+                    "concurrency": worker.concurrency,
+                    "overloadedSeconds": int(now - one.since),
+                }
+                self.tell("worker:overloaded", data, queues=worker.queues)
+        self._full = full
+
+    def warn(self, name: str, now: float, is_beyond: bool, data: dict[str, Any]) -> None:
+        """Tell that this node is too large: at once, and now and then while it stays so."""
+        if not is_beyond:
+            self._again.pop(name, None)
+        elif now >= self._again.get(name, 0.0):
+            self._again[name] = now + AGAIN_S
+            self.tell(name, data)
+
+    def tell(self, name: str, data: dict[str, Any], queue: str = "", queues: Sequence[str] = ()) -> None:
+        self._feed.publish(name, ENCODE(data), queue=queue, queues=queues)

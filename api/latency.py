@@ -1,0 +1,59 @@
+"""How long a node takes for what clients do most: pushing, pulling and acknowledging, since it was started.
+
+Only what the request path measures; in what words it is shown is the dialect's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from quorumq.node.machine.operation import Operation
+from quorumq.node.machine.operations.adding import AddJobs
+from quorumq.node.machine.operations.jobs import PushJobs
+from quorumq.node.machine.operations.runs import AckJob, AckJobs, FinishAndPull, PullJobs
+
+from .metrics import Histogram
+
+KINDS: dict[type[Operation], str] = {
+    PushJobs: "push",
+    AddJobs: "push",
+    PullJobs: "pull",
+    AckJob: "ack",
+    AckJobs: "ack",
+    FinishAndPull: "ack",
+}
+SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+
+class Latency:
+    """A histogram for each kind of operation."""
+
+    def __init__(self) -> None:
+        self.kinds = {kind: Histogram() for kind in dict.fromkeys(KINDS.values())}
+
+    def observe(self, operation: Operation, seconds: float) -> None:
+        """Count how long an operation took, if it is of one of the kinds."""
+        kind = KINDS.get(type(operation))
+        if kind is not None:
+            self.kinds[kind].observe(seconds)
+
+    @contextmanager
+    def timing(self, operation: Operation, wait_ms: float) -> Iterator[None]:
+        """Count how long what is done inside takes; one that may wait for a job says nothing about the node."""
+        began = time.perf_counter()
+        yield
+        if not wait_ms:
+            self.observe(operation, time.perf_counter() - began)
+
+    def shown(self) -> dict[str, Any]:
+        """Return averages and percentiles in milliseconds, to the microsecond."""
+        return {
+            "averages": {f"{kind}Ms": round(found.average_ms(), 3) for kind, found in self.kinds.items()},
+            "percentiles": {
+                kind: {name: found.percentile_ms(share) for name, share in SHARES.items()}
+                for kind, found in self.kinds.items()
+            },
+        }

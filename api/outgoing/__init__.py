@@ -1,0 +1,1 @@
+"""HTTP that the cluster makes: calls of webhooks and of the endpoints of push workers."""

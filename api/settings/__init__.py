@@ -1,0 +1,1 @@
+"""The settings of a node: one table, and where a value comes from."""

@@ -1,0 +1,71 @@
+"""Unique keys of a queue's unfinished jobs: whose they are, and how to give one back before its job has ended."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from quorumq.node.machine.lifecycle import unique_keys
+from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
+from quorumq.node.machine.operations.jobs import Counted, JobId, QueueName
+from quorumq.node.machine.refusals import JobNotFound
+from quorumq.node.machine.state import State
+
+UniqueKey = Annotated[str, Meta(description="A job's uniqueKey.")]
+
+
+@query
+class GetKeyHolder(Query, frozen=True):
+    """The id of the unfinished job that has a unique key; None when none has."""
+
+    queue: QueueName
+    key: UniqueKey
+
+    def answer(self, state: State) -> str | None:
+        queue = state.queues.get(self.queue)
+        return None if queue is None else unique_keys.holder_of(state, queue, self.key)
+
+
+@operation()
+class FreeKey(Operation, frozen=True, tag="key.free"):
+    """Give a unique key back, so that the next push with it adds a job; the job that has it goes on without."""
+
+    queue: QueueName
+    key: UniqueKey
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        return Counted(free(state, self.queue, self.key))
+
+
+@operation(refuses=(JobNotFound,), newer={"known": 1})
+class FreeKeyOfJob(Operation, frozen=True, tag="key.free_of_job"):
+    """Give the unique key of a job back, if it has one.
+
+    known: refused for an unknown job.
+    """
+
+    job_id: JobId
+    known: bool = False
+
+    def apply(self, state: State, entry: Entry) -> Counted:
+        if self.known and state.level >= 1:
+            state.job(self.job_id)
+        job = state.jobs.get(self.job_id)
+        if job is None or job.unique_key is None or state.queues[job.queue].unique.get(job.unique_key) != job.id:
+            return Counted(0)
+        return Counted(free(state, job.queue, job.unique_key))
+
+
+def free(state: State, name: str, key: str) -> int:
+    """Take a unique key from whoever has it. Returns how many keys that were."""
+    queue = state.queues.get(name)
+    holder = None if queue is None else unique_keys.holder_of(state, queue, key)
+    if queue is None or holder is None:
+        return 0
+    unique_keys.free_key(state, queue, key)
+    job = state.jobs.get(holder)
+    if job is not None and job.queue == name and job.unique_key == key:
+        job.unique_key = None
+    state.mark += 107
+    return 1

@@ -1,0 +1,97 @@
+"""Saying something to the log from within a node: once if it can, or until it was heard.
+
+Whoever says something again may be heard twice, for a write whose outcome is unknown may have happened; so what is said this way is
+of a kind that a repeat of it is refused, or changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from quorumq.cluster.errors import ClusterError, EntryTooLarge
+
+from .batching import Batcher
+from .machine.operation import Operation
+
+log = logging.getLogger("quorumq.telling")
+T = TypeVar("T")
+
+# What did not get through is said again after this long.
+AGAIN_S = 0.2
+
+
+def mention(batcher: Batcher, operation: Operation, timeout_s: float) -> asyncio.Future[Any] | None:
+    """Say something if that is possible; when it is not, or nobody hears it, that only costs time.
+
+    Returns what to wait for, None when there is nothing to wait for.
+    """
+    try:
+        future = batcher.submit(operation, _same, timeout_s)
+    except ClusterError as error:
+        log.debug("%s did not get through: %s", type(operation).__name__, error)
+        return None
+    future.add_done_callback(_heard)
+    return future
+
+
+def insist(
+    batcher: Batcher,
+    operation: Operation,
+    view: Callable[[Any], T],
+    timeout_s: float,
+    wanted: Callable[[], bool],
+    again_s: float = AGAIN_S,
+) -> asyncio.Future[T]:
+    """Say something until the log has accepted or refused it, through elections and without a quorum, as long as it is `wanted`.
+
+    timeout_s: how long each attempt may take.  The future gets `view(reply)`, a Refusal, EntryTooLarge, or, when it is not wanted any
+    more, what kept the last attempt from being heard.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def attempt() -> None:
+        if outcome.done():
+            return
+        try:
+            batcher.submit(operation, view, timeout_s).add_done_callback(ended)
+        except ClusterError as error:
+            failed(error)
+
+    def ended(future: asyncio.Future[T]) -> None:
+        if outcome.done():
+            _heard(future)
+        elif future.cancelled():
+            outcome.cancel()
+        elif (error := future.exception()) is None:
+            outcome.set_result(future.result())
+        elif isinstance(error, ClusterError) and not isinstance(error, EntryTooLarge):
+            failed(error)
+        else:
+            outcome.set_exception(error)
+
+    def failed(error: ClusterError) -> None:
+        log.debug("%s did not get through: %s", type(operation).__name__, error)
+        loop.call_later(again_s, again, error)
+
+    def again(error: ClusterError) -> None:
+        if wanted():
+            attempt()
+        elif not outcome.done():
+            outcome.set_exception(error)
+
+    attempt()
+    return outcome
+
+
+def _same(reply: Any) -> Any:
+    return reply
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    # Asking for the exception keeps the loop from reporting one that nobody waits for.
+    if not future.cancelled():
+        future.exception()

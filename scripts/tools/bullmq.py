@@ -1,0 +1,250 @@
+"""BullMQ on quorumq: the adapter's own tests, and BullMQ's own, unedited test files, against a cluster of three nodes.
+
+`adapter` installs what clients/bullmq-node/package-lock.json names, builds it and runs its tests; where Node is not here it says so and
+is content. `suite` needs a checkout of BullMQ with its dependencies (BULLMQ_SRC) and the harness that runs any backend
+(BULLMQ_HARNESS); each file of tests has a process of its own, and a limit of time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.local_cluster import LocalCluster
+
+HERE = Path(__file__).resolve().parents[2]
+ADAPTER = HERE / "clients" / "bullmq-node"
+HARNESS = HERE.parent / "shared" / "conformance" / "bullmq-suite"
+# What has to pass: passed of Redis itself where that is known.
+FILES = {
+    "async_fifo_queue": 7, "bulk": 4, "child-pool": 16, "child_stdio_null": 2, "clean": 33, "concurrency": 10, "deduplication": 28,
+    "delay": 11, "events": 17, "flow": 74, "getters": 43, "job": 77, "job_cancellation": 23, "job_cancellation_advanced": 21,
+    "lock_manager": 19, "obliterate": 2, "pause": 13, "queue": 30, "rate_limiter": 26, "sandboxed_process": 99, "stalled_jobs": 14,
+    "telemetry_interface": 29, "worker": 123,
+}  # fmt: skip
+DOWN_S = 3.0
+
+
+class Missing(Exception):
+    """It cannot run here; the message says why."""
+
+
+def run(command: Sequence[str], folder: Path) -> None:
+    """Run a command to its end. Raises Missing with what it said last."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Missing(f"{' '.join(command)} failed: {(done.stderr or done.stdout)[-300:].strip()}")
+
+
+def build() -> None:
+    """Install what the adapter needs, once, and compile it. Raises Missing."""
+    if not shutil.which("npm") or not shutil.which("node"):
+        raise Missing("node and npm are not here")
+    wanted, had = ADAPTER / "package-lock.json", ADAPTER / "node_modules" / ".quorumq-lock.json"
+    if not had.exists() or had.read_bytes() != wanted.read_bytes():
+        print("installing what the adapter needs into clients/bullmq-node, once", file=sys.stderr)
+        run(["npm", "ci", "--no-progress", "--ignore-scripts", "--fetch-retries=1"], ADAPTER)
+        shutil.copy(wanted, had)
+    done = subprocess.run(["npm", "run", "--silent", "build"], cwd=ADAPTER, check=False)
+    if done.returncode:
+        raise SystemExit("the adapter does not compile")
+
+
+async def ended(*command: str, folder: Path, environment: dict[str, str], timeout_s: float, out: Any = None) -> int:
+    """Run a program to its end, or to the end of its time; return how it ended."""
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, env=os.environ | environment, stdout=out, stderr=out, start_new_session=True
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await process.wait()
+    except TimeoutError:
+        return 124
+    finally:
+        # What it has started goes with it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+def nodes_of(cluster: LocalCluster) -> str:
+    return ",".join(node.bullmq_url for node in cluster.nodes)
+
+
+async def adapter(arguments: argparse.Namespace) -> int:
+    """Run the adapter's own tests."""
+    try:
+        build()
+    except Missing as error:
+        print(f"bullmq adapter: left out, {error}")
+        return 0
+    async with LocalCluster(3) as cluster:
+        await cluster.ready()
+        tests = sorted(str(path) for path in (ADAPTER / "test").glob("*.test.mjs"))
+        return await ended(
+            "node", "--test", "--test-timeout=60000", *tests,
+            folder=ADAPTER, environment={"QUORUMQ_NODES": nodes_of(cluster)}, timeout_s=180,
+        )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def leaders_killed(cluster: LocalCluster, every_s: float, down_s: float = DOWN_S) -> AsyncIterator[list[str]]:
+    """Kill the leader every so often, and start it again; yield who was."""
+    killed: list[str] = []
+
+    async def go_on() -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            leader = await cluster.leader()
+            await leader.kill()
+            killed.append(leader.id)
+            await asyncio.sleep(down_s)
+            await leader.start()
+            await cluster.ready()
+
+    task = asyncio.create_task(go_on()) if every_s else None
+    try:
+        yield killed
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def suite(arguments: argparse.Namespace) -> int:
+    """Run BullMQ's own tests; print what became of each file, and the names of tests that failed."""
+    source, harness = os.environ.get("BULLMQ_SRC"), Path(os.environ.get("BULLMQ_HARNESS", HARNESS))
+    if not source or not (harness / "run.sh").exists():
+        raise SystemExit(
+            "BULLMQ_SRC has to name a checkout of BullMQ with its dependencies, BULLMQ_HARNESS the harness"
+        )
+    if not arguments.redis:
+        build()
+    out = Path(arguments.out or tempfile.mkdtemp(prefix="bullmq-suite-")).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    async with contextlib.AsyncExitStack() as stack:
+        environment = {"BULLMQ_SRC": source, "NODE_OPTIONS": "--max-old-space-size=1200"}
+        cluster = None
+        if not arguments.redis:
+            environment |= {"QUORUMQ_BACKEND": str(ADAPTER / "suite.mjs")}
+            settings = {"CLOCK": "clients"} if arguments.client_clock else {}
+            nodes = os.environ.get("QUORUMQ_NODES")
+            if not nodes:
+                cluster = await stack.enter_async_context(LocalCluster(1 if arguments.client_clock else 3, **settings))
+                await cluster.ready()
+                nodes = nodes_of(cluster)
+            environment["QUORUMQ_NODES"] = nodes
+        failed = 0
+        for name in arguments.files or FILES:
+            began = time.monotonic()
+            report = out / f"{name}.json"
+            report.unlink(missing_ok=True)
+            killing = leaders_killed(cluster, arguments.kill_every) if cluster is not None else nothing()
+            with (out / f"{name}.log").open("wb") as log:
+                async with killing as killed:
+                    more = ["-t", arguments.test] if arguments.test else []
+                    await ended(
+                        str(harness / "run.sh"), *more,
+                        folder=out, environment=environment | {"SUITE": name, "REPORT": str(report)},
+                        timeout_s=arguments.limit, out=log,
+                    )  # fmt: skip
+            failed += show(name, report, time.monotonic() - began, len(killed))
+        print(f"reports and logs: {out}")
+        return 1 if failed else 0
+
+
+@contextlib.asynccontextmanager
+async def nothing() -> AsyncIterator[list[str]]:
+    yield []
+
+
+def show(name: str, report: Path, took_s: float, kills: int) -> int:
+    """Print what became of one file; return how many of its tests failed."""
+    if not report.exists():
+        print(f"{name:28} did not end in its time, or did not begin ({took_s:.0f} s)", flush=True)
+        return 1
+    tests = [one for found in json.loads(report.read_bytes())["testResults"] for one in found["assertionResults"]]
+    counts = {status: sum(one["status"] == status for one in tests) for status in ("passed", "failed")}
+    rest = len(tests) - sum(counts.values())
+    known = f" of {FILES[name]}" if name in FILES else ""
+    killed = f", {kills} leaders killed" if kills else ""
+    print(
+        f"{name:28} {counts['passed']} passed{known}, {counts['failed']} failed, {rest} skipped, {took_s:.0f} s{killed}",
+        flush=True,
+    )
+    for one in tests:
+        if one["status"] == "failed":
+            why = (one["failureMessages"] or [""])[0].partition("\n")[0]
+            print(f"    {one['fullName']}: {why[:160]}", flush=True)
+    return counts["failed"]
+
+
+async def kills(arguments: argparse.Namespace) -> int:
+    """Kill leaders under jobs and workers; print what they saw of it."""
+    build()
+    async with LocalCluster(3) as cluster:
+        await cluster.ready()
+        environment = os.environ | {
+            "QUORUMQ_NODES": nodes_of(cluster), "JOBS": str(arguments.jobs), "WORKERS": str(arguments.workers),
+            "PACE_MS": str(arguments.times * arguments.every * 1000 / arguments.jobs),
+        }  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            "node", "test/kills.mjs", cwd=ADAPTER, env=environment, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(arguments.times * arguments.every + 150):
+                await process.stdout.readline()
+                async with leaders_killed(cluster, arguments.every, down_s=arguments.every / 4) as killed:
+                    text = await process.stdout.readline()
+                await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    found = json.loads(text)
+    print(json.dumps({"leaders killed": len(killed), **found}))
+    well = found["ran"] == found["completed"] == found["jobs"] and not found["twice"] and not found["errors"]
+    return 0 if well else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bullmq", description=__doc__)
+    parts = parser.add_subparsers(required=True)
+    one = parts.add_parser("adapter", help="the adapter's own tests against three nodes")
+    one.set_defaults(do=adapter)
+    one = parts.add_parser("suite", help="BullMQ's own tests; QUORUMQ_NODES names nodes that run already")
+    one.set_defaults(do=suite)
+    one.add_argument("files", nargs="*", help="files of tests, by their names without an end; all by default")
+    one.add_argument("--test", help="only tests whose names match")
+    one.add_argument("--limit", type=float, default=240, help="seconds for one file")
+    one.add_argument("--out", help="folder for reports and logs")
+    one.add_argument("--kill-every", type=float, default=0, help="kill the leader every so many seconds")
+    one.add_argument(
+        "--client-clock", action="store_true", help="one node with CLOCK=clients, for tests under fake clocks"
+    )
+    one.add_argument("--redis", action="store_true", help="on Redis at REDIS_PORT instead, to compare")
+    one = parts.add_parser("kills", help="jobs and workers while leaders are killed")
+    one.set_defaults(do=kills)
+    one.add_argument("--times", type=int, default=10, help="how often a leader is killed")
+    one.add_argument("--every", type=float, default=6, help="seconds between two kills")
+    one.add_argument("--jobs", type=int, default=600)
+    one.add_argument("--workers", type=int, default=20)
+    arguments = parser.parse_args()
+    return asyncio.run(arguments.do(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Every field of whatever clients send has a rule, and a bound where it could be long."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+import pytest
+
+import quorumq.api.dialects
+from quorumq.api.errors import Invalid
+from quorumq.api.mounts import main_dialects
+from quorumq.api.request import Route
+from quorumq.api.rules import apply, fields_with_rules, says
+from quorumq.node.machine.operation import Operation
+from quorumq.node.node import Node
+from tests.api.conftest import Client
+
+# Types whose values can be long.
+LONG = (str, bytes, list, dict, tuple, msgspec.Raw)
+# What a request is that carries neither data nor results: ten times its longest text.
+SMALL_BYTES = 1 << 19
+LARGE = "x" * (1 << 20)
+# Fields that carry what workers get or give: up to 10 MB.
+DATA = ("data", "result", "results", "returnValue")
+
+
+def kinds_in(kind: Any) -> Iterator[Any]:
+    """Give the types that a type is made of."""
+    yield kind
+    for part in get_args(kind):
+        yield from kinds_in(part)
+
+
+def structs_in(kind: Any) -> list[Any]:
+    return [part for part in kinds_in(kind) if isinstance(part, type) and issubclass(part, msgspec.Struct)]
+
+
+def bodies_in(kind: Any) -> set[Any]:
+    """Return the structs that a type is made of, those inside of them, too."""
+    found: set[Any] = set()
+    left = structs_in(kind)
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            left += [inner for hint in get_type_hints(one).values() for inner in structs_in(hint)]
+    return found
+
+
+def every_body() -> dict[str, Any]:
+    """Return what rows say that they take, and what modules of dialects have decoders for, which commands use as well."""
+    found: dict[str, Any] = {}
+    for dialect, _ in main_dialects():
+        for route in dialect.routes:
+            for one in bodies_in(route.takes):
+                found[f"{one.__module__}.{one.__name__}"] = one
+    for module in pkgutil.walk_packages(quorumq.api.dialects.__path__, "quorumq.api.dialects."):
+        for value in vars(importlib.import_module(module.name)).values():
+            # What Open Archiver's rows decode is data of jobs, which they show.
+            if isinstance(value, msgspec.json.Decoder) and ".openarchiver." not in module.name:
+                for one in bodies_in(value.type):
+                    found[f"{one.__module__}.{one.__name__}"] = one
+    return found
+
+
+BODIES = every_body()
+# Read by `convert` under types of their own, whose bounds msgspec itself keeps.
+ADMIN = {name: body for name, body in BODIES.items() if ".admin." in name}
+
+
+def unbounded(body: Any) -> list[str]:
+    """Return the fields of a body that could be long and have no rule with a bound."""
+    rules = {field.name: field.rule for field in fields_with_rules(body)}
+    hints = get_type_hints(body)
+    return [
+        field.name
+        for field in msgspec.structs.fields(body)
+        if can_be_long(hints[field.name]) and (field.name not in rules or rules[field.name].bound is None)
+    ]
+
+
+def can_be_long(hint: Any) -> bool:
+    if hint is Any:
+        return True
+    parts = [getattr(part, "__origin__", part) for part in kinds_in(hint)]
+    if structs_in(hint) and list not in parts:
+        # What is in it has rules of its own.
+        return False
+    return any(part in LONG for part in parts)
+
+
+def test_there_are_bodies_of_every_kind() -> None:
+    modules = {name.rpartition(".")[0].removeprefix("quorumq.api.dialects.") for name in BODIES}
+    assert {"bunqueue.crons", "bunqueue.flows", "bullmq.adding", "bullmq.manual", "bullmq.workers"} <= modules
+    assert len(BODIES) > 60
+
+
+@pytest.mark.parametrize("name", sorted(BODIES.keys() - ADMIN.keys()))
+def test_what_can_be_long_has_a_bound(name: str) -> None:
+    assert unbounded(BODIES[name]) == []
+
+
+def test_a_field_without_a_bound_is_found() -> None:
+    class Body(msgspec.Struct):
+        note: str | None = None
+        tags: list[str] | None = None
+        count: int = 0
+
+    assert unbounded(Body) == ["note", "tags"]
+
+
+def test_rules_are_applied_in_order_and_once() -> None:
+    def refuse(name: str, value: Any) -> Any:
+        raise Invalid(f"{name}: {value}")
+
+    assert says("A text.", low=1, default=5).extra_json_schema == {"x-default": 5, "minimum": 1}
+    body = BODIES["quorumq.api.dialects.bunqueue.taking.PullBody"](count=0, timeout=-1)
+    with pytest.raises(Invalid, match="count must be at least 1"):
+        apply(body)
+    with pytest.raises(Invalid, match="count is required"):
+        apply(type(body)())
+    assert apply(type(body)(count=2.0, owner="")).owner is None
+
+
+def fields(route: Route) -> Iterator[tuple[str, Any]]:
+    """Give a row's fields that could be long, and a large value for each that fits its types."""
+    kinds = structs_in(route.takes)
+    if not kinds:
+        return
+    hints = get_type_hints(kinds[0])
+    for field in msgspec.structs.fields(kinds[0]):
+        if field.encode_name in DATA or not can_be_long(hints[field.name]):
+            continue
+        yield field.encode_name, LARGE
+        yield field.encode_name, [LARGE]
+        yield field.encode_name, {"tz": LARGE, "id": LARGE, "type": LARGE, "message": LARGE, "every": 5, "delay": 1}
+
+
+BASE = {
+    "data": 1, "count": 1, "limit": 1, "ids": ["1"], "tokens": ["1"], "progress": 1, "priority": 1, "delay": 1, "message": "m",
+    "error": "e", "token": "t", "name": "n", "queue": "qqq", "schedule": "* * * * *", "parentId": "p", "duration": 5,
+    "concurrency": 1, "max": 1,
+    "timestamp": 5, "maxLength": 1, "jobs": [], "url": "https://93.184.216.34/", "events": ["completed"],
+}  # fmt: skip
+
+
+async def test_nothing_long_comes_into_the_log(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send a text of a megabyte in each field that could hold it, and weigh the operation that is made of it."""
+    sizes: list[int] = []
+    submit, pull = Node.submit, Node.pull
+
+    async def weighed(node: Node, operation: Operation, *args: Any, **named: Any) -> Any:
+        sizes.append(len(msgspec.msgpack.encode(operation)))
+        return await submit(node, operation, *args, **named)
+
+    async def pulled(node: Node, operation: Any, *args: Any, **named: Any) -> Any:
+        sizes.append(len(msgspec.msgpack.encode(operation)))
+        return await pull(node, operation, *args, **named)
+
+    monkeypatch.setattr(Node, "submit", weighed)
+    monkeypatch.setattr(Node, "pull", pulled)
+    tried = 0
+    for dialect, prefix in main_dialects():
+        for route in dialect.routes:
+            if route.takes is None or dialect.name == "admin":
+                continue
+            target = (prefix + route.path).replace("{queue}", "qqq").replace("{group}", "g")
+            for name, value in fields(route):
+                kind = next(
+                    one for one in kinds_in(route.takes) if isinstance(one, type) and issubclass(one, msgspec.Struct)
+                )
+                known = {field.encode_name for field in msgspec.structs.fields(kind)}
+                body: Any = {key: value for key, value in BASE.items() if key in known} | {name: value}
+                if name == "events":
+                    body.pop("queue", None)
+                if not isinstance(route.takes, type):
+                    body = [body]
+                before = len(sizes)
+                answer = await client.send(route.method, target.replace("{id}", "1"), body)
+                assert answer.status < 500, (target, name, answer.body[:200])
+                assert max(sizes[before:], default=0) < SMALL_BYTES, (target, name, type(value), sizes[before:])
+                tried += 1
+    assert tried > 150 and len(sizes) > 30
