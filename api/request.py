@@ -203,6 +203,7 @@ Answer = tuple[int, str]
 Wording = Mapping[type[Refusal], Answer | Callable[[Any], Answer]]
 NO_WORDING: Wording = MappingProxyType({})
 NO_ANSWERS: Mapping[int, str] = MappingProxyType({})
+NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -220,6 +221,17 @@ CONSISTENCY = Parameter(
 )
 
 
+class Command(msgspec.Struct, frozen=True):
+    """What a row is called where requests are commands. fields: what its path calls a thing, by the field that names it there.
+
+    reply: what is made of the row's reply.
+    """
+
+    name: str
+    fields: Mapping[str, str] = NO_FIELDS
+    reply: Callable[[bytes], bytes] | None = None
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """A row of a dialect's table.
 
@@ -230,7 +242,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     OpenAPI document.  about: one sentence
     for the same, where that of `what` does not fit.  group: the heading under which it is documented.  limited: whether
     it counts for the request limit of a client.  answers: what statuses mean here that mean something else elsewhere.
-    scope: what a token has to be for; by default what the path names, and every queue where it names none.
+    scope: what a token has to be for; by default what the path names, and every queue where it names none.  command: its name, or
+    what is to be known of it, over WebSockets and TCP; some rows have several.
     """
 
     method: str
@@ -248,6 +261,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     limited: bool = True
     answers: Mapping[int, str] = NO_ANSWERS
     scope: Touches | None = None
+    command: str | Command | tuple[str | Command, ...] = ()
+
+    @property
+    def commands(self) -> list[Command]:
+        """The commands that mean this row."""
+        given = self.command if isinstance(self.command, tuple) else (self.command,)
+        return [Command(one) if isinstance(one, str) else one for one in given]
 
     @property
     def touches(self) -> Touches:

@@ -14,7 +14,21 @@ from quorumq.node.machine.refusals import Refusal
 from .auth import Grant
 from .limits import LARGE_BYTES
 from .reply import Reply
-from .request import CONSISTENCY, Body, Call, Check, Handler, Narrow, Parameter, Right, Route, Touches, View, Wording
+from .request import (
+    CONSISTENCY,
+    Body,
+    Call,
+    Check,
+    Command,
+    Handler,
+    Narrow,
+    Parameter,
+    Right,
+    Route,
+    Touches,
+    View,
+    Wording,
+)
 
 
 class About(TypedDict, total=False):
@@ -26,6 +40,7 @@ class About(TypedDict, total=False):
     limited: bool
     answers: Mapping[int, str]
     scope: Touches | None
+    command: str | Command | tuple[str | Command, ...]
 
 
 class More(About):

@@ -17,7 +17,7 @@ import pytest
 from quorumq.api import limits, tokens
 from quorumq.api.commands import connection, framing, wire
 from quorumq.api.commands import tcp as listener
-from quorumq.api.dialects.bunqueue.commands import COMMANDS
+from quorumq.api.dialects.bunqueue.routes import ROUTES
 from tests.api.conftest import Client, Serve
 from tests.support.tcp_client import Refused, TcpClient, framed, pack
 
@@ -87,7 +87,7 @@ async def test_hello_says_which_protocol_is_spoken(client: Client, tcp: Open) ->
 
 async def test_every_command_of_a_websocket_is_one_here_too(client: Client, tcp: Open) -> None:
     one = await tcp(client)
-    for name in [*COMMANDS, "PULL", "PULLB"]:
+    for name in [command.name for route in ROUTES for command in route.commands]:
         reply = await one.run(name)
         assert not str(reply.get("error", "")).startswith("Unknown command"), name
     for name in ("Subscribe", "Unsubscribe", "Nope", "toString"):

@@ -11,14 +11,20 @@ from typing import Any
 import msgpack
 import pytest
 
-from quorumq.api.dialects.bunqueue.commands import COMMANDS
+from quorumq.api.dialects.bunqueue.routes import ROUTES
 from tests.support.local_cluster import LocalCluster, LocalNode
 from tests.support.tcp_client import TcpClient, framed
 
 MIB = 1 << 20
 # What a node may have grown by when it is idle again: its allocator keeps some, and the log's index of entries does.
 KEPT_BYTES = 160 * MIB
-NAMES = [*COMMANDS, "PULL", "PULLB", "PUSHF", "Hello", "Auth", "SubscribeEvents", "UnsubscribeEvents"]
+NAMES = [
+    *(command.name for route in ROUTES for command in route.commands),
+    "Hello",
+    "Auth",
+    "SubscribeEvents",
+    "UnsubscribeEvents",
+]
 FIELDS = (
     "queue", "data", "id", "ids", "jobs", "count", "timeout", "owner", "token", "tokens", "result", "results", "error", "name",
     "priority", "delay", "jobId", "customId", "repeat", "backoff", "dependsOn", "state", "limit", "config", "events", "url",

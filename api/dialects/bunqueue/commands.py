@@ -1,4 +1,4 @@
-"""Commands: what a client sends over a WebSocket as one JSON object, `{"cmd": …}`, and the row of the HTTP table that it means.
+"""Commands: what a client sends over a WebSocket as one JSON object, `{"cmd": …}`, run through the row of the HTTP table that names it.
 
 A command has the operation, the rules and the reply of its row: the object is the row's body, and the fields that HTTP
 has in its path and query are taken out of it. Job data stays the bytes that were sent.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from msgspec import Raw
@@ -20,7 +19,7 @@ from quorumq.api.host import Host
 from quorumq.api.limits import LARGE_BYTES
 from quorumq.api.path import trouble
 from quorumq.api.reply import Reply
-from quorumq.api.request import Call, Handler, Route
+from quorumq.api.request import Call, Command, Handler, Route
 from quorumq.api.router import Dialect
 from quorumq.api.rows import success
 from quorumq.api.scopes import its_jobs, named_again, permit
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 # What `Metrics` means when it names a queue or a type.
 QUEUE_METRICS = "Metrics of a queue"
-GROUP = "GET /queues/{queue}/groups/{group}"
-NOTHING: Mapping[str, str] = MappingProxyType({})
 ENCODE = msgspec.json.Encoder().encode
 # What a row's path calls a thing, and the field that names it unless a command says otherwise.
 FIELDS = {
@@ -52,7 +49,7 @@ FIELDS = {
 HELD_CHECKED = 1_000
 
 
-class Command(Call):
+class CommandCall(Call):
     """A command on its way through a row. query: the fields that HTTP has in its query."""
 
     __slots__ = ()
@@ -76,160 +73,6 @@ class Command(Call):
         """None: the headers are those of the handshake."""
         return None
 
-
-def in_data(body: bytes) -> bytes:
-    """Put a reply's keys into `data` as well, where commands have them."""
-    rest = body.removeprefix(b'{"ok":true,')[:-1]
-    return b'{"ok":true,"data":{%b},%b}' % (rest, rest)
-
-
-def as_data(body: bytes) -> bytes:
-    """Put a reply's keys into `data` alone: a page is long enough once."""
-    return b'{"ok":true,"data":{%b}}' % body.removeprefix(b'{"ok":true,')[:-1]
-
-
-def one_of(key: str, name: str = "") -> Callable[[bytes], bytes]:
-    """Return what puts one of a reply's keys into `data`, under another name if one is given."""
-
-    def reply(body: bytes) -> bytes:
-        return b'{"ok":true,"data":%b}' % ENCODE({name or key: msgspec.json.decode(body)[key]})
-
-    return reply
-
-
-def as_removed(body: bytes) -> bytes:
-    """Say how many settings were taken away."""
-    return b'{"ok":true,"data":{"removed":%d}}' % (b'"changed":true' in body)
-
-
-def only_ok(body: bytes) -> bytes:
-    return replies.OK
-
-
-def as_metrics(body: bytes) -> bytes:
-    return b'{"ok":true,"data":{"metrics":%b}}' % ENCODE(body.decode("utf-8"))
-
-
-class Meaning(NamedTuple):
-    """Which row a command means. fields: what its path calls a thing, by the field that names it here.
-
-    reply: what is made of the row's reply.
-    """
-
-    row: str
-    fields: Mapping[str, str] = NOTHING
-    reply: Callable[[bytes], bytes] | None = None
-
-
-COMMANDS: dict[str, Meaning] = {
-    # Jobs
-    "PUSH": Meaning("POST /queues/{queue}/jobs"),
-    "PUSHB": Meaning("POST /queues/{queue}/jobs/bulk"),
-    "ACK": Meaning("POST /jobs/{id}/ack"),
-    "ACKB": Meaning("POST /jobs/ack-batch"),
-    "FAIL": Meaning("POST /jobs/{id}/fail"),
-    "GetJob": Meaning("GET /jobs/{id}"),
-    "GetState": Meaning("GET /jobs/{id}/state"),
-    "GetResult": Meaning("GET /jobs/{id}/result"),
-    "GetProgress": Meaning("GET /jobs/{id}/progress"),
-    "GetChildrenValues": Meaning("GET /jobs/{id}/children"),
-    "PUSHF": Meaning("POST /flows"),
-    "UpdateParent": Meaning("PUT /jobs/{id}/parent", {"id": "childId"}),
-    "RemoveChildDependency": Meaning("DELETE /jobs/{id}/parent"),
-    "RemoveUnprocessedChildren": Meaning("DELETE /jobs/{id}/children"),
-    "GetFailedChildrenValues": Meaning("GET /jobs/{id}/children/failed"),
-    "GetIgnoredChildrenFailures": Meaning("GET /jobs/{id}/children/ignored"),
-    "MoveToWaitingChildren": Meaning("POST /jobs/{id}/move-to-waiting-children"),
-    "GetJobByCustomId": Meaning("GET /jobs/custom/{custom_id}"),
-    "Cancel": Meaning("DELETE /jobs/{id}"),
-    "Promote": Meaning("POST /jobs/{id}/promote"),
-    "Progress": Meaning("POST /jobs/{id}/progress"),
-    "Update": Meaning("PUT /jobs/{id}/data"),
-    "ChangePriority": Meaning("PUT /jobs/{id}/priority"),
-    "ChangeDelay": Meaning("PUT /jobs/{id}/delay"),
-    "MoveToDelayed": Meaning("POST /jobs/{id}/move-to-delayed"),
-    "MoveToWait": Meaning("POST /jobs/{id}/requeue"),
-    "Discard": Meaning("POST /jobs/{id}/discard"),
-    "WaitJob": Meaning("POST /jobs/{id}/wait"),
-    "JobHeartbeat": Meaning("POST /jobs/{id}/heartbeat"),
-    "JobHeartbeatB": Meaning("POST /jobs/heartbeat-batch"),
-    "ExtendLock": Meaning("POST /jobs/{id}/extend-lock"),
-    "ExtendLocks": Meaning("POST /jobs/extend-locks"),
-    "AddLog": Meaning("POST /jobs/{id}/logs"),
-    "GetLogs": Meaning("GET /jobs/{id}/logs"),
-    "ClearLogs": Meaning("DELETE /jobs/{id}/logs"),
-    # Queues
-    "GetJobs": Meaning("GET /queues/{queue}/jobs/list"),
-    "GetJobCounts": Meaning("GET /queues/{queue}/counts"),
-    "GetCountsPerPriority": Meaning("GET /queues/{queue}/priority-counts"),
-    "Count": Meaning("GET /queues/{queue}/count"),
-    "ListQueues": Meaning("GET /queues"),
-    "Pause": Meaning("POST /queues/{queue}/pause"),
-    "Resume": Meaning("POST /queues/{queue}/resume"),
-    "IsPaused": Meaning("GET /queues/{queue}/paused"),
-    "Drain": Meaning("POST /queues/{queue}/drain"),
-    "Obliterate": Meaning("POST /queues/{queue}/obliterate"),
-    "Clean": Meaning("POST /queues/{queue}/clean"),
-    "PromoteJobs": Meaning("POST /queues/{queue}/promote-jobs"),
-    "RetryCompleted": Meaning("POST /queues/{queue}/retry-completed"),
-    "TrimEvents": Meaning("POST /queues/{queue}/events/trim", reply=as_data),
-    "Dlq": Meaning("GET /queues/{queue}/dlq"),
-    "GetDlqStats": Meaning("GET /queues/{queue}/dlq/stats", reply=in_data),
-    "RetryDlq": Meaning("POST /queues/{queue}/dlq/retry"),
-    "PurgeDlq": Meaning("POST /queues/{queue}/dlq/purge"),
-    "RateLimit": Meaning("PUT /queues/{queue}/rate-limit"),
-    "RateLimitClear": Meaning("DELETE /queues/{queue}/rate-limit"),
-    "SetConcurrency": Meaning("PUT /queues/{queue}/concurrency"),
-    "ClearConcurrency": Meaning("DELETE /queues/{queue}/concurrency"),
-    "SetStallConfig": Meaning("PUT /queues/{queue}/stall-config"),
-    "GetStallConfig": Meaning("GET /queues/{queue}/stall-config"),
-    "SetDlqConfig": Meaning("PUT /queues/{queue}/dlq-config"),
-    "GetDlqConfig": Meaning("GET /queues/{queue}/dlq-config"),
-    "RemoveDlqJob": Meaning("DELETE /queues/{queue}/dlq/{id}", {"id": "jobId"}, in_data),
-    "GetQueueLimits": Meaning("GET /queues/{queue}/limits", reply=in_data),
-    "GetDeduplicationJobId": Meaning("GET /queues/{queue}/unique/{unique_key}", reply=in_data),
-    "RemoveDeduplicationKey": Meaning("DELETE /queues/{queue}/unique/{unique_key}", reply=in_data),
-    "RemoveJobDeduplicationKey": Meaning("DELETE /jobs/{id}/unique", reply=in_data),
-    # Groups
-    "GetGroupsJobsCount": Meaning("GET /queues/{queue}/groups/count", reply=in_data),
-    "GetGroupJobsCount": Meaning(GROUP, reply=one_of("waiting", "count")),
-    "GetGroupActiveCount": Meaning(GROUP, reply=one_of("active", "count")),
-    "GetGroupConcurrency": Meaning(GROUP, reply=one_of("concurrency")),
-    "GetGroupRateLimit": Meaning(GROUP, reply=one_of("rateLimit", "limit")),
-    "GetGroupRateLimitTtl": Meaning(GROUP, reply=one_of("rateLimitTtl", "ttl")),
-    "IsGroupPaused": Meaning(GROUP, reply=one_of("paused")),
-    "SetGroupConcurrency": Meaning("PUT /queues/{queue}/groups/{group}/concurrency"),
-    "RemoveGroupConcurrency": Meaning("DELETE /queues/{queue}/groups/{group}/concurrency", reply=as_removed),
-    "SetGroupRateLimit": Meaning("PUT /queues/{queue}/groups/{group}/rate-limit"),
-    "RemoveGroupRateLimit": Meaning("DELETE /queues/{queue}/groups/{group}/rate-limit", reply=as_removed),
-    "RateLimitGroup": Meaning("POST /queues/{queue}/groups/{group}/hold"),
-    "PauseGroup": Meaning("POST /queues/{queue}/groups/{group}/pause", reply=as_data),
-    "ResumeGroup": Meaning("POST /queues/{queue}/groups/{group}/resume", reply=as_data),
-    # Crons, workers, webhooks
-    "Cron": Meaning("POST /crons"),
-    "CronGet": Meaning("GET /crons/{name}"),
-    "CronDelete": Meaning("DELETE /crons/{name}"),
-    "CronList": Meaning("GET /crons"),
-    "RegisterWorker": Meaning("POST /workers"),
-    "UnregisterWorker": Meaning("DELETE /workers/{worker_id}"),
-    "Heartbeat": Meaning("POST /workers/{worker_id}/heartbeat", {"worker_id": "id"}),
-    "ListWorkers": Meaning("GET /workers"),
-    "AddWebhook": Meaning("POST /webhooks"),
-    "RemoveWebhook": Meaning("DELETE /webhooks/{webhook_id}"),
-    "SetWebhookEnabled": Meaning("PUT /webhooks/{webhook_id}/enabled", {"webhook_id": "id"}),
-    "ListWebhooks": Meaning("GET /webhooks"),
-    # Figures
-    "Ping": Meaning("GET /ping"),
-    "Stats": Meaning("GET /stats"),
-    "Metrics": Meaning("GET /metrics"),
-    QUEUE_METRICS: Meaning("GET /queues/{queue}/metrics/{type}", reply=as_data),
-    "Prometheus": Meaning("GET /prometheus", reply=as_metrics),
-    "StorageStatus": Meaning("GET /storage"),
-    "CompactMemory": Meaning("POST /gc", reply=only_ok),
-    "DashboardOverview": Meaning("GET /dashboard", reply=as_data),
-    "DashboardQueues": Meaning("GET /dashboard/queues", reply=as_data),
-    "DashboardQueue": Meaning("GET /dashboard/queues/{queue}", reply=as_data),
-}
 
 # Commands after which a job is not with its worker any more.
 ENDING = frozenset({"ACK", "FAIL", "MoveToDelayed", "MoveToWait", "MoveToWaitingChildren", "Discard", "Cancel"})
@@ -263,19 +106,15 @@ class Held:
 
 
 class Commands:
-    """The commands of a node, each with its row. dialect: whose rows and words they are."""
+    """The commands of a dialect, each with its row."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
-        rows = {f"{route.method} {route.path}": route for route in dialect.routes}
-        self._table = {name: (meaning, rows[meaning.row]) for name, meaning in COMMANDS.items()}
-        self._pull = rows["POST /queues/{queue}/jobs/pull-batch"]
+        self.rows = {command.name: (command, route) for route in dialect.routes for command in route.commands}
 
     def route(self, name: str) -> Route | None:
         """Return the row that a command means, or None for an unknown one."""
-        if name in ("PULL", "PULLB"):
-            return self._pull
-        found = self._table.get(name)
+        found = self.rows.get(name)
         return None if found is None else found[1]
 
     async def run(
@@ -295,17 +134,17 @@ class Commands:
             return await self._acknowledge(host, request, held, body, grant)
         if name == "Metrics" and ("queue" in fields or "type" in fields):
             name = QUEUE_METRICS
-        meaning, route = self._table[name]
-        path = path_of(route, meaning, fields)
+        command, route = self.rows[name]
+        path = path_of(route, command, fields)
         query = {ask.name: text for ask in route.asks if (text := listed_of(fields, ask.name)) is not None}
-        call = Command(host, request, route, path, query, body, grant)
+        call = CommandCall(host, request, route, path, query, body, grant)
         try:
             reply = await permitted(host, self.dialect, call, route.handler)
         finally:
             host.bodies.let_go(call)
         if name in ENDING:
             held.drop([path["id"]])
-        return meaning.reply(reply.body) if meaning.reply is not None and reply.status == 200 else reply.body
+        return command.reply(reply.body) if command.reply is not None and reply.status == 200 else reply.body
 
     async def _take(
         self,
@@ -321,7 +160,7 @@ class Commands:
         queue = check_queue(text_of(fields, "queue") or "")
         if name == "PULL":
             body = with_count(fields)
-        call = Command(host, request, self._pull, {"queue": queue}, {}, body, grant)
+        call = CommandCall(host, request, self.rows[name][1], {"queue": queue}, {}, body, grant)
         bound = "detach" not in fields or value_of(fields["detach"]) is not True
         show = one_with_token if name == "PULL" else taking.pulled_many
 
@@ -341,8 +180,8 @@ class Commands:
 
     async def _acknowledge(self, host: Host, request: web.BaseRequest, held: Held, body: bytes, grant: Grant) -> bytes:
         """Complete jobs. Workers repeat this when no answer came: what a token says too late is told as ignored, and is no error."""
-        route = self._table["ACKB"][1]
-        call = Command(host, request, route, {}, {}, body, grant)
+        route = self.rows["ACKB"][1]
+        call = CommandCall(host, request, route, {}, {}, body, grant)
 
         async def handler(call: Call) -> Reply:
             decode = finishing.ack_batch
@@ -413,13 +252,13 @@ def one_with_token(reply: Pulled) -> bytes:
     return b'%b,"token":%b}' % (text[:-1], ENCODE(reply.tokens[0] if reply.tokens else None))
 
 
-def path_of(route: Route, meaning: Meaning, fields: Mapping[str, Raw]) -> dict[str, str]:
+def path_of(route: Route, command: Command, fields: Mapping[str, Raw]) -> dict[str, str]:
     """Return what HTTP has in its path. Raises Invalid."""
     path = {}
     for segment in route.path.split("/"):
         if segment.startswith("{"):
             parameter = segment[1:-1]
-            field = meaning.fields.get(parameter) or FIELDS.get(parameter, parameter)
+            field = command.fields.get(parameter) or FIELDS.get(parameter, parameter)
             text = text_of(fields, field)
             # A queue's name has rules of its own, with their texts.
             if not text and parameter != "queue":

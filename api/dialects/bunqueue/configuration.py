@@ -151,12 +151,12 @@ def dlq_config(reply: QueueSettings) -> bytes:
 ROUTES: tuple[Route, ...] = grouped(
     "Configuration",
     ask("GET", "/queues/{queue}/stall-config", GetQueueSettings, of_queue(GetQueueSettings), stall_config,
-        reply=StallConfigOf, about="Stall detection of a queue."),
+        reply=StallConfigOf, about="Stall detection of a queue.", command="GetStallConfig"),
     submit("PUT", "/queues/{queue}/stall-config", SetStallConfig, set_stall_config, replies.ok,
-           takes=StallBody, reply=replies.Ok, right="manage:all"),
+           takes=StallBody, reply=replies.Ok, right="manage:all", command="SetStallConfig"),
     ask("GET", "/queues/{queue}/dlq-config", GetQueueSettings, of_queue(GetQueueSettings), dlq_config,
-        reply=DlqConfigOf, about="Dead letter queue of a queue."),
+        reply=DlqConfigOf, about="Dead letter queue of a queue.", command="GetDlqConfig"),
     submit("PUT", "/queues/{queue}/dlq-config", SetDlqConfig, set_dlq_config, replies.ok,
            takes=DlqBody, reply=replies.Ok, right="manage:all",
-           about="Configure a queue's dead letter queue; what is not given stays."),
+           about="Configure a queue's dead letter queue; what is not given stays.", command="SetDlqConfig"),
 )  # fmt: skip

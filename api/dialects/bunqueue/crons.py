@@ -187,10 +187,10 @@ def delete(call: Call) -> DeleteCron:
 ROUTES = grouped(
     "Crons",
     ask("GET", "/crons", ListCrons, lambda call: ListCrons(), several, reply=Crons,
-        scope="checked", narrow=own_crons),
+        scope="checked", narrow=own_crons, command="CronList"),
     submit("POST", "/crons", AddCron, add, added, takes=CronBody, reply=OneCron, right="manage:all",
-           body="data", scope="checked", check=its_cron),
-    ask("GET", "/crons/{name}", GetCron, get, one, reply=OneCron, scope="checked", narrow=own_cron),
+           body="data", scope="checked", check=its_cron, command="Cron"),
+    ask("GET", "/crons/{name}", GetCron, get, one, reply=OneCron, scope="checked", narrow=own_cron, command="CronGet"),
     submit("DELETE", "/crons/{name}", DeleteCron, delete, replies.ok, reply=replies.Ok, right="manage:all",
-           scope="checked", check=its_cron),
+           scope="checked", check=its_cron, command="CronDelete"),
 )  # fmt: skip

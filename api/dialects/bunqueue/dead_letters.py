@@ -10,7 +10,7 @@ from msgspec import Raw, Struct
 
 from quorumq.api.errors import Invalid
 from quorumq.api.reply import Reply
-from quorumq.api.request import CONSISTENCY, Call, Parameter, Route
+from quorumq.api.request import CONSISTENCY, Call, Command, Parameter, Route
 from quorumq.api.rows import ask, grouped, plain, submit, success
 from quorumq.api.rules import apply, says
 from quorumq.api.values import COUNT_MAX, KEY_CHARS_MAX, Number, as_text, fields_of, members
@@ -254,11 +254,12 @@ async def dlq_stats(call: Call) -> Reply:
 ROUTES: tuple[Route, ...] = grouped(
     "Dead letter queue",
     ask("GET", "/queues/{queue}/dlq", ListDlq, list_dlq, dlq,
-        asks=(COUNT_ASKED, DLQ_LIMIT, queues.OFFSET, FILTER_ASKED), reply=Dlq),
+        asks=(COUNT_ASKED, DLQ_LIMIT, queues.OFFSET, FILTER_ASKED), reply=Dlq, command="Dlq"),
     plain("GET", "/queues/{queue}/dlq/stats", dlq_stats, what=ListDlq, asks=(CONSISTENCY,), reply=DlqStats,
-          right="read", about="Jobs of a dead letter queue by reason."),
+          right="read", about="Jobs of a dead letter queue by reason.",
+          command=Command("GetDlqStats", reply=replies.in_data)),
     submit("POST", "/queues/{queue}/dlq/retry", RetryDlq, retry_dlq, replies.counted,
-           takes=RetryDlqBody, reply=replies.Count, right="manage:all"),
+           takes=RetryDlqBody, reply=replies.Count, right="manage:all", command="RetryDlq"),
     submit("POST", "/queues/{queue}/dlq/purge", PurgeDlq, of_queue(PurgeDlq), replies.counted,
-           reply=replies.Count, right="manage:all"),
+           reply=replies.Count, right="manage:all", command="PurgeDlq"),
 )  # fmt: skip

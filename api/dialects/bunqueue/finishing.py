@@ -143,11 +143,12 @@ async def wait(call: Call) -> Reply:
 ROUTES: tuple[Route, ...] = grouped(
     "Jobs",
     submit("POST", "/jobs/{id}/ack", AckJob, ack, replies.ok, takes=AckBody,
-           reply=replies.Ok, right="consume", refusals=errors.FINISHING),
+           reply=replies.Ok, right="consume", refusals=errors.FINISHING, command="ACK"),
     submit("POST", "/jobs/ack-batch", AckJobs, ack_batch, acked_many, takes=AckBatchBody,
-           reply=replies.Ok, right="consume", refusals=errors.FINISHING, scope="checked", check=its_jobs),
+           reply=replies.Ok, right="consume", refusals=errors.FINISHING, scope="checked", check=its_jobs,
+           command="ACKB"),
     submit("POST", "/jobs/{id}/fail", FailJob, fail, replies.ok, takes=FailBody,
-           reply=replies.Ok, right="consume", refusals=errors.FINISHING),
+           reply=replies.Ok, right="consume", refusals=errors.FINISHING, command="FAIL"),
     plain("POST", "/jobs/{id}/wait", wait, what=GetJob, takes=WaitBody, reply=Finished,
-          right="read", about="Wait until a job completes, or the time is over."),
+          right="read", about="Wait until a job completes, or the time is over.", command="WaitJob"),
 )  # fmt: skip

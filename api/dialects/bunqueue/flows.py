@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from quorumq.api.errors import Invalid
 from quorumq.api.limits import DATA_BYTES_MAX
-from quorumq.api.request import Call, Wording
+from quorumq.api.request import Call, Command, Route, Wording
 from quorumq.api.rows import ask, grouped, submit
 from quorumq.api.rules import says
 from quorumq.api.scopes import its_child, its_descendants, its_flow
@@ -356,21 +356,24 @@ def other_parent(refusal: ParentNotReplaceable) -> tuple[int, str]:
 ATTACHING: Wording = {JobNotFound: no_child, JobInWrongState: not_linkable, ParentNotReplaceable: other_parent}
 AWAITING: Wording = {JobNotFound: (404, "Job is not active"), JobNotActive: (400, "Job is not active")}
 
-ROUTES = grouped(
+ROUTES: tuple[Route, ...] = grouped(
     "Flows",
     submit("POST", "/flows", AddFlow, add, added, takes=FlowBody, reply=FlowAdded, right="produce", body="data",
-           scope="checked", check=its_flow),
+           scope="checked", check=its_flow, command="PUSHF"),
     submit("PUT", "/jobs/{id}/parent", AttachChild, attach, replies.ok, takes=ParentBody, reply=replies.Ok,
-           right="produce", refusals=ATTACHING, check=its_child),
+           right="produce", refusals=ATTACHING, check=its_child, command=Command("UpdateParent", {"id": "childId"})),
     submit("DELETE", "/jobs/{id}/parent", DetachChild, of_job(DetachChild), detached, reply=ChildRemoved,
-           right="produce", refusals={JobNotFound: no_job}),
+           right="produce", refusals={JobNotFound: no_job}, command="RemoveChildDependency"),
     submit("DELETE", "/jobs/{id}/children", RemoveUnprocessedChildren, of_known_job(RemoveUnprocessedChildren), replies.ok,
            reply=replies.Ok, right="produce", check=its_descendants,
-           about="Remove the jobs below a job that nobody works on and that have not ended."),
+           about="Remove the jobs below a job that nobody works on and that have not ended.",
+           command="RemoveUnprocessedChildren"),
     ask("GET", "/jobs/{id}/children/failed", GetChildrenFailures, failed_of("continued"), failures,
-        reply=ChildrenFailures, about="Why children failed whose parent went on at once (`continueParentOnFailure`)."),
+        reply=ChildrenFailures, about="Why children failed whose parent went on at once (`continueParentOnFailure`).",
+        command="GetFailedChildrenValues"),
     ask("GET", "/jobs/{id}/children/ignored", GetChildrenFailures, failed_of("ignored"), failures,
-        reply=ChildrenFailures, about="Why children failed that were ignored (`ignoreDependencyOnFailure`)."),
+        reply=ChildrenFailures, about="Why children failed that were ignored (`ignoreDependencyOnFailure`).",
+        command="GetIgnoredChildrenFailures"),
     submit("POST", "/jobs/{id}/move-to-waiting-children", AwaitChildren, await_children, awaits, takes=AwaitBody,
-           reply=Awaiting, right="consume", refusals=AWAITING),
+           reply=Awaiting, right="consume", refusals=AWAITING, command="MoveToWaitingChildren"),
 )  # fmt: skip

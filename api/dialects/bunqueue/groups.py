@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from quorumq.api.errors import Invalid
 from quorumq.api.reply import Reply
-from quorumq.api.request import CONSISTENCY, Call, Parameter
+from quorumq.api.request import CONSISTENCY, Call, Command, Parameter, Route
 from quorumq.api.rows import ask, grouped, plain, submit
 from quorumq.api.values import COUNT_MAX, KEY_CHARS_MAX, YEAR_MS, Number
 from quorumq.node.machine.operations.groups import (
@@ -169,31 +169,42 @@ def counted(count: int) -> bytes:
     return b'{"ok":true,"count":%d}' % count
 
 
-ROUTES = grouped(
+ROUTES: tuple[Route, ...] = grouped(
     "Groups",
     ask("GET", "/queues/{queue}/groups/count", CountGrouped, lambda call: CountGrouped(queue_of(call)), counted,
-        reply=replies.Count),
+        reply=replies.Count, command=Command("GetGroupsJobsCount", reply=replies.in_data)),
     plain("GET", "/queues/{queue}/groups", list_groups, what=ListLimitedGroups, asks=(LIMIT, OFFSET, CONSISTENCY),
           reply=Groups, right="read",
           about="Groups with limits of their own, or that are paused or held, by id."),
     plain("GET", "/queues/{queue}/groups/{group}", get_group, what=GetGroup, asks=(MAX_JOBS, CONSISTENCY),
-          reply=Group, right="read", about="One group: its jobs, its limits, and for how long it is held."),
+          reply=Group, right="read", about="One group: its jobs, its limits, and for how long it is held.",
+          command=(
+              Command("GetGroupJobsCount", reply=replies.one_of("waiting", "count")),
+              Command("GetGroupActiveCount", reply=replies.one_of("active", "count")),
+              Command("GetGroupConcurrency", reply=replies.one_of("concurrency")),
+              Command("GetGroupRateLimit", reply=replies.one_of("rateLimit", "limit")),
+              Command("GetGroupRateLimitTtl", reply=replies.one_of("rateLimitTtl", "ttl")),
+              Command("IsGroupPaused", reply=replies.one_of("paused")),
+          )),
     plain("PUT", "/queues/{queue}/groups/{group}/concurrency", limits.limiting(set_concurrency), what=SetGroupConcurrency,
           takes=GroupConcurrencyBody, reply=replies.Ok, right="manage:all",
-          about="Limit how many jobs of a group are active at once; 0 lets none start."),
+          about="Limit how many jobs of a group are active at once; 0 lets none start.", command="SetGroupConcurrency"),
     submit("DELETE", "/queues/{queue}/groups/{group}/concurrency", SetGroupConcurrency,
            lambda call: SetGroupConcurrency(*names(call)), changed, reply=replies.WasChanged, right="manage:all",
-           about="Have one job of a group active at once again."),
+           about="Have one job of a group active at once again.",
+           command=Command("RemoveGroupConcurrency", reply=replies.as_removed)),
     submit("PUT", "/queues/{queue}/groups/{group}/rate-limit", SetGroupRateLimit, set_rate_limit, replies.ok,
            takes=GroupRateLimitBody, reply=replies.Ok, right="manage:all",
-           about="Limit how many jobs of a group start in a window; what has started before does not count."),
+           about="Limit how many jobs of a group start in a window; what has started before does not count.",
+           command="SetGroupRateLimit"),
     submit("DELETE", "/queues/{queue}/groups/{group}/rate-limit", SetGroupRateLimit,
            lambda call: SetGroupRateLimit(*names(call)), changed, reply=replies.WasChanged, right="manage:all",
-           about="Take a group's rate limit away."),
+           about="Take a group's rate limit away.", command=Command("RemoveGroupRateLimit", reply=replies.as_removed)),
     submit("POST", "/queues/{queue}/groups/{group}/hold", HoldGroup, hold, replies.ok, takes=HoldBody, reply=replies.Ok,
-           right="consume", about="Start no job of a group for a while from now; active ones go on."),
+           right="consume", about="Start no job of a group for a while from now; active ones go on.",
+           command="RateLimitGroup"),
     submit("POST", "/queues/{queue}/groups/{group}/pause", PauseGroup, lambda call: PauseGroup(*names(call)), changed,
-           reply=replies.WasChanged, right="manage:all"),
+           reply=replies.WasChanged, right="manage:all", command=Command("PauseGroup", reply=replies.as_data)),
     submit("POST", "/queues/{queue}/groups/{group}/resume", ResumeGroup, lambda call: ResumeGroup(*names(call)), changed,
-           reply=replies.WasChanged, right="manage:all"),
+           reply=replies.WasChanged, right="manage:all", command=Command("ResumeGroup", reply=replies.as_data)),
 )  # fmt: skip

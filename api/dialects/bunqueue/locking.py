@@ -117,11 +117,12 @@ def beats(reply: Counted) -> bytes:
 ROUTES: tuple[Route, ...] = grouped(
     "Jobs",
     submit("POST", "/jobs/{id}/heartbeat", HeartbeatJob, heartbeat, beat, takes=LockBody,
-           reply=Beat, right="consume", refusals=errors.BEATING),
+           reply=Beat, right="consume", refusals=errors.BEATING, command="JobHeartbeat"),
     submit("POST", "/jobs/heartbeat-batch", HeartbeatJobs, heartbeat_batch, beats,
-           takes=BeatsBody, reply=Beats, right="consume", scope="checked", check=its_jobs),
+           takes=BeatsBody, reply=Beats, right="consume", scope="checked", check=its_jobs, command="JobHeartbeatB"),
     submit("POST", "/jobs/{id}/extend-lock", ExtendLock, extend_lock, replies.ok, takes=LockBody,
-           reply=replies.Ok, right="consume", refusals=errors.EXTENDING),
+           reply=replies.Ok, right="consume", refusals=errors.EXTENDING, command="ExtendLock"),
     submit("POST", "/jobs/extend-locks", ExtendLocks, extend_locks, replies.counted,
-           takes=LocksBody, reply=replies.Count, right="consume", scope="checked", check=its_jobs),
+           takes=LocksBody, reply=replies.Count, right="consume", scope="checked", check=its_jobs,
+           command="ExtendLocks"),
 )  # fmt: skip

@@ -80,9 +80,9 @@ def lines(reply: list[LogLine]) -> bytes:
 
 ROUTES: tuple[Route, ...] = grouped(
     "Jobs",
-    ask("GET", "/jobs/{id}/logs", GetLogs, of_known_job(GetLogs), lines, reply=Logs),
+    ask("GET", "/jobs/{id}/logs", GetLogs, of_known_job(GetLogs), lines, reply=Logs, command="GetLogs"),
     submit("POST", "/jobs/{id}/logs", AddLog, add_log, log_added, takes=LogBody,
-           reply=LogAdded, right="consume"),
+           reply=LogAdded, right="consume", command="AddLog"),
     submit("DELETE", "/jobs/{id}/logs", ClearLogs, clear_logs, replies.ok,
-           reply=replies.Ok, right="consume", about="Drop the lines attached to a job."),
+           reply=replies.Ok, right="consume", about="Drop the lines attached to a job.", command="ClearLogs"),
 )  # fmt: skip

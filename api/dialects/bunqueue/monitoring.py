@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from quorumq.api.host import REPLAYING, Host
 from quorumq.api.reply import TEXT, Reply
-from quorumq.api.request import CONSISTENCY, Call, Route
+from quorumq.api.request import CONSISTENCY, Call, Command, Route
 from quorumq.api.rows import NotReady, Text, grouped, plain
 from quorumq.cluster.version import VERSION
 from quorumq.node.machine.operations.queue_reads import Totals
@@ -360,17 +360,19 @@ ROUTES: tuple[Route, ...] = grouped(
     plain("GET", "/readyz", ready, reply=Ready, right="open", limited=False, about="The same as /ready."),
     plain("GET", "/startupz", started, reply=Text, right="open", limited=False,
           about="Whether the log has been replayed."),
-    plain("GET", "/ping", ping, reply=Pong, right="read", scope="nothing", about="Answer with this node's time."),
+    plain("GET", "/ping", ping, reply=Pong, right="read", scope="nothing", about="Answer with this node's time.",
+          command="Ping"),
     plain("GET", "/stats", stats, what=Totals, asks=(CONSISTENCY,), reply=Stats, right="read",
-          about="Sums over all queues, memory and collections."),
+          about="Sums over all queues, memory and collections.", command="Stats"),
     plain("GET", "/metrics", metrics, what=Totals, asks=(CONSISTENCY,), reply=Metrics, right="read",
-          about="How many jobs went through, as JSON."),
+          about="How many jobs went through, as JSON.", command="Metrics"),
     plain("GET", "/prometheus", prometheus.figures_page, what=Totals, reply=Text, right="metrics",
-          about="Figures for Prometheus."),
+          about="Figures for Prometheus.", command=Command("Prometheus", reply=replies.as_metrics)),
     plain("GET", "/storage", storage, reply=Storage, right="read", scope="nothing",
-          about="Whether this node can write to its disk."),
+          about="Whether this node can write to its disk.", command="StorageStatus"),
     plain("POST", "/gc", collect, reply=Collected, right="manage:all", limited=False,
-          about="Collect garbage and give free memory back; figures in MB."),
+          about="Collect garbage and give free memory back; figures in MB.",
+          command=Command("CompactMemory", reply=replies.only_ok)),
     plain("GET", "/heapstats", heap, reply=HeapStats, right="read", limited=False,
           about="Objects of this process by type."),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from quorumq.api.errors import Invalid
 from quorumq.api.host import Host
 from quorumq.api.reply import Reply
-from quorumq.api.request import CONSISTENCY, Call, Parameter
+from quorumq.api.request import CONSISTENCY, Call, Command, Parameter
 from quorumq.api.rows import ask, grouped, plain, submit
 from quorumq.api.values import COUNT_MAX
 from quorumq.node.machine.operations.dlq import ListDlq, RemoveDeadJob
@@ -461,24 +461,28 @@ ROUTES = grouped(
     ask("GET", "/queues/summary", ListBriefs, lambda call: ListBriefs(SHOWN_MAX), summed,
         reply=list[QueueSummary], about=f"The first {SHOWN_MAX:,} queues in numbers."),
     plain("GET", "/dashboard", dashboard, what=Totals, asks=(CONSISTENCY,), reply=Dashboard, right="read",
-          about="Everything on one page."),
+          about="Everything on one page.", command=Command("DashboardOverview", reply=replies.as_data)),
     plain("GET", "/dashboard/queues", dashboard_queues, what=ListBriefs, asks=(LIMIT, OFFSET, CONSISTENCY),
-          reply=DashboardQueues, right="read", about="Queues in numbers, page by page."),
+          reply=DashboardQueues, right="read", about="Queues in numbers, page by page.",
+          command=Command("DashboardQueues", reply=replies.as_data)),
     plain("GET", "/dashboard/queues/{queue}", dashboard_queue, what=GetPortrait,
           asks=(WITH_JOBS, JOBS_LIMIT, CONSISTENCY), reply=DashboardQueue, right="read",
-          about="One queue from all sides."),
+          about="One queue from all sides.", command=Command("DashboardQueue", reply=replies.as_data)),
     plain("GET", "/queues/{queue}/metrics/{type}", queue_metrics, what=GetSeries, asks=(START, END, CONSISTENCY),
           reply=QueueMetrics, right="read",
-          about="How many jobs of a queue completed, or failed for good, in each minute of the last day."),
+          about="How many jobs of a queue completed, or failed for good, in each minute of the last day.",
+          command=Command("Metrics of a queue", reply=replies.as_data)),
     ask("GET", "/queues/{queue}/limits", GetLimits, get_limits, limits, reply=LimitsOf,
-        about="What holds a queue back."),
+        about="What holds a queue back.", command=Command("GetQueueLimits", reply=replies.in_data)),
     submit("DELETE", "/queues/{queue}/dlq/{id}", RemoveDeadJob,
            remove_dead, removed, reply=replies.WasRemoved,
-           right="manage:all"),
+           right="manage:all", command=Command("RemoveDlqJob", {"id": "jobId"}, replies.in_data)),
     ask("GET", "/queues/{queue}/unique/{unique_key}", GetKeyHolder, get_holder,
-        holder, reply=KeyHolder),
+        holder, reply=KeyHolder, command=Command("GetDeduplicationJobId", reply=replies.in_data)),
     submit("DELETE", "/queues/{queue}/unique/{unique_key}", FreeKey, free_key,
-           replies.counted, reply=replies.Count, right="produce"),
+           replies.counted, reply=replies.Count, right="produce",
+           command=Command("RemoveDeduplicationKey", reply=replies.in_data)),
     submit("DELETE", "/jobs/{id}/unique", FreeKeyOfJob, free_key_of_job, removed,
-           reply=replies.WasRemoved, right="produce"),
+           reply=replies.WasRemoved, right="produce",
+           command=Command("RemoveJobDeduplicationKey", reply=replies.in_data)),
 )  # fmt: skip

@@ -407,9 +407,9 @@ ROUTES: tuple[Route, ...] = grouped(
     "Jobs",
     submit("POST", "/queues/{queue}/jobs", PushJobs, push, pushed,
            takes=PushBody, reply=Pushed, right="produce", body="data", about="Push a job.",
-           check=its_dependencies),
+           check=its_dependencies, command="PUSH"),
     submit("POST", "/queues/{queue}/jobs/bulk", PushJobs, bulk, pushed_many,
            takes=BulkBody, reply=PushedMany, right="produce",
            refusals={DependencyNotFound: errors.word_bulk_dependency}, about="Push jobs, all or none.",
-           check=its_dependencies),
+           check=its_dependencies, command="PUSHB"),
 )  # fmt: skip

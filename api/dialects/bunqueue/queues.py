@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from quorumq.api.reply import Reply
-from quorumq.api.request import CONSISTENCY, Call, Parameter, Route
+from quorumq.api.request import CONSISTENCY, Call, Command, Parameter, Route
 from quorumq.api.rows import ask, grouped, plain, submit, success
 from quorumq.api.scopes import own_names
 from quorumq.api.values import BATCH_MAX, COUNT_MAX, Number
@@ -220,32 +220,34 @@ async def priority_counts(call: Call) -> Reply:
 ROUTES: tuple[Route, ...] = grouped(
     "Queues",
     ask("GET", "/queues", ListQueues, lambda call: ListQueues(), names, reply=Queues,
-        scope="checked", narrow=own_names),
+        scope="checked", narrow=own_names, command="ListQueues"),
     ask("GET", "/queues/{queue}/jobs/list", ListJobs, list_jobs, jobs_of,
-        asks=(STATE, STATES, LIMIT, OFFSET), reply=Jobs),
+        asks=(STATE, STATES, LIMIT, OFFSET), reply=Jobs, command="GetJobs"),
     ask("GET", "/queues/{queue}/counts", QueueCounts, of_queue(QueueCounts), counts, reply=Counts,
-        about="Jobs of a queue by state."),
+        about="Jobs of a queue by state.", command="GetJobCounts"),
     ask("GET", "/queues/{queue}/count", QueueCounts, of_queue(QueueCounts), unfinished_count,
-        reply=replies.Count, about="Jobs of a queue that are not finished."),
+        reply=replies.Count, about="Jobs of a queue that are not finished.", command="Count"),
     plain("GET", "/queues/{queue}/priority-counts", priority_counts, what=PriorityCounts, asks=(CONSISTENCY,),
-          reply=PriorityCountsOf, right="read"),
-    ask("GET", "/queues/{queue}/paused", IsPaused, of_queue(IsPaused), paused, reply=Paused),
+          reply=PriorityCountsOf, right="read", command="GetCountsPerPriority"),
+    ask("GET", "/queues/{queue}/paused", IsPaused, of_queue(IsPaused), paused, reply=Paused, command="IsPaused"),
     submit("POST", "/queues/{queue}/pause", PauseQueue, of_queue(PauseQueue), replies.ok,
-           reply=replies.Ok, right="manage:all", about="Give out no jobs of a queue any more; active ones go on."),
+           reply=replies.Ok, right="manage:all", about="Give out no jobs of a queue any more; active ones go on.",
+           command="Pause"),
     submit("POST", "/queues/{queue}/resume", ResumeQueue, of_queue(ResumeQueue), replies.ok,
-           reply=replies.Ok, right="manage:all", about="Give out jobs of a queue again."),
+           reply=replies.Ok, right="manage:all", about="Give out jobs of a queue again.", command="Resume"),
     submit("POST", "/queues/{queue}/drain", DrainQueue, of_queue(DrainQueue), replies.counted,
-           reply=replies.Count, right="manage:all"),
+           reply=replies.Count, right="manage:all", command="Drain"),
     submit("POST", "/queues/{queue}/obliterate", ObliterateQueue, of_queue(ObliterateQueue), replies.ok,
-           reply=replies.Ok, right="manage:all"),
+           reply=replies.Ok, right="manage:all", command="Obliterate"),
     submit("POST", "/queues/{queue}/clean", CleanQueue, clean, cleaned,
            takes=CleanBody, reply=Cleaned, right="manage:all",
-           about="Remove the oldest jobs of a state."),
+           about="Remove the oldest jobs of a state.", command="Clean"),
     submit("POST", "/queues/{queue}/promote-jobs", PromoteJobs, promote_jobs, replies.counted,
-           takes=PromoteBody, reply=replies.Count, right="manage:all"),
+           takes=PromoteBody, reply=replies.Count, right="manage:all", command="PromoteJobs"),
     submit("POST", "/queues/{queue}/retry-completed", RetryCompleted, retry_completed, replies.counted,
-           takes=RetryCompletedBody, reply=replies.Count, right="manage:all"),
+           takes=RetryCompletedBody, reply=replies.Count, right="manage:all", command="RetryCompleted"),
     plain("POST", "/queues/{queue}/events/trim", trim_events, takes=TrimBody,
           reply=replies.RemovedCount, right="manage:all",
-          about="Have a queue keep no more than so many events; it keeps none, so none goes."),
+          about="Have a queue keep no more than so many events; it keeps none, so none goes.",
+          command=Command("TrimEvents", reply=replies.as_data)),
 )  # fmt: skip

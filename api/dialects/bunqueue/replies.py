@@ -5,6 +5,7 @@ Rendering does not go through these types (see render.py); that the two agree is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +25,45 @@ def ok(reply: Any) -> bytes:
 
 def counted(reply: Counted) -> bytes:
     return b'{"ok":true,"count":%d}' % reply.count
+
+
+# -- What commands make of the replies of their rows -----------------------------------------------------------------------
+
+
+def in_data(body: bytes) -> bytes:
+    """Put a reply's keys into `data` as well, where commands have them."""
+    rest = body.removeprefix(b'{"ok":true,')[:-1]
+    return b'{"ok":true,"data":{%b},%b}' % (rest, rest)
+
+
+def as_data(body: bytes) -> bytes:
+    """Put a reply's keys into `data` alone: a page is long enough once."""
+    return b'{"ok":true,"data":{%b}}' % body.removeprefix(b'{"ok":true,')[:-1]
+
+
+def one_of(key: str, name: str = "") -> Callable[[bytes], bytes]:
+    """Return what puts one of a reply's keys into `data`, under another name if one is given."""
+
+    def reply(body: bytes) -> bytes:
+        return b'{"ok":true,"data":%b}' % ENCODE({name or key: msgspec.json.decode(body)[key]})
+
+    return reply
+
+
+def as_removed(body: bytes) -> bytes:
+    """Say how many settings were taken away."""
+    return b'{"ok":true,"data":{"removed":%d}}' % (b'"changed":true' in body)
+
+
+def only_ok(body: bytes) -> bytes:
+    return OK
+
+
+def as_metrics(body: bytes) -> bytes:
+    return b'{"ok":true,"data":{"metrics":%b}}' % ENCODE(body.decode("utf-8"))
+
+
+# -- Declared types ------------------------------------------------------------------------------------------------------
 
 
 class Body(Struct, forbid_unknown_fields=True, rename="camel"):

@@ -111,5 +111,5 @@ ROUTES: tuple[Route, ...] = grouped(
     plain("GET", "/queues/{queue}/jobs", pull, what=PullJobs, asks=(TIMEOUT,), reply=PulledJob,
           right="consume", about="Take the next job, waiting for it if asked to."),
     plain("POST", "/queues/{queue}/jobs/pull-batch", pull_batch, what=PullJobs, takes=PullBody,
-          reply=PulledJobs, right="consume"),
+          reply=PulledJobs, right="consume", command=("PULL", "PULLB")),
 )  # fmt: skip
