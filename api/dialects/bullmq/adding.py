@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from quorumq.api.errors import Invalid
 from quorumq.api.limits import DATA_BYTES_MAX
@@ -32,6 +32,7 @@ from quorumq.node.machine.operations.repeatables import AddedRepeating, AddRepea
 from quorumq.node.machine.state import Backoff, Dedup, JobSpec, Keep, Options
 from quorumq.node.machine.state.job import OnChildFailure
 
+from . import replies
 from .repeatables import Repeat, checked_repeat, repetition
 from .values import (
     EMPTY_BODY,
@@ -68,7 +69,6 @@ NO_OBJECT = "opts must be an object"
 BULLMQ: dict[str, Any] = {"rejoin_last": True, "stalls_allowed": 1}
 REMOVE = Keep(None, 0)
 KEEP = Keep(None, None)
-ENCODE = msgspec.json.Encoder().encode
 # What a text of options means; those with an id of their own are not worth remembering.
 _known: dict[tuple[str, bytes], Wanted] = {}
 KNOWN_MAX = 4_096
@@ -442,8 +442,8 @@ def checked_opts(name: str, opts: Any, clock: Clock) -> Wanted:
         if key not in ("deduplication", "parent") and not (key == "jobId" and value)
     }
     return Wanted(
-        Options(**asked, sent=ENCODE(sent)),
-        ENCODE(shown_opts),
+        Options(**asked, sent=replies.ENCODE(sent)),
+        replies.ENCODE(shown_opts),
         job_id,
         dedup_id,
         asked.get("delay_ms"),
@@ -475,6 +475,32 @@ def checked_parent(opts: dict[str, Any]) -> tuple[tuple[str, str] | None, OnChil
     return (job_id, queue), on_failure
 
 
+class AddedJob(replies.BullShown, kw_only=True):
+    """A job as the answer of an add shows it: what was sent, under its id."""
+
+    name: str
+    data: Annotated[Raw, Meta(description="As it was sent.")]
+    opts: Annotated[dict[str, Any], Meta(description="The options as they were sent, with `attempts`.")]
+    id: Annotated[
+        str,
+        Meta(description="Counted per queue, or the `jobId`; for an add that added nothing that of the job there is."),
+    ]
+    progress: Literal[0]
+    returnvalue: None
+    stacktrace: None
+    delay: Annotated[int | UnsetType, Meta(description="Milliseconds, where it was asked for.")] = UNSET
+    priority: int
+    attempts_started: Literal[0]
+    attempts_made: Literal[0]
+    stalled_counter: Literal[0]
+    timestamp: replies.Millis
+    deduplication_id: str | UnsetType = UNSET
+    queue_qualified_name: str
+
+
+AddedJobs = list[AddedJob]
+
+
 def operation(adding: Adding) -> AddJobs | AddRepeating:
     """Make what goes into the log of an add."""
     both = list(zip(adding.items, adding.wanted, strict=True))
@@ -490,7 +516,7 @@ def spec(item: AddItem, one: Wanted) -> JobSpec:
 
 def added(adding: Adding, prefix: str, reply: Added | AddedRepeating) -> bytes:
     """Render the jobs of an add as they were sent, each under the id that it has, or that of the job that stands for it."""
-    qualified = ENCODE(f"{prefix}:{adding.queue}")
+    qualified = replies.ENCODE(f"{prefix}:{adding.queue}")
     plain = reply.added if isinstance(reply, AddedRepeating) else reply
     ids = iter(plain.ids)
     dues = iter(reply.next_due_ms if isinstance(reply, AddedRepeating) else ())
@@ -515,14 +541,14 @@ def added_text(item: AddItem, one: Wanted, job_id: str, delay: float | None, at_
         b'{"name":%b,"data":%b,"opts":%b,"id":%b,"progress":0,"returnvalue":null,"stacktrace":null%b,"priority":%d,'
         b'"attemptsStarted":0,"attemptsMade":0,"stalledCounter":0,"timestamp":%d%b,"queueQualifiedName":%b}'
         % (
-            ENCODE(item.name),
+            replies.ENCODE(item.name),
             item.data,
             one.shown,
-            ENCODE(job_id),
+            replies.ENCODE(job_id),
             b"" if delay is None else b',"delay":%d' % delay,
             one.priority,
             at_ms,
-            b"" if one.dedup_id is None else b',"deduplicationId":%b' % ENCODE(one.dedup_id),
+            b"" if one.dedup_id is None else b',"deduplicationId":%b' % replies.ENCODE(one.dedup_id),
             qualified,
         )
     )

@@ -36,7 +36,7 @@ from quorumq.node.machine.operations.flows import (
 from quorumq.node.machine.refusals import JobNotFound
 from quorumq.node.machine.state.job import scoped_id, unscoped
 
-from . import adding, errors, manual, render, replies
+from . import adding, errors, job_object, manual, replies
 from .lookup import canonical, job_of, prefix_of
 from .values import EMPTY_BODY, Body, check_name, page, read, shown, text
 
@@ -77,6 +77,43 @@ class AwaitBody(Body):
 
     token: manual.Token = None
     child: Annotated[ChildBody | None, says("Only when this one is pending; left out, any.")] = None
+
+
+class FlowShown(replies.BullShown):
+    """A job of a flow with its children."""
+
+    job: job_object.JobJson
+    children: list[FlowShown] | UnsetType = UNSET
+
+
+Flow = FlowShown | list[FlowShown]
+
+
+class DependencyCounts(replies.BullShown):
+    """How many children there are of each kind that was asked for."""
+
+    processed: int | UnsetType = UNSET
+    unprocessed: int | UnsetType = UNSET
+    ignored: int | UnsetType = UNSET
+    failed: int | UnsetType = UNSET
+
+
+class DependenciesShown(replies.BullShown, kw_only=True):
+    """Children by key, `bull:queue:id`: results of those that completed, reasons of those whose failure was ignored."""
+
+    counts: DependencyCounts
+    processed: dict[str, Any] | UnsetType = UNSET
+    unprocessed: list[str] | UnsetType = UNSET
+    ignored: dict[str, str] | UnsetType = UNSET
+    failed: list[str] | UnsetType = UNSET
+    start: int
+    length: int
+
+
+class Awaiting(replies.BullShown):
+    """moved: whether the job waits for children now; not when none is pending."""
+
+    moved: bool
 
 
 class Planned(Struct, frozen=True):
@@ -197,7 +234,7 @@ def added(parents: list[int], prefix: str, is_list: bool, reply: AddedFlow) -> b
     made: list[bytes] = [b""] * len(parents)
     for place in range(len(parents) - 1, -1, -1):
         below = b",".join(made[child] for child in children[place])
-        job = render.job_text(reply.jobs[place], prefix)
+        job = job_object.job_text(reply.jobs[place], prefix)
         made[place] = b'{"job":%b,"children":[%b]}' % (job, below) if below else b'{"job":%b}' % job
         for child in children[place]:
             made[child] = b""
@@ -245,7 +282,7 @@ async def show_dependencies(call: Call) -> Reply:
 
 def dependencies(prefix: str, kinds: list[Kind], start: int, length: int, found: Dependencies) -> bytes:
     """Render children by kind: of those that completed their results, of those that were ignored why they failed."""
-    parts = [b'"counts":%b' % render.ENCODE({kind: found.counts[kind] for kind in kinds})]
+    parts = [b'"counts":%b' % replies.ENCODE({kind: found.counts[kind] for kind in kinds})]
     parts += [b'"%b":%b' % (kind.encode(), _kind(prefix, found, kind)) for kind in kinds]
     return b'{%b,"start":%d,"length":%d}' % (b",".join(parts), start, length)
 
@@ -254,13 +291,13 @@ def _kind(prefix: str, found: Dependencies, kind: Kind) -> bytes:
     children = [(f"{prefix}:{one.queue}:{unscoped(one.queue, one.job_id)}", one.end) for one in found.pages[kind]]
     if kind == "processed":
         values = [
-            b"%b:%b" % (render.ENCODE(key), render.NULL if end is None or end.result is None else end.result)
+            b"%b:%b" % (replies.ENCODE(key), replies.NULL if end is None or end.result is None else end.result)
             for key, end in children
         ]
         return b"{%b}" % b",".join(values)
     if kind == "ignored":
-        return render.ENCODE({key: end.reason or "" for key, end in children if end is not None})
-    return render.ENCODE([key for key, _ in children])
+        return replies.ENCODE({key: end.reason or "" for key, end in children if end is not None})
+    return replies.ENCODE([key for key, _ in children])
 
 
 async def move_to_waiting_children(call: Call) -> Reply:
@@ -291,13 +328,13 @@ def awaits(reply: Awaits) -> bytes:
 
 ROUTES = grouped(
     "BullMQ: flows",
-    plain("POST", "/flows", add_flow, what=AddFlow, takes=FlowNode | list[FlowNode], body="data", reply=replies.Flow,
+    plain("POST", "/flows", add_flow, what=AddFlow, takes=FlowNode | list[FlowNode], body="data", reply=Flow,
           right="produce", scope="checked", refusals=errors.ADDING_FLOWS, answers=errors.CONFLICTS,
           about="Add a tree of jobs over queues, or several, all or none; a job waits for its children."),
     plain("GET", "/queues/{queue}/jobs/{id}/dependencies", show_dependencies, what=ListDependencies,
-          asks=(TYPES, START, LENGTH, CONSISTENCY), reply=replies.DependenciesShown, right="read",
+          asks=(TYPES, START, LENGTH, CONSISTENCY), reply=DependenciesShown, right="read",
           about="The children of a job by what became of them, in pages; keys are `bull:queue:id`."),
     manual.on_lock("move-to-waiting-children", move_to_waiting_children, AwaitChildren, "moveToWaitingChildren",
-                   takes=AwaitBody, reply=replies.Awaiting,
+                   takes=AwaitBody, reply=Awaiting,
                    about="Let a job wait for its children; its run counts for nothing. Not when none is pending."),
 )  # fmt: skip

@@ -22,12 +22,13 @@ from quorumq.api.rows import Text, grouped, plain, success
 from quorumq.api.rules import says
 from quorumq.api.values import KEY_CHARS_MAX, NOTE_CHARS_MAX
 from quorumq.node.machine.operation import Operation
-from quorumq.node.machine.operations.jobs import MoveToDelayed, MoveToWait
-from quorumq.node.machine.operations.queues import CheckStalled
-from quorumq.node.machine.operations.runs import AckJob, ExtendLock, FailJob, FinishAndPull, PullJobs
+from quorumq.node.machine.operations.jobs import Changed, MoveToDelayed, MoveToWait
+from quorumq.node.machine.operations.queues import Checked, CheckStalled
+from quorumq.node.machine.operations.runs import AckJob, ExtendLock, FailJob, FinishAndPull, Finished, Pulled, PullJobs
 from quorumq.node.machine.operations.settings import GetHold, HoldQueue
+from quorumq.node.machine.state.job import Job
 
-from . import errors, render, replies
+from . import errors, job_object, replies
 from .lookup import job_of, prefix_of
 from .values import DAY_MS, MILLIS_MAX, Body, any_json, flag, note, number, queue_of, read, shown
 
@@ -149,6 +150,66 @@ EXTEND = msgspec.json.Decoder(ExtendBody)
 HOLD = msgspec.json.Decoder(HoldBody)
 
 
+NextJob = job_object.JobJson | None
+
+
+class Moved(replies.BullShown):
+    """state: what became of the job.  next: the next job, when it was asked for and there is one."""
+
+    state: job_object.State
+    next: job_object.JobJson | None
+
+
+class PutBack(Moved):
+    """ttl: milliseconds for which the queue gives out no jobs because of a rate limit."""
+
+    ttl: int
+
+
+class Ttl(replies.BullShown):
+    """ttl: milliseconds for which the queue gives out no jobs; 0 when nothing holds it back."""
+
+    ttl: int
+
+
+class Renewed(replies.BullShown):
+    """lock_until: when the lock runs out unless it is extended again."""
+
+    lock_until: replies.Millis
+
+
+class StalledShown(replies.BullShown):
+    """stalled: ids of the jobs that wait again.  failed: of those that had stalled once too often."""
+
+    stalled: list[str]
+    failed: list[str]
+
+
+def pulled(prefix: str, reply: Pulled) -> bytes:
+    """Render the job taken; null when there was none."""
+    return job_object.taken_text(reply.jobs[0], prefix) if reply.jobs else replies.NULL
+
+
+def ended(prefix: str, job: Job, following: Pulled | None = None) -> bytes:
+    """Render what became of a job, and the job that comes next."""
+    taken = replies.NULL if following is None else pulled(prefix, following)
+    return b'{"state":"%b","next":%b}' % (job_object.state_name(job).encode(), taken)
+
+
+def finished(prefix: str, reply: Finished) -> bytes:
+    return ended(prefix, reply.job, reply.next)
+
+
+def renewed(reply: Changed) -> bytes:
+    return b'{"lockUntil":%d}' % reply.job.lock_until
+
+
+def stalled(queue: str, reply: Checked) -> bytes:
+    return replies.ENCODE(
+        {"stalled": replies.own_ids(queue, reply.waiting), "failed": replies.own_ids(queue, reply.failed)}
+    )
+
+
 def pulling(queue: str, body: Any) -> PullJobs:
     """Make what takes one job under a body's token."""
     return PullJobs(queue, lock_ms=LOCK_MS if body.lock_duration is None else body.lock_duration, token=body.token)
@@ -157,7 +218,7 @@ def pulling(queue: str, body: Any) -> PullJobs:
 async def take_next(call: Call) -> Reply:
     """Take the next job of a queue under a lock, waiting for one if asked to; null when there is none."""
     queue, body = queue_of(call), read(NEXT, call.body)
-    view = partial(render.pulled, prefix_of(call))
+    view = partial(pulled, prefix_of(call))
     return success(await call.pull(pulling(queue, body), view, body.timeout or 0))
 
 
@@ -166,9 +227,9 @@ async def finish(call: Call, body: Any, what: AckJob | FailJob) -> Reply:
     prefix = prefix_of(call)
     pull = pulling(queue_of(call), body)
     if not body.fetch_next:
-        return success(await call.submit(what, lambda reply: render.moved(prefix, reply.job)))
+        return success(await call.submit(what, lambda reply: ended(prefix, reply.job)))
     both = FinishAndPull(what, pull)
-    return success(await call.submit(both, partial(render.finished, prefix)))
+    return success(await call.submit(both, partial(finished, prefix)))
 
 
 async def move_to_completed(call: Call) -> Reply:
@@ -216,21 +277,21 @@ async def move_to_delayed(call: Call) -> Reply:
 
 async def moved(call: Call, what: MoveToWait | MoveToDelayed) -> bytes:
     prefix = prefix_of(call)
-    return await call.submit(what, lambda reply: render.moved(prefix, reply.job))
+    return await call.submit(what, lambda reply: ended(prefix, reply.job))
 
 
 async def extend_lock(call: Call) -> Reply:
     """Let the lock of an active job last for a while from now."""
     body = read(EXTEND, call.body)
     what = ExtendLock(await job_of(call), body.token, body.duration)
-    return success(await call.submit(what, render.renewed))
+    return success(await call.submit(what, renewed))
 
 
 async def rate_limit(call: Call) -> Reply:
     """Give out no jobs of a queue for a while, whoever asks; 0 ends it."""
     queue = queue_of(call)
     duration = read(HOLD, call.body).duration
-    return Reply(200, await call.submit(HoldQueue(queue, duration), render.ok), TEXT)
+    return Reply(200, await call.submit(HoldQueue(queue, duration), replies.ok), TEXT)
 
 
 def left(call: Call, until_ms: int) -> int:
@@ -246,13 +307,13 @@ async def show_rate_limit(call: Call) -> Reply:
 
 async def remove_rate_limit(call: Call) -> Reply:
     """Let a queue give out jobs again."""
-    return Reply(200, await call.submit(HoldQueue(queue_of(call), 0), render.ok), TEXT)
+    return Reply(200, await call.submit(HoldQueue(queue_of(call), 0), replies.ok), TEXT)
 
 
 async def stalled_check(call: Call) -> Reply:
     """Deal with the locks of a queue that have run out; it happens by itself, too."""
     what = CheckStalled(queue_of(call))
-    return success(await call.submit(what, partial(render.stalled, what.queue)))
+    return success(await call.submit(what, partial(stalled, what.queue)))
 
 
 def on_lock(path: str, handler: Handler, what: type[Operation], command: str, **more: Any) -> Route:
@@ -266,24 +327,24 @@ def on_lock(path: str, handler: Handler, what: type[Operation], command: str, **
 
 ROUTES = grouped(
     "BullMQ: manual processing",
-    plain("POST", "/queues/{queue}/jobs/next", take_next, what=PullJobs, takes=NextBody, reply=replies.NextJob,
+    plain("POST", "/queues/{queue}/jobs/next", take_next, what=PullJobs, takes=NextBody, reply=NextJob,
           right="consume", about="Take the next job of a queue under a lock, waiting for one if asked to."),
     on_lock("move-to-completed", move_to_completed, AckJob, "moveToFinished", takes=CompletedBody, body="data",
-            reply=replies.Moved, about="Complete a job, and take the next one if asked to."),
-    on_lock("move-to-failed", move_to_failed, FailJob, "moveToFinished", takes=FailedBody, reply=replies.Moved,
+            reply=Moved, about="Complete a job, and take the next one if asked to."),
+    on_lock("move-to-failed", move_to_failed, FailJob, "moveToFinished", takes=FailedBody, reply=Moved,
             about="Fail a run of a job, which is tried again while it has attempts left; and take the next one if asked to."),
-    on_lock("move-to-wait", move_to_wait, MoveToWait, "moveToWait", takes=HeldBody, reply=replies.PutBack,
+    on_lock("move-to-wait", move_to_wait, MoveToWait, "moveToWait", takes=HeldBody, reply=PutBack,
             about="Put a job back in front of all that wait with its priority; its run counts for nothing."),
-    on_lock("move-to-delayed", move_to_delayed, MoveToDelayed, "moveToDelayed", takes=DelayedBody, reply=replies.Moved,
+    on_lock("move-to-delayed", move_to_delayed, MoveToDelayed, "moveToDelayed", takes=DelayedBody, reply=Moved,
             about="Let a job wait until a time; its run counts for nothing."),
-    on_lock("extend-lock", extend_lock, ExtendLock, "extendLock", takes=ExtendBody, reply=replies.Renewed,
+    on_lock("extend-lock", extend_lock, ExtendLock, "extendLock", takes=ExtendBody, reply=Renewed,
             about="Let the lock of a job last for a while from now."),
     plain("POST", "/queues/{queue}/rate-limit", rate_limit, what=HoldQueue, takes=HoldBody, reply=Text, right="consume",
           about="Give out no jobs of a queue for a while; 0 ends it."),
-    plain("GET", "/queues/{queue}/rate-limit", show_rate_limit, what=GetHold, reply=replies.Ttl, right="read",
+    plain("GET", "/queues/{queue}/rate-limit", show_rate_limit, what=GetHold, reply=Ttl, right="read",
           asks=(CONSISTENCY,), about="For how long a queue gives out no jobs because of a rate limit."),
     plain("DELETE", "/queues/{queue}/rate-limit", remove_rate_limit, what=HoldQueue, reply=Text, right="consume",
           about="End what POST began."),
-    plain("POST", "/queues/{queue}/stalled-check", stalled_check, what=CheckStalled, reply=replies.StalledShown,
+    plain("POST", "/queues/{queue}/stalled-check", stalled_check, what=CheckStalled, reply=StalledShown,
           right="consume", about="Deal with locks that ran out, which happens by itself, too."),
 )  # fmt: skip

@@ -24,7 +24,7 @@ from quorumq.node.machine.refusals import CronNotFound
 from quorumq.node.machine.state import JobSpec
 from quorumq.node.machine.state.schedule import Cron
 
-from .render import options_text
+from .job_object import options_text
 from .values import MILLIS_MAX, boolean, integer, queue_of, shown, text
 
 ENCODE = msgspec.json.Encoder().encode

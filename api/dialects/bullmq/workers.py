@@ -36,8 +36,7 @@ from quorumq.node.machine.state.pusher import Pusher
 
 from ...outgoing.client import Headers, Target
 from ...outgoing.egress import URL_CHARS_MAX, CallPolicy
-from . import render
-from .replies import BullShown
+from . import job_object, replies
 from .values import MILLIS_MAX, check_name, is_integer, opaque, shown
 from .values import plain as written
 
@@ -233,7 +232,7 @@ def only(known: tuple[str, ...], value: Any, prefix: str = "") -> None:
 # -- What they are shown -----------------------------------------------------------------------------------------------
 
 
-class EndpointShown(BullShown):
+class EndpointShown(replies.BullShown):
     """headers: names only."""
 
     url: str
@@ -242,17 +241,17 @@ class EndpointShown(BullShown):
     headers: list[str]
 
 
-class LimiterShown(BullShown):
+class LimiterShown(replies.BullShown):
     max: int
     duration: int
 
 
-class KeepShown(BullShown, omit_defaults=True):
+class KeepShown(replies.BullShown, omit_defaults=True):
     count: int | None = None
     age: int | None = None
 
 
-class WorkerOptionsShown(BullShown, omit_defaults=True):
+class WorkerOptionsShown(replies.BullShown, omit_defaults=True):
     concurrency: int
     limiter: LimiterShown | None = None
     max_stalled_count: int | None = None
@@ -260,7 +259,7 @@ class WorkerOptionsShown(BullShown, omit_defaults=True):
     remove_on_fail: KeepShown | None = None
 
 
-class WorkerShown(BullShown):
+class WorkerShown(replies.BullShown):
     """circuit: open while the endpoint cannot be reached; then one job is tried at a time.  failures: calls in a row that found nobody.
 
     next_try_at: when the next one is.  error: of the last.  node: which calls the endpoint.  active: jobs under way there.
@@ -326,14 +325,14 @@ def several(pushers: list[Pusher]) -> bytes:
 
 def delivery(prefix: str, job: Job, token: str) -> bytes:
     """Render what an endpoint is sent for a job."""
-    return b'{"job":%b,"token":%b}' % (render.job_text(job, prefix, token), ENCODE(token))
+    return b'{"job":%b,"token":%b}' % (job_object.job_text(job, prefix, token), ENCODE(token))
 
 
 # -- The rows ----------------------------------------------------------------------------------------------------------
 
 
 def ok(reply: PusherSet | None) -> bytes:
-    return render.OK
+    return replies.OK
 
 
 async def register(call: Call) -> Reply:

@@ -1,6 +1,6 @@
 """The declared type of each reply of the bunqueue dialect: the document's, and what the tests hold every reply against.
 
-Rendering does not go through these types (see render.py); that the two agree is what the tests are for.
+Rendering does not go through these types (see job_object.py); that the two agree is what the tests are for.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from quorumq.node.machine.state.job import (
     unscoped,
 )
 
-from .. import render
+from .. import job_object
 from ..adding import NAME_CHARS_MAX, checked_backoff, checked_keep
 from ..values import INTEGER, MILLIS_MAX
 from . import names
@@ -241,7 +241,7 @@ def shown(job: Job) -> dict[str, Any]:
         found["finishedOn"] = job.finished_at
     if job.unique_key is not None:
         found["deduplicationId"] = job.unique_key
-    reason = job.error if job.error is not None or job.state != FAILED else render.reason_of(job)
+    reason = job.error if job.error is not None or job.state != FAILED else job_object.reason_of(job)
     if reason is not None:
         found["failedReason"] = reason
     if job.state == COMPLETED:
@@ -270,7 +270,7 @@ def shown(job: Job) -> dict[str, Any]:
 
 def options_json(job: Job) -> bytes:
     """Return a job's options, with those that are its own."""
-    text = render.options_text(job.opts)[1]
+    text = job_object.options_text(job.opts)[1]
     custom = job.custom_id
     if custom is not None:
         text += b',"jobId":%b' % ENCODE(unscoped(job.queue, custom))
