@@ -61,6 +61,9 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     # A peer with more than this unsent is not given further entries until it drains.
     send_buffer_bytes_max: int = 32 << 20
 
+    # Ports of this node that the other members are told of, by whatever name: where clients of one of them find the others.
+    doors: dict[str, int] = {}
+
     # How long all members must have known a higher feature level before it is raised without a command.
     level_after_ms: int = 600_000
 

@@ -239,6 +239,7 @@ class Engine:
             level=lambda: self._replica.level,
             may_propose=self._may_propose,
             propose=self._propose_level,
+            doors=self.config.doors,
         )
         # A node that joins a cluster has no part in founding one, whatever the others say.
         mine = self._identity.held

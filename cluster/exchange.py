@@ -109,7 +109,7 @@ class Exchange:
         if batch.origin != peer:
             # What is remembered of origins is replicated, and never forgotten: nobody makes up any.
             raise Malformed("batch of another node than the one that sent it")
-        if self._levels.announced(peer) != self._levels.mine and not self._machine.understands(batch.payload):
+        if not self._levels.runs_the_same(peer) and not self._machine.understands(batch.payload):
             # Nobody who serves at the level in force sends it. In the log it would stop every node that does not know it.
             log.error("refused a batch of %s: it holds what version %s does not understand", peer, VERSION)
         elif self._raft.is_leader:

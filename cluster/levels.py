@@ -23,10 +23,14 @@ FOUNDING_S = 10.0
 
 
 class Announced(msgspec.Struct, frozen=True):
-    """What a member says of its program. Versions before 0.2.0 announce nothing: an empty version, level 0."""
+    """What a member says of its program. Versions before 0.2.0 announce nothing: an empty version, level 0.
+
+    doors: ports of its own that it wants the others to know, by whatever name; nothing here looks at them.
+    """
 
     version: str = ""
     level: int = 0
+    doors: dict[str, int] = {}
 
     @property
     def shown(self) -> str:
@@ -54,8 +58,9 @@ class Levels:
         level: Callable[[], int],
         may_propose: Callable[[], bool],
         propose: Callable[[int], None],
+        doors: dict[str, int] | None = None,
     ) -> None:
-        self.mine = Announced(VERSION, known)
+        self.mine = Announced(VERSION, known, doors or {})
         self._node_id = node_id
         self._after_s = after_s
         self._members = members
@@ -84,6 +89,11 @@ class Levels:
     def founded(self, now: float) -> None:
         """This leader names a new cluster: nobody can want to go back to an older version of it."""
         self._founded_at = now
+
+    def runs_the_same(self, peer: str) -> bool:
+        """Whether a connected member is known to run this node's program."""
+        said = self.announced(peer)
+        return said is not None and (said.version, said.level) == (self.mine.version, self.mine.level)
 
     def is_of_old(self, peer: str) -> bool:
         """Whether a connected member is of a version before 0.2.0."""

@@ -26,6 +26,7 @@ _NAME_CHARS_MAX = 256
 _TEXT_CHARS_MAX = 4096
 _DIGESTS_MAX = 64
 _NAMES_MAX = 64
+_PORT_MAX = 65_535
 _DIGEST_BYTES_MAX = 64
 _SNAPSHOT = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8,16}\.snapshot")
 _UNSETTLED_MAX = 1 << 20
@@ -105,6 +106,14 @@ def _names(value: Any) -> bool:
     return type(value) is tuple and len(value) <= _NAMES_MAX and all(map(_name, value))
 
 
+def _doors(value: Any) -> bool:
+    return (
+        type(value) is dict
+        and len(value) <= _NAMES_MAX
+        and all(_name(name) and _number(port) and port <= _PORT_MAX for name, port in value.items())
+    )
+
+
 def _inner(value: Any) -> bool:
     """A message within one that is passed on: any but another of that kind."""
     return type(value) is dict and type(kind := value.get("type")) is str and not kind.startswith("relay")
@@ -149,7 +158,7 @@ FIELDS: dict[str, dict[str, Check]] = {
 """Every message that is acted upon, by its type. A type that is not listed is of a newer version, and ignored."""
 
 OPTIONAL: dict[str, dict[str, Check]] = {
-    "present": {"version": _text, "level": _number, "answers": _flag},
+    "present": {"version": _text, "level": _number, "answers": _flag, "doors": _doors},
     "vitals": {"reaches": _names},
 }
 """Fields that older versions do not send."""

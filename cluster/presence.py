@@ -73,6 +73,7 @@ class Presence:
                 "whole": self.probation is None,
                 "version": self._levels.mine.version,
                 "level": self._levels.mine.level,
+                "doors": self._levels.mine.doors,
             },
         )
 
@@ -97,7 +98,8 @@ class Presence:
             self.whole.discard(peer)
             self.doubted.add(peer)
             self._raft.discount(peer)
-        self._levels.heard(peer, Announced(message.get("version", ""), message.get("level", 0)))
+        said = Announced(message.get("version", ""), message.get("level", 0), message.get("doors", {}))
+        self._levels.heard(peer, said)
         if self.probation is not None:
             if message["history"] and not self.probation.history and not self._raft.peers:
                 log.error(

@@ -21,7 +21,7 @@ class Member(msgspec.Struct, frozen=True):
 
     role: leader, follower, learner or unknown.  match_index, lag (entries behind): known to the leader only.
     version, level (the highest feature level that it knows): None while it is not connected; an older version that says nothing of
-    itself has an empty version.
+    itself has an empty version.  doors: ports of its own that it told the others, by name.
     via: the member through which messages go to it, because there is no link (routes.py).
     clock_offset_ms: its wall clock less the log's clock; None while it is not known, and for a learner.
     """
@@ -38,6 +38,7 @@ class Member(msgspec.Struct, frozen=True):
     level: int | None = None
     clock_offset_ms: int | None = None
     via: str | None = None
+    doors: dict[str, int] = {}
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -113,6 +114,7 @@ def members(
                 level=None if said is None else said.level,
                 clock_offset_ms=offsets.get(member),
                 via=None if mine else links.via(member),
+                doors={} if said is None else said.doors,
             )
         )
     return seen

@@ -675,6 +675,7 @@ class NodeConfig(Settings):
             snapshot_log_entries=self.snapshot_log_entries,
             snapshot_stall_ms=self.snapshot_stall_ms,
             clock_alarm_ms=self.clock_alarm_ms,
+            doors={"http": self.http_port, "bullmq": self.bullmq_port or 0},
         )
         try:
             config.validate()

@@ -81,6 +81,29 @@ async def test_hello_says_who_answers(serve: Serve) -> None:
         await backend.close()
 
 
+async def test_hello_tells_of_members_on_the_same_host(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each told where its doors are; of one that has not yet, this node's port on its host, unless that is another's host, too."""
+    client = await serve()
+    node, (mine,) = client.server.node, client.server.node.status().members
+    others = [
+        ("n2", "127.0.0.1:7791", {"http": 6791, "bullmq": 8081}),
+        ("n3", "127.0.0.1:7792", {}),
+        ("n4", "elsewhere:7790", {}),
+        ("n5", "there:7790", {"http": 6795}),
+    ]
+    members = [
+        mine,
+        *(msgspec.structs.replace(mine, id=name, address=at, self=False, doors=doors) for name, at, doors in others),
+    ]
+    status = msgspec.structs.replace(node.status(), members=members)
+    monkeypatch.setattr(node, "status", lambda: status)
+    backend = await connect(client)
+    port = client.listener.port
+    told = [f"127.0.0.1:{port}", "127.0.0.1:6791", f"elsewhere:{port}", "there:6795"]
+    assert backend.welcome["nodes"] == [f"http://{at}" for at in told]
+    await backend.close()
+
+
 async def test_writes_enter_in_order_and_reads_see_them(serve: Serve) -> None:
     backend = await connect(await serve())
     calls: list[Any] = []

@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator
 
 import aiohttp
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -56,6 +57,21 @@ async def test_each_step_is_visible_at_once_on_all_nodes(cluster: LocalCluster, 
             assert (await counts(session, node, queue))["completed"] == 1
             async with session.get(f"{node.url}/jobs/{job_id}/result") as reply:
                 assert (await reply.json())["result"] == {"turn": turn}
+
+
+@pytest.mark.parametrize(("door", "path"), [("url", "/bullmq/v1/socket"), ("bullmq_url", "/v1/socket")])
+async def test_each_node_tells_clients_of_bullmqs_backend_where_all_are(
+    cluster: LocalCluster, session: aiohttp.ClientSession, door: str, path: str
+) -> None:
+    """They share a host, so that only they themselves can say which ports are theirs."""
+    urls = {getattr(node, door) for node in cluster.nodes}
+    for url in urls:
+        told: set[str] = set()
+        async with asyncio.timeout(60):
+            while told != urls:
+                async with session.ws_connect(url + path) as ws:
+                    await ws.send_bytes(msgspec.msgpack.encode({"protocol": 1, "session": "s"}))
+                    told = set(msgspec.msgpack.decode(await ws.receive_bytes())["nodes"])
 
 
 async def test_a_job_wakes_the_worker_that_waits_at_another_node(

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -231,12 +232,17 @@ class BackendConnection:
         )
 
     def _members(self) -> list[str]:
-        """Return where the members answer: at this port of their hosts, unless several share one."""
+        """Return where the members answer, as they told this node; one that has not yet at this port, unless several share its host."""
         scheme = "http" if self.server.certificate is None else "https"
-        hosts = [member.address.rpartition(":")[0] for member in self.node.status().members]
-        if len(set(hosts)) != len(hosts) or not all(hosts):
-            return []
-        return [f"{scheme}://{host}:{self.port}" for host in hosts]
+        door = "bullmq" if self.port == self.server.config.bullmq_port else "http"
+        members = [(member.address.rpartition(":")[0], member) for member in self.node.status().members]
+        hosts = Counter(host for host, _ in members)
+        found = []
+        for host, member in members:
+            port = self.port if member.self else member.doors.get(door) or (self.port if hosts[host] == 1 else 0)
+            if host and port:
+                found.append(f"{scheme}://{host}:{port}")
+        return found
 
     # -- Calls
 
