@@ -19,6 +19,7 @@ from quorumq.node.machine.operations.bullmq.running import (
     GiveBack,
     RetryRun,
 )
+from quorumq.node.machine.operations.runs import AckJob, AckJobs, FailJob
 from quorumq.node.machine.state.job import Dedup
 from tests.support.bullmq import add, complete, fail, take, told
 from tests.support.world import START_MS, World
@@ -114,6 +115,57 @@ CASES: dict[str, tuple[Callable[[World], object], Callable[[World], object], lis
     "remove": (finished, lambda world: world.do(RemoveNamed("q", "1")), ["removed jobId 1 prev completed"]),
     "clean": (finished, lambda world: world.do(CleanNamed("q")), ["cleaned count 1"]),
 }  # fmt: skip
+
+
+# How workers of the other dialects end the same runs.
+ELSEWHERE: dict[str, tuple[Callable[[World], object], list[str]]] = {
+    "acknowledged": (
+        lambda world: world.do(AckJob("bull:q:1", "t", b"7")), ["completed jobId 1 returnvalue 7 prev active", "drained"],
+    ),
+    "acknowledged in a batch": (
+        lambda world: world.do(AckJobs(["bull:q:1"], ["t"], [b"7"])), ["completed jobId 1 returnvalue 7 prev active", "drained"],
+    ),
+    "failed": (
+        lambda world: world.do(FailJob("bull:q:1", "t", "broken")),
+        ["failed jobId 1 failedReason broken prev active", "retries-exhausted jobId 1 attemptsMade 1", "drained"],
+    ),
+    "failed for good": (
+        lambda world: world.do(FailJob("bull:q:1", "t", "broken", unrecoverable=True)),
+        ["failed jobId 1 failedReason broken prev active", "retries-exhausted jobId 1 attemptsMade 1", "drained"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "heard"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_stream_hears_the_same_of_other_workers(
+    world: World, end: Callable[[World], object], heard: list[str]
+) -> None:
+    run(world)
+    end(world)
+    assert told(world) == heard
+    for _ in range(2):
+        add(world, max_attempts=5)
+        take(world)
+    told(world)
+    # Of a queue that has more to do, and of a job that may have more runs, less is told.
+    world.do(FailJob("bull:q:2", "t", "broken", unrecoverable=True))
+    assert told(world) == ["failed jobId 2 failedReason broken prev active"]
+    world.do(AckJob("bull:q:3", "t", b"7"))
+    assert told(world) == ["completed jobId 3 returnvalue 7 prev active", "drained"]
+
+
+def test_a_queue_is_not_drained_where_a_job_is_about_to_follow(world: World) -> None:
+    keeps = {"key": "k", "dedup": Dedup(keep_last=True)}
+    add(world, **keeps)
+    take(world)
+    add(world, **keeps)
+    told(world)
+    world.do(AckJob("bull:q:1", "t", b"7"))
+    assert told(world)[:1] == ["completed jobId 1 returnvalue 7 prev active"]
+    world.tick()
+    take(world)
+    complete(world, "2")
+    assert told(world)[-1] == "drained"
 
 
 @pytest.mark.parametrize(("before", "act", "heard"), CASES.values(), ids=CASES)

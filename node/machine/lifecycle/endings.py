@@ -52,10 +52,13 @@ CLIMB_MAX = 1_000
 """Parents that fail in one entry because a child did."""
 
 
-def complete(state: State, job: Job, result: bytes | None, *, alone: bool = True, keep: Keep | None = None) -> None:
+def complete(
+    state: State, job: Job, result: bytes | None, *, alone: bool = True, keep: Keep | None = None, goes_on: bool = False
+) -> None:
     """End a job well. alone: count its run and keep to the bounds on completed jobs; else the caller does, after several.
 
-    keep: which completed jobs stay, in the place of what the job and its queue say.
+    keep: which completed jobs stay, in the place of what the job and its queue say.  goes_on: the caller tells of a queue that is
+    drained, after the next job was asked for.
     """
     queue = state.queues[job.queue]
     opts, settings = job.opts, queue.settings
@@ -116,6 +119,8 @@ def complete(state: State, job: Job, result: bytes | None, *, alone: bool = True
         dependencies.release_dependents(state, job)
     if opts.repeat is not None:
         repetition.repeat_job(state, queue, job, opts.repeat)
+    if state.streaming and not goes_on:
+        telling.tell_if_drained(state, queue)
 
 
 def count_runs(state: State, name: str, started_at: int | None, count: int) -> None:
@@ -166,6 +171,8 @@ def enter_dlq(
         state.emit(FlowFailed(waiting.id, job.id, waiting.queue, job.error))
     if state.streaming:
         telling.tell(state, job, streams.FAILED, reason if job.error is None else job.error)
+        if job.attempts >= job.opts.max_attempts:
+            telling.tell(state, job, streams.RETRIES_EXHAUSTED, job.attempts)
     post_failure(state, job)
     if job.dependencies is not None:
         child_failed(state, job)

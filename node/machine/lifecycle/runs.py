@@ -188,12 +188,13 @@ def fail(
     chance: float | None = None,
     stack: str | None = None,
     keep: Keep | None = None,
+    goes_on: bool = False,
 ) -> None:
     """End a run badly: the job is tried again after its backoff, or goes to the dead letter queue.
 
     reason: what the run died of.  final: no further run, whatever the attempts allowed.  chance: for its jitter.
     stack: where in the worker's program it failed.  keep: of a failure for good, which failed jobs stay, in the place of what the job
-    and its queue say.
+    and its queue say.  goes_on: as of `endings.complete`.
     """
     queue = state.queues[job.queue]
     if job.owner is not None and reason in (MAX_ATTEMPTS, EXPLICIT_FAIL):
@@ -203,7 +204,14 @@ def fail(
     if not final and job.attempts < job.opts.max_attempts:
         retry(state, queue, job, job.opts.retry_delay_ms(job.attempts, chance))
     else:
-        endings.enter_dlq(state, queue, job, reason, keep=keep)
+        bury(state, queue, job, reason, keep=keep, goes_on=goes_on)
+
+
+def bury(state: State, queue: Queue, job: Job, reason: str, *, keep: Keep | None = None, goes_on: bool = False) -> None:
+    """Let a job fail for good whose run has ended. goes_on: as of `endings.complete`."""
+    endings.enter_dlq(state, queue, job, reason, keep=keep)
+    if state.streaming and not goes_on:
+        telling.tell_if_drained(state, queue)
 
 
 def fail_and_wait(state: State, job: Job, error: str | None, delay_ms: int) -> None:
@@ -262,7 +270,7 @@ def stall(state: State, job: Job, delay_ms: int) -> None:
     state.emit(JobStalled(queue.name, job.id))
     tell_stalled(state, job)
     if is_last:
-        endings.enter_dlq(state, queue, job, STALLED if job.stalls >= stall.max_stalls else MAX_ATTEMPTS)
+        bury(state, queue, job, STALLED if job.stalls >= stall.max_stalls else MAX_ATTEMPTS)
     else:
         job.token = token
         retry(state, queue, job, delay_ms)
@@ -280,7 +288,7 @@ def stall_apart(state: State, job: Job, allowed: int) -> None:
     if job.stalls > allowed and not job.scheduled:
         places.leave(state, queue, job)
         end_run(state, job, STALLED_TOO_OFTEN, STALLED)
-        endings.enter_dlq(state, queue, job, STALLED)
+        bury(state, queue, job, STALLED)
     else:
         token = job.token
         put_first(state, job)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from quorumq.node.machine.state.bullmq import streams
 from quorumq.node.machine.state.job import WAITING, WAITING_CHILDREN, Job, own_id
+from quorumq.node.machine.state.queue import Queue
 from quorumq.node.machine.state.state import State
 
 
@@ -20,6 +21,18 @@ def tell_of_queue(state: State, queue: str, kind: str, *values: streams.Value) -
     """Append an event of a queue to its stream, if it has one."""
     if queue in state.streaming:
         state.bullmq.streams.add(state.now_ms, queue, kind, *values)
+
+
+def tell_if_drained(state: State, queue: Queue) -> None:
+    """A run of a queue has ended: say so if that was the last of what there was to do, and no other job is about to follow."""
+    name = queue.name
+    if (
+        name in state.streaming
+        and not queue.active
+        and not queue.waiting_count
+        and name not in state.bullmq.facts.released
+    ):
+        state.bullmq.streams.add(state.now_ms, name, streams.DRAINED)
 
 
 def tell_added(state: State, job: Job) -> None:

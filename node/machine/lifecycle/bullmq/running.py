@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine.events import JobStalled
-from quorumq.node.machine.lifecycle import endings, runs, timing
+from quorumq.node.machine.lifecycle import endings, runs, telling, timing
 from quorumq.node.machine.lifecycle.bullmq import adding
 from quorumq.node.machine.lifecycle.telling import tell_of_queue as tell
 from quorumq.node.machine.refusals import BullmqError
@@ -165,7 +165,7 @@ def complete(
             raise BullmqError(CHILDREN_FAILED, own)
     check_held(state, job, token)
     # Nothing above changes state; nothing below refuses.
-    endings.complete(state, job, result, keep=keep)
+    endings.complete(state, job, result, keep=keep, goes_on=True)
     return job, go_on(state, name, wish)
 
 
@@ -186,9 +186,8 @@ def fail(
     if stacks is not None:
         record.stacks = stacks
     is_last = job.attempts + 1 >= job.opts.max_attempts
-    runs.fail(state, job, reason, reason=MAX_ATTEMPTS if is_last else EXPLICIT_FAIL, final=True, keep=keep)
-    if is_last:
-        tell(state, name, "retries-exhausted", own, job.attempts)
+    died_of = MAX_ATTEMPTS if is_last else EXPLICIT_FAIL
+    runs.fail(state, job, reason, reason=died_of, final=True, keep=keep, goes_on=True)
     return job, go_on(state, name, wish)
 
 
@@ -198,9 +197,8 @@ def go_on(state: State, name: str, wish: Wish | None) -> Taken | None:
         adding.let_follow(state, FOLLOW_MAX)
     taken = None if wish is None else take(state, name, wish)
     queue = state.queues.get(name)
-    is_over = taken is None or (taken == NOTHING and queue is not None and not queue.settings.paused)
-    if is_over and queue is not None and not queue.active and not queue.waiting_count:
-        tell(state, name, "drained")
+    if queue is not None and (taken is None or (taken == NOTHING and not queue.settings.paused)):
+        telling.tell_if_drained(state, queue)
     return taken
 
 
