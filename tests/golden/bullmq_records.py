@@ -57,7 +57,7 @@ def about_jobs() -> list[object]:
         repeat_key="r",
     )
     wish = Wish("t", 5_000, "w", 9, 60_000)
-    keep = Keep(1_000, 5)
+    keep = Keep(1_000, 5, 7)
     return [
         adding.AddNamedJobs(
             "named", [NamedJob(job_spec(f"own-{at}", b"1", custom=True, rejoin_last=True), at) for at in range(7)]

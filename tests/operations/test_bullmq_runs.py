@@ -195,6 +195,24 @@ def test_the_call_says_what_is_kept(world: World, end: str, keep: Keep, left: li
     assert [job.id[-1] for job in world.machine.state.queues["q"].jobs.values()] == left
 
 
+@pytest.mark.parametrize("end", ["complete", "fail"])
+def test_those_too_old_go_so_many_at_a_time(world: World, end: str) -> None:
+    """The limit is of those too old; how many stay at all is a bound of its own."""
+
+    def ended(count: int, keep: Keep) -> int:
+        for _ in range(count):
+            own = add(world)
+            take(world)
+            world.do(ENDS[end](own, "t").__class__("q", own, "t", keep=keep))
+        return len(world.machine.state.queues["q"].jobs)
+
+    assert ended(10, Keep()) == 10
+    world.wait(2 * SECOND)
+    assert [ended(1, Keep(SECOND, None, 3)) for _ in range(4)] == [8, 6, 4, 4]
+    world.wait(2 * SECOND)
+    assert ended(1, Keep(SECOND, 2, 1)) == 2
+
+
 def test_a_job_without_children_does_not_wait_for_them(world: World) -> None:
     add(world)
     take(world)

@@ -64,9 +64,9 @@ def surplus_of(state: State, ended: Ranked, keep: Keep) -> int:
     """Count the oldest finished jobs that have to go, KEEP_STEP at most: those too old first, then those too many."""
     surplus = 0
     if keep.age_ms is not None:
-        until = state.now_ms - keep.age_ms
+        until, most = state.now_ms - keep.age_ms, KEEP_STEP if keep.limit is None else min(keep.limit, KEEP_STEP)
         for job in ended:
-            if (job.finished_at or 0) > until or surplus >= KEEP_STEP:
+            if (job.finished_at or 0) > until or surplus >= most:
                 break
             surplus += 1
     if keep.count is not None:

@@ -70,10 +70,13 @@ class Keep(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unk
     """Which finished jobs stay when another one of their kind ends: none older than age_ms, and the `count` newest.
 
     None: no such bound. A count of 0 removes the job that ends, and nothing else.
+
+    limit: jobs too old that go at most when one ends; as BullMQ's clients say it, from feature level 1 on.
     """
 
     age_ms: int | None = None
     count: int | None = None
+    limit: int | None = None
 
 
 class Dedup(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):

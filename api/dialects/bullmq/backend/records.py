@@ -32,11 +32,10 @@ from quorumq.node.machine.state.job import (
 
 from .. import job_object
 from ..adding import NAME_CHARS_MAX, checked_backoff, checked_keep
-from ..values import INTEGER, MILLIS_MAX
+from ..values import COUNT_MAX, INTEGER, MILLIS_MAX, is_integer
 from . import names
 from .rows import Asked, json_text
 
-DEFAULT_PREFIX = "bull"
 ENCODE = msgspec.json.Encoder().encode
 MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 DECODE = msgspec.json.decode
@@ -219,8 +218,8 @@ def parent_json(parent: NewParent) -> bytes:
 # -- Showing
 
 
-def shown(job: Job) -> dict[str, Any]:
-    """Return a job as the table has it."""
+def shown(job: Job, prefix: str) -> dict[str, Any]:
+    """Return a job as the table has it. prefix: of the queues that have a bare name."""
     record, opts = job.record, job.opts
     found: dict[str, Any] = {
         "id": own_id(job),
@@ -347,7 +346,8 @@ class KeepArgs(Struct, array_like=True):
 
     def keep(self) -> Keep:
         age = None if self.age is None else int(min(max(self.age, 0), MILLIS_MAX))
-        return Keep(age, self.count if self.count >= 0 else None)
+        limit = self.limit if is_integer(self.limit, 1, COUNT_MAX) else None
+        return Keep(age, self.count if self.count >= 0 else None, limit)
 
 
 class Fields(Struct, rename="camel"):

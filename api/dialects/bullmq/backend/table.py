@@ -17,7 +17,7 @@ A job that is shown, `shown`, is a map (what is unset is absent):
      returnvalue?: json, parentKey?: key, parent?: {id, queueKey, fpof?, …}, processedBy?: text}
 How a worker takes, `taking`: {lock: dur (0: no lock), name?: text, limiter?: [max: int, dur], metrics?: int (points kept)}
 What a take answers, `taken`: [shown | null, id | "" , limit's ttl: dur, next due: ms | 0]
-Which finished jobs stay, `keep`: [count (-1: all) , age?: dur, limit?: int (looked at a call; 1,000)]
+Which finished jobs stay, `keep`: [count (-1: all) , age?: dur, limit?: int (too old ones that go at a call, 5,000 at most)]
 What a failed run leaves, `fields`: {failedReason?: text, stacktrace?: json}
 Types of jobs: waiting, wait, paused, delayed, prioritized, active, completed, failed, waiting-children, repeat.
 
