@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import msgspec
+import pytest
 
 from tests.api.backend import Failed, connect
 from tests.api.bullmq import Bull
@@ -91,6 +92,39 @@ async def test_a_queue_is_one_for_the_dialects(serve: Serve) -> None:
     # Another prefix is another queue.
     assert await backend.call("moveToActive", "other:que", "t", TAKING) == [None, "", 0, 0]
     assert await backend.call("addJob", "other:que", new()) == "1"
+    await backend.close()
+
+
+@pytest.mark.parametrize("prefix", ["bull", "pre"])
+async def test_jobs_are_named_with_the_prefix_that_queues_have(serve: Serve, prefix: str) -> None:
+    backend = await connect(await serve(queue_prefix=prefix))
+    for queue in (f"{prefix}:q", "other:q"):
+        await backend.call("addJob", queue, new(id="p", waits=True))
+        parent = {"id": "p", "queue": queue, "fpof": True}
+        await backend.call("addJob", queue, new(id="c", parent=parent))
+        await backend.call("moveToActive", queue, "t", TAKING)
+        await backend.call("moveToFailed", queue, "c", "t", "broken", ALL)
+        taken, *_ = await backend.call("moveToActive", queue, "t", TAKING)
+        failure = f"child {queue}:c failed"
+        assert (taken["id"], taken["deferredFailure"]) == ("p", failure)
+        assert (await backend.call("getJobData", queue, "p"))["deferredFailure"] == failure
+    await backend.close()
+
+
+async def test_what_goes_at_a_time_is_read_of_call_and_options(client: Client) -> None:
+    backend = await connect(client)
+    jobs = client.server.node.machine.state.jobs
+    for at, (keep, opts) in enumerate(
+        (([-1, 0, 1], b"{}"), ([-1, 0, None], b'{"removeOnFail":{"age":1,"limit":7}}')), 1
+    ):
+        await backend.call("addJob", "bull:q", new(opts=opts))
+        found = jobs[f"bull:q:{at}"].opts.keep_failed
+        assert found is None or (found.age_ms, found.count, found.limit) == (1000, None, 7)
+        await backend.call("moveToActive", "bull:q", "t", TAKING)
+        await backend.call("moveToCompleted", "bull:q", str(at), "t", b"1", keep)
+    for wrong in (0, -1, 1 << 60):
+        await backend.call("addJob", "bull:q", new(opts=b'{"removeOnComplete":{"count":5,"limit":%d}}' % wrong))
+        assert list(jobs.values())[-1].opts.keep_completed.limit is None
     await backend.close()
 
 

@@ -23,7 +23,7 @@ from quorumq.node.machine.lifecycle import (
 )
 from quorumq.node.machine.state import webhook as hook
 from quorumq.node.machine.state.bullmq import streams
-from quorumq.node.machine.state.bullmq.names import key_of
+from quorumq.node.machine.state.bullmq.names import told_failed
 from quorumq.node.machine.state.job import (
     ACTIVE,
     COMPLETED,
@@ -224,7 +224,7 @@ def _leave_to_worker(state: State, parent: Job, child: Job) -> None:
     if parent.state == FAILED:
         return
     record = parent.named()
-    record.deferred = f"child {key_of(child)} failed"
+    record.deferred = told_failed(child)
     if parent.state == DELAYED:
         record.delay = 0
         places.undelay(state, parent)

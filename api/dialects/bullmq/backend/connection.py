@@ -290,7 +290,7 @@ class BackendConnection:
                 self._begin_write(row, asked, row.decode(asked, args), size)
             case Read():
                 self._count(size)
-                self._reads.append(Reading(sent.number, row.decode(asked, args), row.view, size))
+                self._reads.append(Reading(sent.number, row.decode(asked, args), row.viewing(self.prefix), size))
                 if self._reader is None:
                     self._reader = asyncio.create_task(self._look())
             case Own():
@@ -328,7 +328,7 @@ class BackendConnection:
     # -- Writes
 
     def _begin_write(self, row: Write, asked: Asked, operation: Any, size: int) -> None:
-        view = row.view
+        view = row.viewing(self.prefix)
         number = asked.number
         keyed = Keyed(self.session, number, min(self.acknowledged, number - 1)) if number > 0 else None
         future = self.node.begin(operation, lambda reply: packed(view(reply)), keyed)

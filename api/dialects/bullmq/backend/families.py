@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from quorumq.api.errors import Invalid
-from quorumq.node.machine.operation import Query
 from quorumq.node.machine.operations.bullmq.families import EVERYTHING, CountChildren, ListChildren, PageOfChildren
 from quorumq.node.machine.operations.flows import KINDS, Child, Dependencies, Kind
-from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import Job, unscoped
 
 from . import names
@@ -43,26 +41,6 @@ class Places(Args):
     jobs: bool = False
 
 
-class Called(Query, frozen=True):
-    """A question about children whose answer calls them by their keys. prefix: that of queues with a bare name."""
-
-    asked: ListChildren
-    prefix: str
-
-    def answer(self, state: State) -> tuple[Dependencies, str]:
-        return self.asked.answer(state), self.prefix
-
-
-class CalledPage(Query, frozen=True):
-    """The same of a page by places."""
-
-    asked: PageOfChildren
-    prefix: str
-
-    def answer(self, state: State) -> tuple[tuple[int, list[Child], list[Job] | None], str]:
-        return self.asked.answer(state), self.prefix
-
-
 def kind_of(name: str) -> Kind:
     """Return a kind of children as it came. Raises Invalid."""
     for kind in ALL:
@@ -71,37 +49,32 @@ def kind_of(name: str) -> Kind:
     raise Invalid(f"Unknown kind of children: {name[:40]}")
 
 
-def called(asked: Asked, question: ListChildren) -> Called:
-    return Called(question, asked.server.config.queue_prefix)
-
-
 def count(asked: Asked, args: OfKinds) -> CountChildren:
     if len(args.types) > len(ALL):
         raise Invalid("Each kind of children once")
     return CountChildren(asked.queue, args.job, tuple(map(kind_of, args.types)))
 
 
-def listed(asked: Asked, args: Pages) -> Called:
+def listed(asked: Asked, args: Pages) -> ListChildren:
     pages = args.pages
     if pages is None:
-        return called(asked, ListChildren(asked.queue, args.job))
+        return ListChildren(asked.queue, args.job)
     wanted = {kind_of(name): (max(start, 0), max(length, 0)) for name, (start, length) in pages.items()}
-    return called(asked, ListChildren(asked.queue, args.job, wanted))
+    return ListChildren(asked.queue, args.job, wanted)
 
 
 def one_kind(kind: Kind) -> Any:
-    def decode(asked: Asked, args: OfJob) -> Called:
-        return called(asked, ListChildren(asked.queue, args.job, {kind: (0, EVERYTHING)}))
+    def decode(asked: Asked, args: OfJob) -> ListChildren:
+        return ListChildren(asked.queue, args.job, {kind: (0, EVERYTHING)})
 
     return decode
 
 
-def page(asked: Asked, args: Places) -> CalledPage:
+def page(asked: Asked, args: Places) -> PageOfChildren:
     kind = PAGED.get(args.kind)
     if kind is None:
         raise Invalid(f"Unknown kind of children: {args.kind[:40]}")
-    question = PageOfChildren(asked.queue, args.job, kind, args.start, args.end, args.jobs)
-    return CalledPage(question, asked.server.config.queue_prefix)
+    return PageOfChildren(asked.queue, args.job, kind, args.start, args.end, args.jobs)
 
 
 def key_of(child: Child, prefix: str) -> str:
@@ -122,8 +95,7 @@ def by_key(children: Sequence[Child], prefix: str) -> dict[str, Any]:
     return {key_of(child, prefix): left_of(child) for child in children}
 
 
-def shown(found: tuple[Dependencies, str]) -> dict[str, Any]:
-    dependencies, prefix = found
+def shown(dependencies: Dependencies, prefix: str) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for kind, children in dependencies.pages.items():
         told[kind] = by_key(children, prefix)
@@ -132,22 +104,21 @@ def shown(found: tuple[Dependencies, str]) -> dict[str, Any]:
     return told | {"next": dependencies.next}
 
 
-def values(found: tuple[Dependencies, str]) -> dict[str, Any]:
-    dependencies, prefix = found
+def values(dependencies: Dependencies, prefix: str) -> dict[str, Any]:
     (children,) = dependencies.pages.values()
     return by_key(children, prefix)
 
 
-def page_shown(found: tuple[tuple[int, list[Child], list[Job] | None], str]) -> list[Any]:
-    (total, children, jobs), prefix = found
+def page_shown(found: tuple[int, list[Child], list[Job] | None], prefix: str) -> list[Any]:
+    total, children, jobs = found
     items = [[key_of(child, prefix), left_of(child)] for child in children]
-    return [total, items, None if jobs is None else [job_shown(job) for job in jobs]]
+    return [total, items, None if jobs is None else [job_shown(job, prefix) for job in jobs]]
 
 
 ROWS: tuple[Row, ...] = (
     read("getDependencyCounts", CountChildren, count, takes=OfKinds),
-    read("getDependencies", ListChildren, listed, shown, takes=Pages),
-    read("getProcessedChildrenValues", ListChildren, one_kind("processed"), values, takes=OfJob),
-    read("getIgnoredChildrenFailures", ListChildren, one_kind("ignored"), values, takes=OfJob),
-    read("paginate", PageOfChildren, page, page_shown, takes=Places),
+    read("getDependencies", ListChildren, listed, shown, takes=Pages, prefixed=True),
+    read("getProcessedChildrenValues", ListChildren, one_kind("processed"), values, takes=OfJob, prefixed=True),
+    read("getIgnoredChildrenFailures", ListChildren, one_kind("ignored"), values, takes=OfJob, prefixed=True),
+    read("paginate", PageOfChildren, page, page_shown, takes=Places, prefixed=True),
 )

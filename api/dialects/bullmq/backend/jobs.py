@@ -208,8 +208,8 @@ def get_job(asked: Asked, args: OfJob) -> FindNamed:
     return FindNamed(asked.queue, args.job)
 
 
-def shown_or_none(job: Job | None) -> dict[str, Any] | None:
-    return None if job is None else shown(job)
+def shown_or_none(job: Job | None, prefix: str) -> dict[str, Any] | None:
+    return None if job is None else shown(job, prefix)
 
 
 ROWS: tuple[Row, ...] = (
@@ -228,5 +228,5 @@ ROWS: tuple[Row, ...] = (
     write("removeDeduplicationKey", FreeNamedKey, free_of_job, int, right="produce", takes=KeyOfJob),
     write("deleteDeduplicationKey", FreeNamedKey, free, int, right="produce", takes=Key),
     read("getDeduplicationJobId", NamedKeyHolder, get_holder, takes=Key),
-    read("getJobData", FindNamed, get_job, shown_or_none, takes=OfJob),
+    read("getJobData", FindNamed, get_job, shown_or_none, takes=OfJob, prefixed=True),
 )

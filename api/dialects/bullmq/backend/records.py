@@ -148,9 +148,9 @@ def read_options(new: New) -> Meant:
         with contextlib.suppress(Invalid, ValueError, AttributeError):
             if name in found:
                 value = DECODE(found[name])
-                if isinstance(value, dict):
-                    value.pop("limit", None)
-                asked[option] = checked_keep(name, value)
+                limit = value.pop("limit", None) if isinstance(value, dict) else None
+                keep = checked_keep(name, value)
+                asked[option] = msgspec.structs.replace(keep, limit=limit) if is_integer(limit, 1, COUNT_MAX) else keep
     if new.dedup is not None:
         asked["dedup"] = read_dedup(new.dedup)
     if any(name in found for name in OWN):
@@ -251,7 +251,7 @@ def shown(job: Job, prefix: str) -> dict[str, Any]:
     if record is None:
         links = job.flow
         if links is not None and links.parent is not None:
-            queue = names.qualified_of(links.parent_queue, DEFAULT_PREFIX)
+            queue = names.qualified_of(links.parent_queue, prefix)
             above = unscoped(links.parent_queue, links.parent)
             found["parentKey"], found["parent"] = f"{queue}:{above}", {"id": above, "queueKey": queue}
         return found
@@ -261,7 +261,7 @@ def shown(job: Job, prefix: str) -> dict[str, Any]:
         found["parent"] = DECODE(record.parent)
     more = {
         "repeatJobKey": record.repeat_key,
-        "deferredFailure": record.deferred,
+        "deferredFailure": None if record.deferred is None else names.with_prefix(record.deferred, prefix),
         "processedBy": record.processed_by,
     }
     return found | {name: value for name, value in more.items() if value is not None}
@@ -312,10 +312,10 @@ def stacks_json(job: Job) -> bytes | None:
     return ENCODE(stacks) if stacks else None
 
 
-def taken(reply: Taken) -> list[Any]:
+def taken(reply: Taken, prefix: str) -> list[Any]:
     """Return the answer of a take."""
     job = reply.job
-    return [None, "", reply.ttl_ms, reply.due_ms] if job is None else [shown(job), own_id(job), 0, 0]
+    return [None, "", reply.ttl_ms, reply.due_ms] if job is None else [shown(job, prefix), own_id(job), 0, 0]
 
 
 # -- Arguments that several calls have
@@ -338,7 +338,7 @@ class Taking(Struct):
 
 
 class KeepArgs(Struct, array_like=True):
-    """Which finished jobs stay. count: -1 for all.  age: milliseconds.  limit: not needed here."""
+    """Which finished jobs stay. count: -1 for all.  age: milliseconds.  limit: jobs too old that go at most when one ends."""
 
     count: int = -1
     age: float | None = None

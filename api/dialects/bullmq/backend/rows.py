@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -115,18 +116,30 @@ class Row(Struct, frozen=True, kw_only=True):
         return self.rights[0]
 
 
-class Write(Row, frozen=True, kw_only=True):
-    """A call that changes something. decode(asked, args) -> Operation; view(reply) -> what msgpack can hold."""
+class Viewed(Row, frozen=True, kw_only=True):
+    """A call that is answered by a view(reply) -> what msgpack can hold; or view(reply, prefix).
+
+    prefixed: whether the view names queues, and so needs to know the prefix of those with a bare name.
+    """
+
+    view: Callable[..., Any]
+    prefixed: bool = False
+
+    def viewing(self, prefix: str) -> Callable[[Any], Any]:
+        """Return the view of a reply, on a node with this default prefix."""
+        return partial(self.view, prefix=prefix) if self.prefixed else self.view
+
+
+class Write(Viewed, frozen=True, kw_only=True):
+    """A call that changes something. decode(asked, args) -> Operation."""
 
     decode: Callable[[Asked, Any], Operation]
-    view: Callable[[Any], Any]
 
 
-class Read(Row, frozen=True, kw_only=True):
-    """A call that reads. decode(asked, args) -> Query; view(answer) -> what msgpack can hold."""
+class Read(Viewed, frozen=True, kw_only=True):
+    """A call that reads. decode(asked, args) -> Query."""
 
     decode: Callable[[Asked, Any], Query]
-    view: Callable[[Any], Any]
 
 
 class Own(Row, frozen=True, kw_only=True):
@@ -148,28 +161,30 @@ def write(
     name: str,
     what: type[Operation],
     decode: Callable[[Asked, Any], Operation],
-    view: Callable[[Any], Any] = same,
+    view: Callable[..., Any] = same,
     *,
     right: Right | tuple[Right, ...],
     takes: type[Args] = NoArgs,
+    prefixed: bool = False,
 ) -> Write:
     """A row that replicates an operation."""
     rights = right if isinstance(right, tuple) else (right,)
-    return Write(name=name, what=what, decode=decode, view=view, rights=rights, takes=takes)
+    return Write(name=name, what=what, decode=decode, view=view, rights=rights, takes=takes, prefixed=prefixed)
 
 
 def read(
     name: str,
     what: type[Query],
     decode: Callable[[Asked, Any], Query],
-    view: Callable[[Any], Any] = same,
+    view: Callable[..., Any] = same,
     *,
     right: Right | tuple[Right, ...] = ("read", "consume", "produce"),
     takes: type[Args] = NoArgs,
+    prefixed: bool = False,
 ) -> Read:
     """A row that reads; by default for whoever may do anything at all with the queue, as its producers and workers must."""
     rights = right if isinstance(right, tuple) else (right,)
-    return Read(name=name, what=what, decode=decode, view=view, rights=rights, takes=takes)
+    return Read(name=name, what=what, decode=decode, view=view, rights=rights, takes=takes, prefixed=prefixed)
 
 
 def own(

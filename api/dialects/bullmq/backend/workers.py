@@ -150,8 +150,8 @@ def fail(asked: Asked, args: FailedArgs) -> FailRun:
     return FailRun(asked.queue, args.job, args.token, reason, stacks, args.keep.keep(), wish(args.token, args.fetch))
 
 
-def ended(reply: Ended) -> list[Any]:
-    return [reply.at_ms, None if reply.next is None else taken(reply.next)]
+def ended(reply: Ended, prefix: str) -> list[Any]:
+    return [reply.at_ms, None if reply.next is None else taken(reply.next, prefix)]
 
 
 def delay(asked: Asked, args: Delayed) -> DelayRun:
@@ -169,8 +169,8 @@ def delay(asked: Asked, args: Delayed) -> DelayRun:
     )
 
 
-def after_delay(reply: Ended) -> list[Any] | None:
-    return None if reply.next is None else taken(reply.next)
+def after_delay(reply: Ended, prefix: str) -> list[Any] | None:
+    return None if reply.next is None else taken(reply.next, prefix)
 
 
 def retry(asked: Asked, args: Retried) -> RetryRun:
@@ -205,10 +205,10 @@ def extend_all(asked: Asked, args: Locks) -> ExtendNamedLocks:
 
 
 ROWS: tuple[Row, ...] = (
-    write("moveToActive", TakeNext, take, taken, right=CONSUME, takes=Take),
-    write("moveToCompleted", CompleteRun, complete, ended, right=CONSUME, takes=Completed),
-    write("moveToFailed", FailRun, fail, ended, right=CONSUME, takes=FailedArgs),
-    write("moveToDelayed", DelayRun, delay, after_delay, right=CONSUME, takes=Delayed),
+    write("moveToActive", TakeNext, take, taken, right=CONSUME, takes=Take, prefixed=True),
+    write("moveToCompleted", CompleteRun, complete, ended, right=CONSUME, takes=Completed, prefixed=True),
+    write("moveToFailed", FailRun, fail, ended, right=CONSUME, takes=FailedArgs, prefixed=True),
+    write("moveToDelayed", DelayRun, delay, after_delay, right=CONSUME, takes=Delayed, prefixed=True),
     write("retryJob", RetryRun, retry, nothing, right=CONSUME, takes=Retried),
     write("moveToWaitingChildren", AwaitNamedChildren, to_children, right=CONSUME, takes=ToChildren),
     write("moveJobFromActiveToWait", GiveBack, give_back, right=CONSUME, takes=Held),

@@ -13,13 +13,13 @@ from quorumq.node.machine.state.job import Job, own_id, scoped_id
 if TYPE_CHECKING:
     from quorumq.node.machine.state.state import State
 
-PREFIX = "bull"
+NAMING = "child "
 
 
-def key_of(job: Job) -> str:
-    """Return `prefix:name:id` of a job. The default prefix is told as BullMQ's own."""
-    name = job.queue
-    return f"{name[1:]}:{own_id(job)}" if name.startswith("@") else f"{PREFIX}:{name}:{own_id(job)}"
+def told_failed(child: Job) -> str:
+    """Return in BullMQ's words that a child failed, with its `prefix:name:id`; the default prefix, which the edge knows, is left out."""
+    name = child.queue
+    return f"{NAMING}{name[1:] if name.startswith('@') else f':{name}'}:{own_id(child)} failed"
 
 
 def find(state: State, queue: str, own: str) -> Job | None:
