@@ -8,7 +8,9 @@ Its first push has no fields and tells where it began.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from quorumq.api.errors import Invalid
 from quorumq.cluster.errors import Unavailable
@@ -26,17 +28,18 @@ from quorumq.node.machine.state.bullmq.streams import read_id, written
 
 from . import codes
 from .protocol import packed
-from .rows import Args, Asked, Row, own, write
+from .rows import Args, Asked, Row, Word, own, write
 
 NEWEST = "$"
 FIELDS_MAX = 256
 FIELDS_CHARS_MAX = 64 << 10
 """Of one event that a client publishes: names and texts."""
+Short = Annotated[str, Meta(max_length=FIELDS_CHARS_MAX)]
 CREDIT_MAX = 1 << 40
 
 
 class Publish(Args):
-    fields: dict[str, str]
+    fields: Annotated[dict[Short, Short], Meta(max_length=FIELDS_MAX)]
     most: int | None = None
 
 
@@ -45,7 +48,7 @@ class Trim(Args):
 
 
 class Subscribe(Args):
-    since: str
+    since: Word
     credit: int
 
 
@@ -55,7 +58,7 @@ class Grant(Args):
 
 
 class Once(Args):
-    since: str
+    since: Word
     duration: int = 0
 
 
@@ -79,8 +82,8 @@ def publish(asked: Asked, args: Publish) -> PublishEvent:
     fields = args.fields
     if "event" not in fields:
         raise Invalid("An event has a field `event`, its name")
-    if len(fields) > FIELDS_MAX or sum(len(name) + len(text) for name, text in fields.items()) > FIELDS_CHARS_MAX:
-        raise Invalid(f"An event may have {FIELDS_MAX} fields of {FIELDS_CHARS_MAX} characters together")
+    if sum(len(name) + len(text) for name, text in fields.items()) > FIELDS_CHARS_MAX:
+        raise Invalid(f"The fields of an event may have {FIELDS_CHARS_MAX} characters together")
     if args.most is not None and args.most < 0:
         raise Invalid("maxEvents must not be negative")
     ordered = (("event", fields["event"]), *((name, text) for name, text in fields.items() if name != "event"))

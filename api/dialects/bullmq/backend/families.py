@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from quorumq.api.errors import Invalid
 from quorumq.node.machine.operations.bullmq.families import EVERYTHING, CountChildren, ListChildren, PageOfChildren
@@ -12,7 +14,7 @@ from quorumq.node.machine.state.job import Job, unscoped
 
 from . import names
 from .records import shown as job_shown
-from .rows import Args, Asked, Row, read
+from .rows import Args, Asked, Row, Word, read
 
 ALL: tuple[Kind, ...] = tuple(KINDS.values())
 # What BullMQ calls the kinds that have pages by place.
@@ -20,22 +22,22 @@ PAGED: dict[str, Kind] = {"processed": "processed", "dependencies": "unprocessed
 
 
 class OfKinds(Args):
-    job: str
-    types: list[str]
+    job: Word
+    types: Annotated[list[Word], Meta(max_length=len(ALL))]
 
 
 class Pages(Args):
-    job: str
-    pages: dict[str, tuple[int, int]] | None = None
+    job: Word
+    pages: Annotated[dict[Word, tuple[int, int]], Meta(max_length=len(ALL))] | None = None
 
 
 class OfJob(Args):
-    job: str
+    job: Word
 
 
 class Places(Args):
-    job: str
-    kind: str
+    job: Word
+    kind: Word
     start: int = 0
     end: int = -1
     jobs: bool = False
@@ -50,8 +52,6 @@ def kind_of(name: str) -> Kind:
 
 
 def count(asked: Asked, args: OfKinds) -> CountChildren:
-    if len(args.types) > len(ALL):
-        raise Invalid("Each kind of children once")
     return CountChildren(asked.queue, args.job, tuple(map(kind_of, args.types)))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from quorumq.api.errors import Invalid
-from quorumq.api.values import BATCH_MAX, KEY_CHARS_MAX
+from quorumq.api.values import BATCH_MAX
 from quorumq.node.machine.operations.bullmq.adding import AddedNamed, AddNamedFlow, AddNamedJobs, FlowPart
 from quorumq.node.machine.operations.bullmq.changing import (
     ChangeNamedDelay,
@@ -27,7 +28,7 @@ from quorumq.node.machine.state.job import Job
 from ..adding import PRIORITY_MAX
 from ..values import MILLIS_MAX
 from .records import New, named_job, places, shown
-from .rows import Args, Asked, Right, Row, json_text, nothing, read, write
+from .rows import Args, Asked, Json, Key, Right, Row, Word, json_text, nothing, read, write
 
 EITHER: tuple[Right, ...] = ("produce", "consume")
 
@@ -37,41 +38,41 @@ class Add(Args):
 
 
 class AddMany(Args):
-    jobs: list[New]
+    jobs: Annotated[list[New], Meta(max_length=BATCH_MAX)]
 
 
 class OfJob(Args):
-    job: str
+    job: Word
 
 
 class Data(Args):
-    job: str
-    data: bytes
+    job: Word
+    data: Json
 
 
 class Delay(Args):
-    job: str
+    job: Word
     delay: float
 
 
 class Priority(Args):
-    job: str
+    job: Word
     priority: int = 0
     lifo: bool | None = None
 
 
 class Remove(Args):
-    job: str
+    job: Word
     children: bool | None = None
 
 
 class Dependency(Args):
-    job: str
-    parent: str
+    job: Word
+    parent: Key
 
 
 class Retry(Args):
-    job: str
+    job: Word
     state: Literal["failed", "completed"] = "failed"
     lifo: bool | None = None
     reset_made: bool | None = None
@@ -79,12 +80,12 @@ class Retry(Args):
 
 
 class KeyOfJob(Args):
-    key: str
-    job: str
+    key: Word
+    job: Word
 
 
-class Key(Args):
-    key: str
+class OfKey(Args):
+    key: Word
 
 
 # -- Adding
@@ -103,8 +104,6 @@ def added(reply: AddedNamed) -> str:
 
 
 def add_many(asked: Asked, args: AddMany) -> AddNamedJobs:
-    if len(args.jobs) > BATCH_MAX:
-        raise Invalid(f"At most {BATCH_MAX} jobs in one call")
     return AddNamedJobs(asked.queue, [named_job(asked, job) for job in args.jobs])
 
 
@@ -184,24 +183,18 @@ def remove_dependency(asked: Asked, args: Dependency) -> RemoveDependency:
 
 
 def free_of_job(asked: Asked, args: KeyOfJob) -> FreeNamedKey:
-    return FreeNamedKey(asked.queue, key_of(args.key), args.job)
+    return FreeNamedKey(asked.queue, args.key, args.job)
 
 
-def free(asked: Asked, args: Key) -> FreeNamedKey:
-    return FreeNamedKey(asked.queue, key_of(args.key))
-
-
-def key_of(key: str) -> str:
-    if len(key) > KEY_CHARS_MAX:
-        raise Invalid(f"A deduplication id must have at most {KEY_CHARS_MAX} characters")
-    return key
+def free(asked: Asked, args: OfKey) -> FreeNamedKey:
+    return FreeNamedKey(asked.queue, args.key)
 
 
 # -- Looking
 
 
-def get_holder(asked: Asked, args: Key) -> NamedKeyHolder:
-    return NamedKeyHolder(asked.queue, key_of(args.key))
+def get_holder(asked: Asked, args: OfKey) -> NamedKeyHolder:
+    return NamedKeyHolder(asked.queue, args.key)
 
 
 def get_job(asked: Asked, args: OfJob) -> FindNamed:
@@ -226,7 +219,7 @@ ROWS: tuple[Row, ...] = (
     write("removeUnprocessedChildren", RemoveUnprocessed, remove_unprocessed, nothing, right=EITHER, takes=OfJob),
     write("removeChildDependency", RemoveDependency, remove_dependency, right=EITHER, takes=Dependency),
     write("removeDeduplicationKey", FreeNamedKey, free_of_job, int, right="produce", takes=KeyOfJob),
-    write("deleteDeduplicationKey", FreeNamedKey, free, int, right="produce", takes=Key),
-    read("getDeduplicationJobId", NamedKeyHolder, get_holder, takes=Key),
+    write("deleteDeduplicationKey", FreeNamedKey, free, int, right="produce", takes=OfKey),
+    read("getDeduplicationJobId", NamedKeyHolder, get_holder, takes=OfKey),
     read("getJobData", FindNamed, get_job, shown_or_none, takes=OfJob, prefixed=True),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from quorumq.api.errors import Invalid
 from quorumq.node.machine.operations.bullmq.lists import (
@@ -16,41 +18,40 @@ from quorumq.node.machine.operations.bullmq.lists import (
     ListRanges,
 )
 
-from .rows import Args, Asked, NoArgs, Row, read
+from .rows import Args, Asked, NoArgs, Row, Word, read
 
 # Types, or priorities, of one call.
 ASKED_MAX = 1_000
+Names = Annotated[list[Word], Meta(max_length=ASKED_MAX)]
 
 
 class Types(Args):
-    types: list[str]
+    types: Names
     before: int | None = None
 
 
 class Priorities(Args):
-    priorities: list[int]
+    priorities: Annotated[list[int], Meta(max_length=ASKED_MAX)]
 
 
 class Ranges(Args):
-    types: list[str]
+    types: Names
     start: int = 0
     end: int = 1
     asc: bool = False
 
 
 class OfJob(Args):
-    job: str
+    job: Word
 
 
 class InState(Args):
-    state: str
-    job: str
+    state: Word
+    job: Word
 
 
 def checked(types: list[str]) -> tuple[str, ...]:
     """Return types of jobs as they came. Raises Invalid for one that there is not."""
-    if len(types) > ASKED_MAX:
-        raise Invalid(f"At most {ASKED_MAX} types in one call")
     for name in types:
         if name not in TYPES:
             raise Invalid(f"Unknown type of jobs: {name[:40]}")
@@ -62,8 +63,6 @@ def get_counts(asked: Asked, args: Types) -> CountTypes:
 
 
 def get_priorities(asked: Asked, args: Priorities) -> CountPriorities:
-    if len(args.priorities) > ASKED_MAX:
-        raise Invalid(f"At most {ASKED_MAX} priorities in one call")
     return CountPriorities(asked.queue, tuple(args.priorities))
 
 

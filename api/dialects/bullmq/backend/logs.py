@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from quorumq.api.errors import Invalid
 from quorumq.node.machine.operations.bullmq.logs import AppendLog, CutLog, ListLog, LogPage
 
-from .rows import Args, Asked, Row, nothing, read, write
+from .rows import Args, Asked, Row, Word, nothing, read, write
 
 LINE_BYTES_MAX = 256 << 10
 
 
 class Line(Args):
-    job: str
-    text: str
+    job: Word
+    text: Annotated[str, Meta(max_length=LINE_BYTES_MAX)]
     keep: int | None = None
 
 
 class Cut(Args):
-    job: str
+    job: Word
     keep: int | None = None
 
 
 class Page(Args):
-    job: str
+    job: Word
     start: int = 0
     end: int = -1
     asc: bool = True

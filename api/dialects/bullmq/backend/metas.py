@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from quorumq.api.auth import Forbidden
 from quorumq.api.errors import Invalid
@@ -10,7 +12,7 @@ from quorumq.node.machine.operations.bullmq.metas import GetMeta, GetMetaFields,
 from quorumq.node.machine.state.bullmq.metas import FIELDS_MAX, MAX_LEN_EVENTS
 
 from .lifecycle import ANY
-from .rows import Args, Asked, NoArgs, Row, nothing, read, write
+from .rows import Args, Asked, NoArgs, Row, Text, Word, nothing, read, write
 
 # What BullMQ's Queue writes whenever one is made, whatever its token may do.
 WRITTEN_BY_ALL = frozenset(("version", MAX_LEN_EVENTS))
@@ -18,11 +20,11 @@ NAME_CHARS_MAX = 256
 
 
 class Fields(Args):
-    fields: dict[str, str]
+    fields: Annotated[dict[Word, Text], Meta(max_length=FIELDS_MAX)]
 
 
 class Names(Args):
-    fields: list[str]
+    fields: Annotated[list[Word], Meta(max_length=FIELDS_MAX)]
 
 
 class Paused(Args):
@@ -33,15 +35,9 @@ def set_meta(asked: Asked, args: Fields) -> SetMeta:
     fields, grant = args.fields, asked.grant
     if not (WRITTEN_BY_ALL.issuperset(fields) or grant.unlimited or grant.may("manage:all")):
         raise Forbidden("Forbidden: the token does not have the right manage:all")
-    if len(fields) > FIELDS_MAX or any(not 0 < len(name) <= NAME_CHARS_MAX for name in fields):
-        raise Invalid(f"At most {FIELDS_MAX} fields, with names of 1 to {NAME_CHARS_MAX} characters")
+    if any(not 0 < len(name) <= NAME_CHARS_MAX for name in fields):
+        raise Invalid(f"The name of a field must have 1 to {NAME_CHARS_MAX} characters")
     return SetMeta(asked.queue, fields)
-
-
-def names_of(args: Names) -> list[str]:
-    if len(args.fields) > FIELDS_MAX:
-        raise Invalid(f"At most {FIELDS_MAX} fields in one call")
-    return args.fields
 
 
 def count_of(reply: Any) -> int:
@@ -53,7 +49,7 @@ ROWS: tuple[Row, ...] = (
     write(
         "removeQueueMetaFields",
         RemoveMeta,
-        lambda asked, args: RemoveMeta(asked.queue, names_of(args)),
+        lambda asked, args: RemoveMeta(asked.queue, args.fields),
         count_of,
         right="manage:all",
         takes=Names,
@@ -62,7 +58,7 @@ ROWS: tuple[Row, ...] = (
     read(
         "getQueueMetaFields",
         GetMetaFields,
-        lambda asked, args: GetMetaFields(asked.queue, tuple(names_of(args))),
+        lambda asked, args: GetMetaFields(asked.queue, tuple(args.fields)),
         takes=Names,
     ),
     write(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from quorumq.api.errors import Invalid
 from quorumq.node.machine.operations.bullmq.presence import ListClients, NotePresence
 from quorumq.node.machine.state.bullmq.presence import Client
@@ -13,22 +17,23 @@ ID_CHARS_MAX = 64
 NAME_CHARS_MAX = 512
 CLIENTS_MAX = 1_000
 """Of one connection."""
+Id = Annotated[str, Meta(min_length=1, max_length=ID_CHARS_MAX)]
 
 
 class Register(Args):
-    id: str
-    name: str
+    id: Id
+    name: Annotated[str, Meta(max_length=NAME_CHARS_MAX)]
 
 
 class Unregister(Args):
-    id: str
+    id: Id
 
 
 async def register(asked: Asked, args: Register) -> int:
     """Let a client be known until it says otherwise, or its connection ends."""
     connection = asked.connection
-    if not 0 < len(args.id) <= ID_CHARS_MAX or len(args.name) > NAME_CHARS_MAX or any(map(str.isspace, args.name)):
-        raise Invalid(f"id: 1 to {ID_CHARS_MAX} characters; name: at most {NAME_CHARS_MAX}, none of them a space")
+    if any(map(str.isspace, args.name)):
+        raise Invalid("The name of a client has no spaces")
     if len(connection.clients) >= CLIENTS_MAX and args.id not in connection.clients:
         raise Invalid(f"A connection may have {CLIENTS_MAX} clients")
     connection.clients[args.id] = None

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from quorumq.api.errors import Invalid
-from quorumq.api.values import KEY_CHARS_MAX
+from quorumq.api.values import COUNT_MAX, KEY_CHARS_MAX
 from quorumq.node.machine.lifecycle.bullmq.running import Taken
 from quorumq.node.machine.state import Dedup, JobSpec, Keep, Options
 from quorumq.node.machine.state.bullmq.facts import NamedJob
@@ -32,9 +32,9 @@ from quorumq.node.machine.state.job import (
 
 from .. import job_object
 from ..adding import NAME_CHARS_MAX, checked_backoff, checked_keep
-from ..values import COUNT_MAX, INTEGER, MILLIS_MAX, is_integer
+from ..values import INTEGER, MILLIS_MAX, is_integer
 from . import names
-from .rows import Asked, json_text
+from .rows import Asked, Json, Key, Text, Word, json_text
 
 ENCODE = msgspec.json.Encoder().encode
 MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -43,15 +43,14 @@ DECODE = msgspec.json.decode
 OWN = ("jobId", "deduplication", "debounce")
 KNOWN_MAX = 4_096
 KNOWN_BYTES_MAX = 1_024
-PARENT_JSON_MAX = 4_096
 _known: dict[tuple[Any, ...], Meant] = {}
 
 
 class NewParent(Struct):
     """The job that is to wait for a new one. queue: `prefix:name`."""
 
-    id: str
-    queue: str
+    id: Word
+    queue: Word
     fpof: bool = False
     cpof: bool = False
     idof: bool = False
@@ -72,7 +71,7 @@ class NewParent(Struct):
 class NewDedup(Struct, rename="camel"):
     """Which jobs a new one keeps away. ttl: milliseconds."""
 
-    id: str
+    id: Annotated[str, Meta(min_length=1, max_length=KEY_CHARS_MAX)]
     ttl: float | None = None
     extend: bool | None = None
     replace: bool | None = None
@@ -83,11 +82,11 @@ class NewDedup(Struct, rename="camel"):
 class New(Struct, rename="camel"):
     """A job to add, `new` in the table."""
 
-    name: str
-    data: bytes
-    opts: bytes
+    name: Annotated[str, Meta(max_length=NAME_CHARS_MAX)]
+    data: Json
+    opts: Json
     timestamp: float = 0
-    id: str | None = None
+    id: Word | None = None
     delay: float | None = None
     priority: int | None = None
     lifo: bool | None = None
@@ -95,8 +94,8 @@ class New(Struct, rename="camel"):
     waits: bool | None = None
     parent: NewParent | None = None
     dedup: NewDedup | None = None
-    repeat_job_key: str | None = None
-    queue: str | None = None
+    repeat_job_key: Key | None = None
+    queue: Word | None = None
     group: int | None = None
 
 
@@ -123,8 +122,6 @@ def meant(new: New) -> Meant:
 
 
 def read_options(new: New) -> Meant:
-    if len(new.name) > NAME_CHARS_MAX:
-        raise Invalid(f"name must have at most {NAME_CHARS_MAX} characters")
     text = json_text("opts", new.opts)
     try:
         found = MEMBERS(text)
@@ -159,8 +156,6 @@ def read_options(new: New) -> Meant:
 
 
 def read_dedup(wish: NewDedup) -> Dedup:
-    if not 0 < len(wish.id) <= KEY_CHARS_MAX:
-        raise Invalid(f"deduplication.id must have 1 to {KEY_CHARS_MAX} characters")
     keep_last = bool(wish.keep_last_if_active)
     ttl = math.ceil(wish.ttl) if wish.ttl is not None and 0 < wish.ttl <= MILLIS_MAX and not keep_last else None
     return Dedup(ttl, bool(wish.extend), bool(wish.replace), bool(wish.reschedule), keep_last)
@@ -170,8 +165,6 @@ def checked_id(value: str | None) -> str:
     """Return the id that a client chose, empty for none. Raises Invalid."""
     if not value:
         return ""
-    if len(value) > KEY_CHARS_MAX:
-        raise Invalid(f"jobId must have at most {KEY_CHARS_MAX} characters")
     if INTEGER.fullmatch(value):
         raise Invalid("Custom Id cannot be integers")
     if value.count(":") not in (0, 2):
@@ -194,7 +187,7 @@ def named_job(asked: Asked, new: New) -> NamedJob:
         timestamp=timestamp,
         due_from=timestamp if found.has_time and found.options.delay_ms else None,
         parent=where,
-        parent_key=None if parent is None else f"{parent.queue}:{parent.id}"[:PARENT_JSON_MAX],
+        parent_key=None if parent is None else f"{parent.queue}:{parent.id}",
         parent_json=None if parent is None else parent_json(parent),
         on_failure="wait" if parent is None else parent.policy,
         to_children=bool(new.waits),
@@ -332,7 +325,7 @@ class Taking(Struct):
     """How a worker takes. lock: milliseconds, 0 for no lock.  metrics: not kept yet."""
 
     lock: float = 30_000
-    name: str | None = None
+    name: Word | None = None
     limiter: Limiter | None = None
     metrics: int | None = None
 
@@ -353,8 +346,8 @@ class KeepArgs(Struct, array_like=True):
 class Fields(Struct, rename="camel"):
     """What a failed run leaves. stacktrace: JSON text."""
 
-    failed_reason: str | None = None
-    stacktrace: bytes | UnsetType = UNSET
+    failed_reason: Text | None = None
+    stacktrace: Json | UnsetType = UNSET
 
     @property
     def stacks(self) -> bytes | None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from quorumq.api.auth import Grant
 from quorumq.api.errors import Invalid
 from quorumq.api.events.feed import Outbox
 from quorumq.api.host import Host
 from quorumq.api.limits import DATA_BYTES_MAX
-from quorumq.api.values import check_text
+from quorumq.api.values import KEY_CHARS_MAX, check_text
 from quorumq.node.long_polls import Waiter
 from quorumq.node.machine.operation import Operation, Query
 
@@ -92,6 +92,14 @@ class Asked:
     def other_queue(self, qualified: str) -> str:
         """Return what another queue is called in the state. Raises Invalid; Forbidden when the token is not for it."""
         return self.connection.queue(qualified, self.grant)
+
+
+# What arguments are made of; each that can be long says how long at most. An id, a token, a name, and `prefix:name:id`; opaque JSON, and a
+# text for people.
+Word = Annotated[str, Meta(max_length=KEY_CHARS_MAX)]
+Key = Annotated[str, Meta(max_length=2 * KEY_CHARS_MAX)]
+Json = Annotated[bytes, Meta(max_length=DATA_BYTES_MAX)]
+Text = Annotated[str, Meta(max_length=DATA_BYTES_MAX)]
 
 
 class Args(Struct, array_like=True):
@@ -201,12 +209,10 @@ def own(
 
 
 def json_text(name: str, value: bytes) -> bytes:
-    """Return opaque JSON as it came: exactly one value, in UTF-8, of 10 MB at most. Raises Invalid.
+    """Return opaque JSON as it came: exactly one value, in UTF-8. Raises Invalid.
 
     Other dialects put it into their replies unseen, so that it must be what it says it is.
     """
-    if len(value) > DATA_BYTES_MAX:
-        raise Invalid(f"{name} too large (max 10MB)")
     try:
         check_text(value)
         found = JSON_ITEMS.decode(b"[%b]" % value)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from quorumq.api.errors import Invalid
-from quorumq.api.values import KEY_CHARS_MAX
 from quorumq.node.machine.lifecycle.bullmq.running import NO_LOCK, Wish
 from quorumq.node.machine.operations.bullmq.running import (
     AwaitNamedChildren,
@@ -25,32 +26,31 @@ from quorumq.node.machine.operations.bullmq.running import (
 
 from ..values import DAY_MS, MILLIS_MAX
 from .records import Fields, KeepArgs, Taking, places, taken
-from .rows import Args, Asked, Right, Row, json_text, nothing, write
+from .rows import Args, Asked, Json, Key, Right, Row, Text, Word, json_text, nothing, write
 
 CONSUME: Right = "consume"
 REASON_CHARS_MAX = 1 << 20
-NAMED_CHARS_MAX = 1_024
 LOCKS_MAX = 10_000
 COUNT_MAX = 1 << 50
 
 
 class Take(Args):
-    token: str
+    token: Word
     taking: Taking
 
 
 class Completed(Args):
-    job: str
-    token: str
-    value: bytes
+    job: Word
+    token: Word
+    value: Json
     keep: KeepArgs
     fetch: Taking | None = None
 
 
 class FailedArgs(Args):
-    job: str
-    token: str
-    reason: str
+    job: Word
+    token: Word
+    reason: Text
     keep: KeepArgs
     fetch: Taking | None = None
     fields: Fields | None = None
@@ -58,8 +58,8 @@ class FailedArgs(Args):
 
 
 class Delayed(Args):
-    job: str
-    token: str
+    job: Word
+    token: Word
     timestamp: float
     delay: float
     skip_attempt: bool | None = None
@@ -68,21 +68,21 @@ class Delayed(Args):
 
 
 class Retried(Args):
-    job: str
-    token: str
+    job: Word
+    token: Word
     lifo: bool | None = None
     fields: Fields | None = None
 
 
 class Held(Args):
-    job: str
-    token: str
+    job: Word
+    token: Word
 
 
 class ToChildren(Args):
-    job: str
-    token: str
-    child: str | None = None
+    job: Word
+    token: Word
+    child: Key | None = None
 
 
 class Stalls(Args):
@@ -91,14 +91,14 @@ class Stalls(Args):
 
 
 class Lock(Args):
-    job: str
-    token: str
+    job: Word
+    token: Word
     duration: float
 
 
 class Locks(Args):
-    jobs: list[str]
-    tokens: list[str]
+    jobs: Annotated[list[Word], Meta(max_length=LOCKS_MAX)]
+    tokens: Annotated[list[Word], Meta(max_length=LOCKS_MAX)]
     duration: float
 
 
@@ -107,8 +107,6 @@ def wish(token: str, taking: Taking | None) -> Wish | None:
     if taking is None:
         return None
     limiter = taking.limiter
-    if taking.name is not None and len(taking.name) > NAMED_CHARS_MAX:
-        raise Invalid(f"The name of a worker must have at most {NAMED_CHARS_MAX} characters")
     return Wish(
         NO_LOCK if taking.lock <= 0 else token_of(token),
         lock_ms(taking.lock) if taking.lock > 0 else 1,
@@ -120,8 +118,8 @@ def wish(token: str, taking: Taking | None) -> Wish | None:
 
 def token_of(token: str) -> str:
     """Return the token that holds, or is to hold, a lock. Raises Invalid."""
-    if not 0 < len(token) <= KEY_CHARS_MAX:
-        raise Invalid(f"A token must have 1 to {KEY_CHARS_MAX} characters")
+    if not token:
+        raise Invalid("A token must not be empty")
     return token
 
 
@@ -199,8 +197,8 @@ def extended(reply: list[str]) -> int:
 
 
 def extend_all(asked: Asked, args: Locks) -> ExtendNamedLocks:
-    if len(args.jobs) != len(args.tokens) or len(args.jobs) > LOCKS_MAX:
-        raise Invalid(f"At most {LOCKS_MAX} jobs, and a token for each")
+    if len(args.jobs) != len(args.tokens):
+        raise Invalid("A token for each job")
     return ExtendNamedLocks(asked.queue, args.jobs, args.tokens, lock_ms(args.duration))
 
 
