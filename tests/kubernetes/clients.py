@@ -12,6 +12,7 @@ import aiohttp
 
 from tests.kubernetes.promises import Promises, Told
 from tests.kubernetes.release import TOKEN, Release
+from tests.support.kubernetes.cluster import Trouble
 
 QUEUE = "orders"
 LOCK_MS = 30_000
@@ -83,11 +84,17 @@ class Clients:
         """Requests that began after that and failed: one that fails may take its time to do so."""
         return [text for text, at in zip(self.failed, self._failed_at, strict=True) if at > moment]
 
-    async def until(self, more: int, timeout_s: float = 120.0) -> None:
-        """Wait until so many more jobs have been acknowledged."""
+    async def until(self, more: int, timeout_s: float = 240.0) -> None:
+        """Wait until so many more jobs have been acknowledged. Raises Trouble, with what a person would look at."""
         goal = len(self.acknowledged) + more
-        async with asyncio.timeout(timeout_s), self._progress:
-            await self._progress.wait_for(lambda: len(self.acknowledged) >= goal)
+        try:
+            async with asyncio.timeout(timeout_s), self._progress:
+                await self._progress.wait_for(lambda: len(self.acknowledged) >= goal)
+        except TimeoutError:
+            lines = [
+                f"{goal - len(self.acknowledged)} jobs of {more} are missing; at {self.now:.1f} s, {self.summary()}"
+            ]
+            raise Trouble("\n".join([*lines, *self.failed[-20:], await self.release.report()])) from None
 
     @property
     def acknowledged(self) -> list[str]:

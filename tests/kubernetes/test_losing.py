@@ -11,7 +11,7 @@ from tests.kubernetes.release import NAME, Release, installed, is_ready
 from tests.support.kubernetes.api import Refused
 from tests.support.kubernetes.cluster import Cluster, Trouble
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 async def finished(one: Release, clients: Clients, count: int = 3) -> None:
