@@ -16,6 +16,8 @@ from typing import Literal, Protocol
 
 from aiohttp import web
 
+from quorumq.node.machine import bounds
+
 MIB = 1 << 20
 # The seconds over which a least rate holds.
 PACE_S = 10.0
@@ -41,7 +43,7 @@ STEP_BYTES = 64 << 10
 # A file of gzip is one member; that it may be several has its uses, that it may be millions of empty ones has none.
 MEMBERS_MAX = 100
 # The document's bound on a job's data, on a result and on any other opaque value.
-DATA_BYTES_MAX = 10 * MIB
+DATA_BYTES_MAX = bounds.DATA_BYTES_MAX
 
 
 class BodyTooLarge(Exception):

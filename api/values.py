@@ -17,13 +17,14 @@ from msgspec import Raw
 
 from quorumq.api import surrogates
 from quorumq.api.errors import Invalid
+from quorumq.node.machine import bounds
 
 YEAR_MS = 31_536_000_000
 DAY_MS = 86_400_000
 # Not documented; one request must not keep every node busy for a noticeable time.
 BATCH_MAX = 10_000
-KEY_CHARS_MAX = 1_024
-NOTE_CHARS_MAX = 65_536
+KEY_CHARS_MAX = bounds.KEY_CHARS_MAX
+NOTE_CHARS_MAX = bounds.NOTE_CHARS_MAX
 COUNT_MAX = 2**53
 
 BAD_JSON = "Invalid JSON body"

@@ -1,4 +1,4 @@
-"""Holds every operation that a test applies to what it declares: the events it may emit and the refusals it may answer.
+"""Holds every operation that a test applies to what it declares: the events it may emit, the refusals it may answer, its fields' bounds.
 
 Put over each `apply` of the catalogue in the process of the tests, so that any test that meets an undeclared one fails.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import quorumq.node.machine.operations  # noqa: F401 - fills the catalogue
+from quorumq.node.machine.bounds import exceeding
 from quorumq.node.machine.operation import CATALOGUE, OperationInfo
 from quorumq.node.machine.operations.bullmq.sessions import CallOnce
 from quorumq.node.machine.operations.requests import Idempotent
@@ -32,6 +33,7 @@ def _held(info: OperationInfo, apply: Callable[..., Any]) -> Callable[..., Any]:
         events = state.events
         start = 0 if events is None else len(events)
         outside, _Nested.events, _Nested.refusal = _Nested.events, 0, None
+        undeclared.update(f"{info.name} holds more than its type says in {name}" for name in exceeding(operation))
         try:
             return apply(operation, state, entry)
         except Refusal as refusal:

@@ -14,12 +14,13 @@ from quorumq.api.request import CONSISTENCY, Call, Command, Parameter, Route
 from quorumq.api.rows import ask, grouped, plain, submit, success
 from quorumq.api.rules import apply, says
 from quorumq.api.values import COUNT_MAX, KEY_CHARS_MAX, Number, as_text, fields_of, members
+from quorumq.node.machine.bounds import QUEUE_NAME_CHARS_MAX
 from quorumq.node.machine.operations.dlq import DlqPage, ListDlq, PurgeDlq, RetryDlq
 from quorumq.node.machine.operations.dlq_filter import DlqFilter, reason_of
 from quorumq.node.machine.state.job import EXPLICIT_FAIL, MAX_ATTEMPTS, STALLED, TIMEOUT, UNKNOWN, Job, Run
 
 from . import job_object, queues, replies
-from .values import QUEUE_NAME_CHARS_MAX, flag, integer, of_queue, page, queue_of, read, read_unchecked, word
+from .values import flag, integer, of_queue, page, queue_of, read, read_unchecked, word
 
 LISTED = 100
 # In the documented order; those that nothing here causes stay at zero.

@@ -20,6 +20,7 @@ from quorumq.api.rows import ask, grouped, submit
 from quorumq.api.rules import says
 from quorumq.api.scopes import its_child, its_descendants, its_flow
 from quorumq.api.values import BAD_JSON, KEY_CHARS_MAX, as_text, check_text, decoded, members
+from quorumq.node.machine.bounds import QUEUE_NAME_CHARS_MAX
 from quorumq.node.machine.lifecycle.flows import JOBS_MAX
 from quorumq.node.machine.operations.flows import (
     AddedFlow,
@@ -38,7 +39,7 @@ from quorumq.node.machine.state.job import OnChildFailure
 
 from . import job_object, pushing, replies
 from .ties import policies_of
-from .values import QUEUE_NAME_CHARS_MAX, Token, check_queue, checked_data, key, loosened, of_job, of_known_job, read
+from .values import Token, check_queue, checked_data, key, loosened, of_job, of_known_job, read
 
 T = TypeVar("T")
 

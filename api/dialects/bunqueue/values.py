@@ -35,13 +35,13 @@ from quorumq.api.values import (
     value_of,
     whole,
 )
+from quorumq.node.machine.bounds import QUEUE_NAME_CHARS_MAX
 
 # Not documented.
 NAME_CHARS_MAX = 256
 TAGS_MAX = 1_000
 
 QUEUE_NAME = re.compile(r"[a-zA-Z0-9_.:-]+")
-QUEUE_NAME_CHARS_MAX = 256
 S = TypeVar("S", bound=Struct)
 
 

@@ -17,13 +17,14 @@ from quorumq.api.rows import ask, grouped, submit
 from quorumq.api.rules import apply, says
 from quorumq.api.scopes import its_webhook, own_webhooks
 from quorumq.api.values import KEY_CHARS_MAX, as_text
+from quorumq.node.machine.bounds import QUEUE_NAME_CHARS_MAX
 from quorumq.node.machine.operations.webhooks import AddWebhook, EnableWebhook, ListWebhooks, RemoveWebhook, WebhookSet
 from quorumq.node.machine.operations.webhooks import WebhookShown as WebhookAnswer
 from quorumq.node.machine.state.webhook import EVENTS, SPELLINGS
 
 from ...outgoing.egress import URL_CHARS_MAX, check_url
 from . import replies
-from .values import QUEUE_NAME_CHARS_MAX, check_queue, checked_list, flag, key, read, read_unchecked, word
+from .values import check_queue, checked_list, flag, key, read, read_unchecked, word
 
 VALID = ", ".join(EVENTS)
 ENCODE = msgspec.json.Encoder().encode

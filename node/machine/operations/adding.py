@@ -8,9 +8,10 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, QueueName
 from quorumq.node.machine.lifecycle import births
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import GOES_ON, JobId, QueueName
+from quorumq.node.machine.operations.jobs import GOES_ON
 from quorumq.node.machine.refusals import JobNotFound, TooManyQueues
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import Job, JobSpec, scoped_id

@@ -7,10 +7,11 @@ from itertools import islice
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, QueueName
 from quorumq.node.machine.lifecycle import removal, revival
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.dlq_filter import DlqFilter
-from quorumq.node.machine.operations.jobs import GOES_ON, Counted, JobId, QueueName
+from quorumq.node.machine.operations.jobs import GOES_ON, Counted
 from quorumq.node.machine.operations.queues import finished_jobs
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import FAILED, Job

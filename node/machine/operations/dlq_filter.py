@@ -7,6 +7,7 @@ from itertools import islice
 
 import msgspec
 
+from quorumq.node.machine.bounds import Key
 from quorumq.node.machine.state.job import UNKNOWN, Job
 from quorumq.node.machine.state.queue import DlqConfig, Queue
 
@@ -19,7 +20,7 @@ class DlqFilter(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbi
     offset: so many of those that meet the conditions are passed over, the oldest first.
     """
 
-    reason: str | None = None
+    reason: Key | None = None
     until_ms: int | None = None
     since_ms: int | None = None
     retriable: bool = False

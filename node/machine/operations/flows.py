@@ -7,9 +7,10 @@ from typing import Literal
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, LockToken, QueueName
 from quorumq.node.machine.lifecycle import births, endings, flows, removal, runs
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import DIES, GOES_ON, Changed, Counted, JobId, LockToken, QueueName
+from quorumq.node.machine.operations.jobs import DIES, GOES_ON, Changed, Counted
 from quorumq.node.machine.refusals import (
     ChildrenFailed,
     FlowCycle,

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
+from quorumq.node.machine.bounds import PATH_CHARS_MAX, QueueName, bounded
 from quorumq.node.machine.events import QueueCreated
 from quorumq.node.machine.lifecycle import groups
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import DurationMs, QueueName
+from quorumq.node.machine.operations.jobs import DurationMs
 from quorumq.node.machine.refusals import TooManyGroups, TooManyQueues
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.group import USUAL, GroupSettings, GroupUse
 from quorumq.node.machine.state.limits import Window
 from quorumq.node.machine.state.queue import Queue
 
-GroupId = Annotated[str, Meta(description="A job's groupId.")]
+GroupId = Annotated[str, bounded(PATH_CHARS_MAX, "A job's groupId.")]
 # Groups of one queue with settings of their own, and groups that are held or have a window under way; others have no record
 # beyond their jobs.
 GROUPS_MAX = 10_000

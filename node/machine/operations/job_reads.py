@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from quorumq.node.machine.bounds import JobId
 from quorumq.node.machine.operation import Query, query
-from quorumq.node.machine.operations.jobs import JobId
 from quorumq.node.machine.refusals import JobNotFound
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import COMPLETED, PROCESSED, FlowLinks, Job, LogLine, child_key

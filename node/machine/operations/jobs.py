@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, Key, LockToken, Note, QueueName, RawJson
 from quorumq.node.machine.lifecycle import births, changes, endings, flows, places, removal, revival, runs
 from quorumq.node.machine.operation import Entry, Operation, operation
 from quorumq.node.machine.refusals import (
@@ -40,10 +41,6 @@ from quorumq.node.machine.state.job import (
 )
 from quorumq.node.machine.state.logs import LOG_LINES_MAX
 
-JobId = Annotated[str, Meta(description="Id of a job: made by the server, or the client's own.")]
-QueueName = Annotated[str, Meta(description="Name of a queue: 1 to 256 of the characters a-z A-Z 0-9 - _ . :")]
-LockToken = Annotated[str, Meta(description="Token that holds a job's lock, as handed out when it was pulled.")]
-RawJson = Annotated[bytes, Meta(description="JSON text, opaque to the server.")]
 DurationMs = Annotated[int, Meta(description="Milliseconds.")]
 
 # Jobs that all jobs of one push depend on, each counted as often as it is named: a fifth of a second's work.
@@ -350,8 +347,8 @@ class AddLog(Operation, frozen=True, tag="job.add_log"):
     """
 
     job_id: JobId
-    message: str
-    level: str = "info"
+    message: Note
+    level: Key = "info"
     keep: int = LOG_LINES_MAX
 
     def apply(self, state: State, entry: Entry) -> Counted:

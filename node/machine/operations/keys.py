@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
-
+from quorumq.node.machine.bounds import PATH_CHARS_MAX, JobId, QueueName, bounded
 from quorumq.node.machine.lifecycle import unique_keys
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import Counted, JobId, QueueName
+from quorumq.node.machine.operations.jobs import Counted
 from quorumq.node.machine.refusals import JobNotFound
 from quorumq.node.machine.state import State
 
-UniqueKey = Annotated[str, Meta(description="A job's uniqueKey.")]
+UniqueKey = Annotated[str, bounded(PATH_CHARS_MAX, "A job's uniqueKey.")]
 
 
 @query

@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.operation import Query, query
-from quorumq.node.machine.operations.jobs import QueueName
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import COMPLETED
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import KEY_CHARS_MAX, Key, LockToken, Note, QueueName, bounded
 from quorumq.node.machine.lifecycle import whole_queues
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import Counted, DurationMs, LockToken, QueueName
+from quorumq.node.machine.operations.jobs import Counted, DurationMs
 from quorumq.node.machine.operations.runs import Pulled, PullJobs
 from quorumq.node.machine.refusals import PusherNotFound, TooManyPushers
 from quorumq.node.machine.state import State
@@ -23,7 +23,7 @@ from quorumq.node.machine.state.job import Keep
 from quorumq.node.machine.state.limits import Window
 from quorumq.node.machine.state.pusher import CLOSED, PUSH_OWNER, PUSHERS_MAX, Circuit, Pusher, settings_under
 
-NodeId = Annotated[str, Meta(description="Id of a node of the cluster.")]
+NodeId = Annotated[str, bounded(KEY_CHARS_MAX, "Id of a node of the cluster.")]
 
 
 class PusherSet(msgspec.Struct, frozen=True, gc=False):
@@ -41,9 +41,9 @@ class PutPusher(Operation, frozen=True, tag="pusher.put"):
     """
 
     queue: QueueName
-    url: str
-    method: str = "POST"
-    headers: tuple[tuple[str, str], ...] = ()
+    url: Note
+    method: Key = "POST"
+    headers: tuple[tuple[Note, Note], ...] = ()
     timeout_ms: DurationMs = 3_000
     concurrency: int = 1
     limit: Window | None = None
@@ -144,7 +144,7 @@ class LeavePushing(Operation, frozen=True, tag="pusher.leave"):
 class CircuitNote(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """How it stands with the endpoint of a registration, as long as it is of that generation."""
 
-    queue: str
+    queue: QueueName
     generation: int
     circuit: Circuit = CLOSED
 

@@ -8,8 +8,8 @@ from itertools import chain, islice
 
 import msgspec
 
+from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.operation import Query, query
-from quorumq.node.machine.operations.jobs import QueueName
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import ACTIVE, COMPLETED, DELAYED, FAILED, WAITING, WAITING_CHILDREN, Job, rank_of
 from quorumq.node.machine.state.queue import Queue, QueueCounters

@@ -10,9 +10,10 @@ from typing import Literal
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, Key, QueueName
 from quorumq.node.machine.lifecycle import clock, crons, places, removal, repetition, revival, telling, whole_queues
 from quorumq.node.machine.operation import Entry, Operation, operation
-from quorumq.node.machine.operations.jobs import DIES, GOES_ON, Counted, JobId, QueueName
+from quorumq.node.machine.operations.jobs import DIES, GOES_ON, Counted
 from quorumq.node.machine.refusals import QueueBusy, TooManyQueues
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.bullmq import streams
@@ -117,7 +118,7 @@ class ThinQueue(Operation, frozen=True, tag="queue.thin"):
     until_seq: int
     limit: int
     everything: bool = False
-    spare: tuple[str, ...] = ()
+    spare: tuple[Key, ...] = ()
     spare_repeating: bool = False
 
     def apply(self, state: State, entry: Entry) -> Counted:
@@ -165,7 +166,7 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
 
     queue: QueueName
     grace_ms: int | float = 0
-    state: str | None = None
+    state: Key | None = None
     limit: int = 1000
     spare_repeating: bool = False
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import Key, PathKey, QueueName
 from quorumq.node.machine.lifecycle import changes, crons, removal
 from quorumq.node.machine.operation import CATALOGUE, Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.adding import Added, AddJobs
-from quorumq.node.machine.operations.jobs import DurationMs, QueueName
+from quorumq.node.machine.operations.jobs import DurationMs
 from quorumq.node.machine.operations.schedules import TimeMs
 from quorumq.node.machine.refusals import CronNotFound, TooManyCrons
 from quorumq.node.machine.state import State
@@ -35,12 +36,12 @@ class Repetition(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forb
     immediately: the first one now.
     """
 
-    key: str
+    key: PathKey
     job: JobSpec
     next_due_ms: TimeMs
-    schedule: str | None = None
+    schedule: Key | None = None
     every_ms: DurationMs | None = None
-    timezone: str | None = None
+    timezone: Key | None = None
     limit: int | None = None
     until_ms: TimeMs | None = None
     immediately: bool = False
@@ -155,7 +156,7 @@ class GetRepeating(Query, frozen=True):
     """A repetition of a queue by its key."""
 
     queue: QueueName
-    key: str
+    key: PathKey
 
     def answer(self, state: State) -> Cron:
         cron = state.schedule.crons.get(name_of(self.queue, self.key))

@@ -10,8 +10,8 @@ from functools import cache
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
 
+from quorumq.node.machine.bounds import KEY_CHARS_MAX, PATH_CHARS_MAX, PathKey, Record, bounded
 from quorumq.node.machine.operation import (
     CATALOGUE,
     Entry,
@@ -38,9 +38,12 @@ from quorumq.node.machine.state.outcomes import UNSCOPED, Outcome, ScopedOutcome
 # Jobs of a reply may hold this much data and results together; a larger reply is not kept.
 REPLY_BYTES_MAX = 24 << 20
 
-IdempotencyKey = Annotated[str, Meta(description="The client's name for one request; a repeat carries the same.")]
+IdempotencyKey = Annotated[
+    str, bounded(PATH_CHARS_MAX, "The client's name for one request; a repeat carries the same.")
+]
+Digest = Annotated[bytes, bounded(64, "A digest.")]
 Scope = Annotated[
-    str | None, Meta(description="Whose key it is: the name of the sender's token, empty without tokens.")
+    str | None, bounded(KEY_CHARS_MAX, "Whose key it is: the name of the sender's token, empty without tokens.")
 ]
 
 
@@ -57,10 +60,10 @@ class Idempotent(Operation, frozen=True, tag="request.once"):
     """
 
     key: IdempotencyKey
-    fingerprint: bytes
-    operation: bytes
+    fingerprint: Digest
+    operation: Record
     scope: Scope = None
-    earlier: str | None = None
+    earlier: PathKey | None = None
 
     def inner(self) -> Operation:
         """Return the operation. Raises NotUnderstood."""
@@ -97,9 +100,9 @@ class GetOutcome(Query, frozen=True):
     """The first reply of a key, as a copy of what it was then; None for an unknown key. Raises its refusal, KeyForgotten."""
 
     key: IdempotencyKey
-    fingerprint: bytes
+    fingerprint: Digest
     scope: Scope = None
-    earlier: str | None = None
+    earlier: PathKey | None = None
 
     def answer(self, state: State) -> Any:
         known = look_up(state, self.key, self.scope, self.earlier)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, LockToken
 from quorumq.node.machine.lifecycle import places, revival, runs
 from quorumq.node.machine.operation import Entry, Operation, operation
-from quorumq.node.machine.operations.jobs import Changed, JobId, LockToken
+from quorumq.node.machine.operations.jobs import Changed
 from quorumq.node.machine.refusals import JobInWrongState, JobNotFound, LockLost, LockRequired
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import ACTIVE, DELAYED, FAILED, WAITING

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.lifecycle import retention, whole_queues
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import GOES_ON, Counted, QueueName
+from quorumq.node.machine.operations.jobs import GOES_ON, Counted
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.queue import QueueSettings, Retention, own_retention, retention_of, with_retention
 

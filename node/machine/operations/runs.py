@@ -5,19 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, Key, LockToken, Note, QueueName, RawJson
 from quorumq.node.machine.lifecycle import endings, retention, runs
 from quorumq.node.machine.operation import Entry, Operation, operation
-from quorumq.node.machine.operations.jobs import (
-    COMPLETES,
-    FAILS,
-    Changed,
-    Counted,
-    DurationMs,
-    JobId,
-    LockToken,
-    QueueName,
-    RawJson,
-)
+from quorumq.node.machine.operations.jobs import COMPLETES, FAILS, Changed, Counted, DurationMs
 from quorumq.node.machine.refusals import (
     ChildrenFailed,
     ChildrenPending,
@@ -76,10 +67,10 @@ class PullJobs(Operation, frozen=True, tag="job.pull"):
 
     queue: QueueName
     count: int = 1
-    owner: str | None = None
+    owner: Key | None = None
     lock_ms: DurationMs | None = None
-    token_seed: str = ""
-    token: str | None = None
+    token_seed: Key = ""
+    token: LockToken | None = None
     active_max: int | None = None
 
     @property
@@ -110,8 +101,8 @@ class ReleaseJobs(Operation, frozen=True, tag="job.release"):
     which is forgotten, so that a repeat takes jobs anew.
     """
 
-    jobs: list[tuple[str, int]]
-    key: str | None = None
+    jobs: list[tuple[JobId, int]]
+    key: Key | None = None
 
     def apply(self, state: State, entry: Entry) -> Counted:
         count = 0
@@ -202,10 +193,10 @@ class FailJob(Operation, frozen=True, tag="job.fail"):
 
     job_id: JobId
     token: LockToken | None = None
-    error: str | None = None
+    error: Note | None = None
     unrecoverable: bool = False
     chance: float | None = None
-    stack: str | None = None
+    stack: Note | None = None
     must_hold: bool = False
 
     def apply(self, state: State, entry: Entry) -> Failed:
@@ -312,7 +303,7 @@ class ProgressJob(Operation, frozen=True, tag="job.progress"):
 
     job_id: JobId
     progress: int | float = 0
-    message: str | None = None
+    message: Note | None = None
     token: LockToken | None = None
     value: RawJson | None = None
 

@@ -12,15 +12,16 @@ import msgspec
 from msgspec import Meta
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import PATH_CHARS_MAX, JobId, Key, QueueName, bounded
 from quorumq.node.machine.lifecycle import crons, repetition
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import Counted, DurationMs, QueueName
+from quorumq.node.machine.operations.jobs import Counted, DurationMs
 from quorumq.node.machine.refusals import CronNotFound, TooManyCrons, TooManyQueues
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import JobSpec
 from quorumq.node.machine.state.schedule import CRONS_MAX, SKIP, Cron, Held
 
-CronName = Annotated[str, Meta(description="Name of a cron, unique in the cluster.")]
+CronName = Annotated[str, bounded(PATH_CHARS_MAX, "Name of a cron, unique in the cluster.")]
 TimeMs = Annotated[int, Meta(description="Milliseconds since the epoch.")]
 
 
@@ -38,7 +39,7 @@ class CronFire(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_un
     set_by: of the cron that this was worked out for; 0 for whichever there is.
     """
 
-    name: str
+    name: CronName
     due_ms: int
     next_due_ms: int
     missed: int = 0
@@ -71,9 +72,9 @@ class AddCron(Operation, frozen=True, tag="cron.add"):
     name: CronName
     queue: QueueName
     job: JobSpec
-    schedule: str | None = None
+    schedule: Key | None = None
     every_ms: DurationMs | None = None
-    timezone: str | None = None
+    timezone: Key | None = None
     next_due_ms: TimeMs = 0
     max_limit: int | None = None
     prevent_overlap: bool = True
@@ -186,7 +187,7 @@ class FollowJobs(Operation, frozen=True, tag="job.follow"):
     Of a held job this says when it comes, and at that time again, that it is there.
     """
 
-    jobs: list[tuple[str, int]]
+    jobs: list[tuple[JobId, int]]
 
     def apply(self, state: State, entry: Entry) -> Counted:
         count = 0

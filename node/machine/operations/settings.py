@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.lifecycle import whole_queues
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import GOES_ON, DurationMs, QueueName
+from quorumq.node.machine.operations.jobs import GOES_ON, DurationMs
 from quorumq.node.machine.refusals import TooManyQueues
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import Keep

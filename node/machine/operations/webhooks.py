@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import PATH_CHARS_MAX, Key, Note, QueueName, bounded
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import Counted, QueueName
+from quorumq.node.machine.operations.jobs import Counted
 from quorumq.node.machine.refusals import TooManyWebhooks, WebhookNotFound
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.webhook import WEBHOOKS_MAX, Webhook
 
-WebhookId = Annotated[str, Meta(description="Id of a webhook, made by the server.")]
+WebhookId = Annotated[str, bounded(PATH_CHARS_MAX, "Id of a webhook, made by the server.")]
 
 
 class WebhookSet(msgspec.Struct, frozen=True, gc=False):
@@ -32,10 +32,10 @@ class AddWebhook(Operation, frozen=True, tag="webhook.add"):
     """Register a receiver for events of jobs, in either spelling: `completed` or `job.completed`. queue: None for all."""
 
     webhook_id: WebhookId
-    url: str
-    events: tuple[str, ...]
+    url: Note
+    events: tuple[Key, ...]
     queue: QueueName | None = None
-    secret: str | None = None
+    secret: Note | None = None
 
     def apply(self, state: State, entry: Entry) -> WebhookSet:
         webhooks = state.webhooks
@@ -112,7 +112,7 @@ class NoteUndeliverable(Operation, frozen=True, tag="webhook.failed"):
 
     webhook_id: WebhookId
     number: int
-    error: str
+    error: Note
 
     def apply(self, state: State, entry: Entry) -> Counted:
         webhook = state.webhooks.by_id.get(self.webhook_id)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import PATH_CHARS_MAX, Key, QueueName, bounded
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import QueueName
 from quorumq.node.machine.refusals import TooManyWorkers, WorkerNotFound
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.worker import WORKERS_MAX, Worker
 
-WorkerId = Annotated[str, Meta(description="Id of a worker: made by the server, or its own.")]
+WorkerId = Annotated[str, bounded(PATH_CHARS_MAX, "Id of a worker: made by the server, or its own.")]
 
 
 class Registered(msgspec.Struct, frozen=True, gc=False):
@@ -31,10 +30,10 @@ class RegisterWorker(Operation, frozen=True, tag="worker.register"):
     """
 
     worker_id: WorkerId
-    name: str | None = None
+    name: Key | None = None
     queues: tuple[QueueName, ...] = ()
     concurrency: int = 1
-    hostname: str = "unknown"
+    hostname: Key = "unknown"
     pid: int = 0
 
     def apply(self, state: State, entry: Entry) -> Registered:
@@ -92,7 +91,7 @@ class HeartbeatWorker(Operation, frozen=True, tag="worker.heartbeat"):
     active_jobs: int | None = None
     processed: int | None = None
     failed: int | None = None
-    current_job: str | None = None
+    current_job: Key | None = None
 
     def apply(self, state: State, entry: Entry) -> Registered:
         worker = known_worker(state, self.worker_id)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.lifecycle import families, flows
 from quorumq.node.machine.lifecycle.bullmq import adding
 from quorumq.node.machine.operation import Entry, Operation, operation
-from quorumq.node.machine.operations.jobs import GOES_ON, QueueName
+from quorumq.node.machine.operations.jobs import GOES_ON
 from quorumq.node.machine.refusals import FlowTooLarge, TooManyQueues
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.bullmq.facts import NamedJob

@@ -6,11 +6,11 @@ from itertools import takewhile
 from typing import Literal
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, QueueName, RawJson
 from quorumq.node.machine.lifecycle import changes, places, revival, runs, unique_keys
 from quorumq.node.machine.lifecycle.bullmq import running
 from quorumq.node.machine.lifecycle.telling import tell_of_queue as tell
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import JobId, QueueName, RawJson
 from quorumq.node.machine.refusals import BullmqError
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.bullmq.names import find

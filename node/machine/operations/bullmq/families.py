@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from quorumq.node.machine.bounds import JobId, QueueName
 from quorumq.node.machine.operation import Query, query
 from quorumq.node.machine.operations.bullmq.lists import found
 from quorumq.node.machine.operations.flows import KINDS, Child, Dependencies, Kind, ListDependencies
-from quorumq.node.machine.operations.jobs import JobId, QueueName
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import Job
 

@@ -7,9 +7,9 @@ counted in one window. A queue that was told to wait (`LimitFor`) holds only wor
 from __future__ import annotations
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.lifecycle.bullmq import running
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import QueueName
 from quorumq.node.machine.refusals import TooManyQueues
 from quorumq.node.machine.state import State
 

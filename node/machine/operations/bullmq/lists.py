@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from quorumq.node.machine.bounds import JobId, QueueName
 from quorumq.node.machine.operation import Query, query
 from quorumq.node.machine.operations.adding import resolve
-from quorumq.node.machine.operations.jobs import JobId, QueueName
 from quorumq.node.machine.operations.queue_reads import STATUSES
 from quorumq.node.machine.refusals import JobNotFound, TooLong
 from quorumq.node.machine.state.job import (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from quorumq.node.machine.bounds import JobId, QueueName
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.adding import resolve
 from quorumq.node.machine.operations.bullmq.lists import found
-from quorumq.node.machine.operations.jobs import Counted, JobId, QueueName
+from quorumq.node.machine.operations.jobs import Counted
 from quorumq.node.machine.refusals import JobNotFound
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import LogLine

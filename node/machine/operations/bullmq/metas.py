@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.lifecycle import whole_queues
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import Counted, QueueName
+from quorumq.node.machine.operations.jobs import Counted
 from quorumq.node.machine.refusals import MetaTooLarge, TooManyQueues
 from quorumq.node.machine.state.bullmq import metas, streams
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import Counted, QueueName
+from quorumq.node.machine.operations.jobs import Counted
 from quorumq.node.machine.refusals import TooManyClients
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.bullmq.presence import CLIENTS_MAX, Client

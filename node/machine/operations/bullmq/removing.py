@@ -10,11 +10,12 @@ from typing import Literal
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, QueueName
 from quorumq.node.machine.lifecycle import crons, families, flows, removal, repetition, whole_queues
 from quorumq.node.machine.lifecycle.bullmq import running
 from quorumq.node.machine.lifecycle.telling import tell_of_queue as tell
 from quorumq.node.machine.operation import Entry, Operation, operation
-from quorumq.node.machine.operations.jobs import GOES_ON, JobId, QueueName
+from quorumq.node.machine.operations.jobs import GOES_ON
 from quorumq.node.machine.refusals import BullmqError, FlowTooLarge
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.bullmq.names import find

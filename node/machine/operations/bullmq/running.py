@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine import events as happened
+from quorumq.node.machine.bounds import JobId, QueueName, RawJson
 from quorumq.node.machine.lifecycle.bullmq import running
 from quorumq.node.machine.lifecycle.bullmq.running import Taken, Wish
 from quorumq.node.machine.operation import Entry, Operation, operation
 from quorumq.node.machine.operations.bullmq.adding import ADDS
-from quorumq.node.machine.operations.jobs import COMPLETES, FAILS, DurationMs, JobId, QueueName, RawJson
+from quorumq.node.machine.operations.jobs import COMPLETES, FAILS, DurationMs
 from quorumq.node.machine.refusals import BullmqError
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.bullmq.names import find

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
+from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
-from quorumq.node.machine.operations.jobs import Counted, QueueName
+from quorumq.node.machine.operations.jobs import Counted
 from quorumq.node.machine.refusals import TooManyQueues
 from quorumq.node.machine.state.bullmq import streams
 from quorumq.node.machine.state.state import QUEUES_MAX
