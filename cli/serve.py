@@ -84,7 +84,7 @@ def status_of(error: BaseException | None) -> int:
 
 async def run(config: NodeConfig, *, while_stdin: bool) -> int:
     stop = stop_event(while_stdin=while_stdin)
-    machine = Machine()
+    machine = Machine(timed_by_clients=config.clock == "clients")
     engine = Engine(config.cluster(), machine)
     node = Node(
         engine,
@@ -235,6 +235,8 @@ def stop_event(*, while_stdin: bool) -> Stop:
 
 def warn(config: NodeConfig) -> None:
     """Say what is allowed but hardly meant, and what is open: a line for each."""
+    if config.clock == "clients":
+        log.warning("CLOCK is clients: whoever uses BullMQ's backend socket says what time it is; for tests only")
     for line in (*peer_openings(config), *open_doors(config)):
         log.warning("%s", line)
 

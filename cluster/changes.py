@@ -31,7 +31,7 @@ class Changes:
 
     whole: ids of the members that are known to hold all that they promised.  may_propose: whether this leader takes anything
     into its log now.  propose: append a membership to it.  hand_over: hand leadership to a node, and tell whether it took it.
-    raise_level: append a higher feature level to the log, or raise ChangeRefused.
+    raise_level: append a higher feature level to the log, or raise ChangeRefused.  lone: no member may come to this node.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Changes:
         propose: Callable[[Membership], None],
         hand_over: Callable[[str], Awaitable[bool]],
         raise_level: Callable[[int], None],
+        lone: bool = False,
     ) -> None:
         self._raft = raft
         self._driver = driver
@@ -52,6 +53,7 @@ class Changes:
         self._propose = propose
         self._hand_over = hand_over
         self._raise_level = raise_level
+        self._lone = lone
         self._raising: list[tuple[int, Reply]] = []
         self._number = 0
         self._asked: dict[int, asyncio.Future[None]] = {}
@@ -65,6 +67,8 @@ class Changes:
         action: add, promote, remove, transfer, or level, with the feature level to reach in place of the node.
         Raises ChangeRefused with the reason, Unavailable without a connection to a leader, OutcomeUnknown when it was lost meanwhile.
         """
+        if self._lone and action == "add":
+            raise ChangeRefused("CLOCK=clients is for one node alone")
         raft = self._raft
         leader = raft.leader
         if leader is None:

@@ -39,6 +39,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     # of them found a cluster together, 0 when this node may only join one.
     discover: tuple[str, ...] = ()
     cluster_size: int = 0
+    # Whether this node never has another one beside it, as its state is not to be had by two: where clients say what time it is.
+    lone: bool = False
 
     heartbeat_ms: int = 100
     election_min_ms: int = 600
@@ -92,6 +94,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Raise ValueError with the setting's name when the values cannot work together."""
         if self.node_id not in self.peers:
             raise ValueError(f"NODE_ID {self.node_id!r} is not among PEERS ({', '.join(sorted(self.peers))})")
+        if self.lone and (len(self.peers) > 1 or self.discover):
+            raise ValueError("CLOCK=clients is for tests, and for one node alone: not with PEERS or PEERS_DNS")
         if len({each is None for each in (self.tls_cert, self.tls_key, self.tls_ca)}) > 1:
             raise ValueError("PEER_TLS_CERT, PEER_TLS_KEY and PEER_TLS_CA belong together: set all of them or none")
         if self.tls_optional and self.tls_cert is None:

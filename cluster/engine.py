@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quorumq.cluster import held, identity, recovery
+from quorumq.cluster import held, recovery
 from quorumq.cluster import replica as replicated
 from quorumq.cluster.agreement import Agreement
 from quorumq.cluster.belonging import Belonging
@@ -105,7 +105,7 @@ class Engine:
         self._folder = Folder(self.config.data_dir, self._around)
         self._root = self._folder.root
         try:
-            self._identity = IdentityFile(self._root, identity.load(self._root, self.node_id, self.config.cluster_name))
+            self._identity = IdentityFile.of(self._root, self.config)
             self._held = HeldFile(self._root)
             self._log, snapshot, index = recovery.recover(
                 self.config,
@@ -282,6 +282,7 @@ class Engine:
             propose=self._propose_members,
             hand_over=self._handover.transfer,
             raise_level=self._levels.raise_to,
+            lone=self.config.lone,
         )
         self._handlers: dict[str, Callable[[str, Message], None]] = {
             "present": self._on_present,

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.disk import Disk
 from quorumq.cluster.errors import LogDamaged
 
@@ -27,6 +28,7 @@ class Identity(msgspec.Struct):
     whole: this node holds all that it ever promised. False from the first start on an empty disk until probation ends.
     founders: ids of those with whom alone this node may found a cluster; once written they never change.
     doubted: it is not whole because it was found to hold less than it did, and not because it is new.
+    lone: it was begun by a node that never has another beside it (CLOCK=clients), and is of use for no other.
     noted: beside this file lies one that says how far log and snapshots reached (held.py). Version 0.1.0 leaves both alone, or drops this.
     """
 
@@ -38,6 +40,7 @@ class Identity(msgspec.Struct):
     founders: list[str] = []
     noted: bool = False
     doubted: bool = False
+    lone: bool = False
 
     def encode(self) -> bytes:
         """As it lies on the disk."""
@@ -56,8 +59,11 @@ def read(disk: Disk) -> Identity:
         raise LogDamaged(f"{FILE} cannot be read: {error}") from None
 
 
-def load(disk: Disk, node_id: str, cluster_name: str) -> Identity:
-    """Read it, or write the first one. Raises LogDamaged when the directory is another node's or cluster's, or unreadable."""
+def load(disk: Disk, node_id: str, cluster_name: str, *, lone: bool = False) -> Identity:
+    """Read it, or write the first one.
+
+    Raises LogDamaged when the directory is another node's or cluster's, was begun in another way, or is unreadable.
+    """
     if REFOUNDING in disk.list():
         raise LogDamaged(
             "`quorumq recover` did not come to its end here: give it again, and it undoes what it had begun"
@@ -65,7 +71,7 @@ def load(disk: Disk, node_id: str, cluster_name: str) -> Identity:
     try:
         held = read(disk)
     except FileNotFoundError:
-        first = Identity(1, node_id, cluster_name, "", False)
+        first = Identity(1, node_id, cluster_name, "", False, lone=lone)
         first.store(disk)
         return first
     if held.node_id != node_id:
@@ -73,6 +79,12 @@ def load(disk: Disk, node_id: str, cluster_name: str) -> Identity:
     if held.cluster_name != cluster_name:
         raise LogDamaged(
             f"the data directory belongs to cluster {held.cluster_name!r}, this node's is {cluster_name!r}"
+        )
+    if held.lone != lone:
+        raise LogDamaged(
+            "CLOCK=clients needs a new data directory: this one was begun without it, and may have had members"
+            if lone
+            else "the data directory was begun with CLOCK=clients, for tests: without that it is of no use"
         )
     return held
 
@@ -84,6 +96,11 @@ class IdentityFile:
         self._disk = disk
         self._changes: deque[tuple[dict[str, Any], Callable[[Exception | None], None]]] = deque()
         self.held = held
+
+    @classmethod
+    def of(cls, disk: Disk, config: ClusterConfig) -> IdentityFile:
+        """Read it, or write the first one. Raises LogDamaged; see `load`."""
+        return cls(disk, load(disk, config.node_id, config.cluster_name, lone=config.lone))
 
     def write(self, done: Callable[[Exception | None], None], **changes: Any) -> None:
         """Write a changed identity, and put it in force when it is durable; not at all when it cannot be written."""

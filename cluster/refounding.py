@@ -77,6 +77,8 @@ def read(data_dir: Path, machine: Machine) -> Survivor:
     if not (data_dir / "identity.json").is_file():
         raise RefoundingRefused(f"{data_dir} holds no identity.json: it is not a node's data directory")
     mine = identity.read(Disk(data_dir))
+    if mine.lone:
+        raise RefoundingRefused(f"{data_dir} was begun with CLOCK=clients, for tests: no cluster can be made of it")
     replica = Replica(machine, lambda batch, outcome: None)
     head = None
     if (data_dir / "snapshots").is_dir():

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
 import msgspec
@@ -68,18 +69,20 @@ class Service(Protocol):
 
 
 class Keyed(NamedTuple):
-    """A call of a session: its number there, and up to which number the client has its answers."""
+    """A call of a session: its number there, up to which number the client has its answers, and the time by it where that counts."""
 
     session: str
     number: int
     acknowledged: int
+    now_ms: int | None = None
 
 
 class Node:
     """One node of the cluster, as its API sees it.
 
     write_timeout_s: how long a write or a read may take.  shutdown_s: how long what is under way may take once the node drains.
-    clock: milliseconds since the epoch, for deciding when to look at the state again; by default the log's clock.
+    clock: milliseconds since the epoch, for deciding when to look at the state again; by default the log's clock, or, where
+    calls of clients say what time it is, that.
     """
 
     def __init__(
@@ -91,7 +94,8 @@ class Node:
         shutdown_s: float = 0.0,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        clock = clock or engine.now_ms
+        if clock is None:
+            clock = partial(_time_of, machine) if machine.state.timed_by_clients else engine.now_ms
         self.engine = engine
         self.machine = machine
         self.id = engine.node_id
@@ -235,7 +239,9 @@ class Node:
         return await self.batcher.submit(self._keyed(self._ready(op, None), keyed), view, self.timeout_s)
 
     def _keyed(self, op: Operation, keyed: Keyed | None) -> Operation:
-        return op if keyed is None else CallOnce(keyed.session, keyed.number, keyed.acknowledged, _encode(op))
+        if keyed is None:
+            return op
+        return CallOnce(keyed.session, keyed.number, keyed.acknowledged, _encode(op), keyed.now_ms)
 
     async def _hand_over(
         self,
@@ -420,6 +426,10 @@ class Node:
 
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def _time_of(machine: Machine) -> int:
+    return machine.state.now_ms
 
 
 def _same(reply: Any) -> Any:

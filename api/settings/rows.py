@@ -280,6 +280,14 @@ class NodeConfig(Settings):
             low=100,
         ),
     ] = 2_000
+    clock: Annotated[
+        Literal["log", "clients"],
+        About(
+            group="Cluster",
+            help="Whose time counts: the `log`'s, steered by a majority's clocks, or that of `clients`: FOR TESTS ONLY, calls over "
+            "BullMQ's backend socket say what time it is, forwards and backwards; on one node alone, in a folder begun so.",
+        ),
+    ] = "log"
 
     # -- Data
     data_path: Annotated[
@@ -676,6 +684,7 @@ class NodeConfig(Settings):
             snapshot_stall_ms=self.snapshot_stall_ms,
             clock_alarm_ms=self.clock_alarm_ms,
             doors={"http": self.http_port, "bullmq": self.bullmq_port or 0},
+            lone=self.clock == "clients",
         )
         try:
             config.validate()

@@ -44,10 +44,15 @@ POINTS_MAX = 512
 
 
 class Machine:
-    """The state, and the only way to change it."""
+    """The state, and the only way to change it.
 
-    def __init__(self) -> None:
-        self.state = State()
+    timed_by_clients: calls of clients say what time it is, and entries do not (CLOCK=clients). For one node alone, and always the same
+    for one folder.
+    """
+
+    def __init__(self, *, timed_by_clients: bool = False) -> None:
+        self._timed_by_clients = timed_by_clients
+        self.state = self._following(State())
         self.level_known = levels.KNOWN
         self.index = 0
         # Bugs met so far: operations that raised something other than a refusal.
@@ -99,6 +104,8 @@ class Machine:
         """
         decoded = [self._read(index, payload) for payload in batches]
         state = self.state
+        if state.timed_by_clients:
+            now_ms = state.now_ms
         self.index = index
         collect = self.events_wanted or now_ms < state.events_until
         entry = Entry(index, 0, [] if collect else None, {}, [])
@@ -254,7 +261,7 @@ class Machine:
         """Replace the whole state by an image, however it is cut into pieces. Raises image.ImageDamaged."""
         watched = self.state.watched
         # The old state goes first: two of them may not fit into memory.
-        self.state = State()
+        self.state = self._following(State())
         self._put(*image.read(pieces), watched)
 
     def restoring(self, pieces: Iterable[bytes]) -> Generator[None, None, Callable[[], Iterator[None]]]:
@@ -275,9 +282,14 @@ class Machine:
         self.index, self._digest = index, digest
         self.points = {}
         state.watched = watched
-        self.state = state
+        self.state = self._following(state)
         done = [job for job in map(state.jobs.get, watched) if job is not None and job.finished]
         self._tell(Entry(self.index, state.now_ms, None, dict.fromkeys(state.queues), done))
+
+    def _following(self, state: State) -> State:
+        if self._timed_by_clients:
+            state.follow_clients()
+        return state
 
 
 def _chained(before: bytes, piece: bytes) -> bytes:

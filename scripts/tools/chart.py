@@ -43,6 +43,7 @@ OWN: dict[str, str | None] = {
     "peer_port": "containerPorts.peer",
     "auth_tokens": "auth.existingSecret",
     "auth_tokens_file": "auth.tokensFileSecret",
+    "clock": None,
 }
 # Settings that another one of these stands for.
 INSTEAD = {

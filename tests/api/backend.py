@@ -32,6 +32,8 @@ class Backend:
         self.ws = ws
         self.welcome: dict[str, Any] = {}
         self.number = 0
+        # What its calls say the time is, where clients say so.
+        self.now_ms: int | None = None
         self.acknowledged = 0
         self.waiting: dict[int, asyncio.Future[Any]] = {}
         self.more: dict[int, list[Any]] = {}
@@ -75,7 +77,7 @@ class Backend:
             self.number += 1
             self.waiting[self.number] = future = asyncio.get_running_loop().create_future()
             futures.append(future)
-            sent.append([self.number, name, queue, args])
+            sent.append([self.number, name, queue, args, self.now_ms])
         await self.ws.send_bytes(ENCODE([self.acknowledged, sent]))
         return futures
 

@@ -154,7 +154,7 @@ async def serve() -> AsyncIterator[Serve]:
 
     async def start(**settings: Any) -> Client:
         config = NodeConfig(host="127.0.0.1", http_port=0, **{"bullmq_port": 0, "tcp_port": 0, **settings})
-        machine = Machine()
+        machine = Machine(timed_by_clients=config.clock == "clients")
         engine = LocalEngine(machine)
         node = Node(
             engine,

@@ -356,3 +356,22 @@ async def test_one_gone_for_good_and_one_wiped_are_ended_by_a_recovery_of_the_th
     finally:
         for name in list(cluster.engines):
             await cluster.stop(name)
+
+
+async def test_a_folder_whose_time_was_its_clients_serves_nothing_else(tmp_path: Path) -> None:
+    for word in ("first", "again"):
+        async with running(Nodes(tmp_path, 1, lone=True)) as told:
+            await told.nodes["n1"].submit(PushJobs(word, [JobSpec(id=word, data=b"1")]))
+            with pytest.raises(ChangeRefused, match="one node alone"):
+                await told.engines["n1"].change_members("add", "n2", "127.0.0.1:7790")
+    status, said = await run("recover", str(tmp_path / "n1"), "--yes")
+    assert status == 1 and "CLOCK=clients" in said
+    with pytest.raises(LogDamaged, match="begun with CLOCK=clients"):
+        await Nodes(tmp_path, 1).start()
+
+
+async def test_the_clients_clock_is_not_for_a_folder_that_may_have_had_members(tmp_path: Path) -> None:
+    async with running(Nodes(tmp_path, 1)) as cluster:
+        await some_jobs(cluster.nodes["n1"])
+    with pytest.raises(LogDamaged, match="CLOCK=clients needs a new data directory"):
+        await Nodes(tmp_path, 1, lone=True).start()

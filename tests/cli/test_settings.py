@@ -63,6 +63,12 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         ({"LOG_LEVEL": "loud"}, ["LOG_LEVEL 'loud'", "debug, info"]),
         ({"METRICS_AUTH": "yes"}, ["METRICS_AUTH 'yes'", "false, true"]),
         ({"CORS_ALLOW_ORIGIN": "a\nX-Other: b"}, ["CORS_ALLOW_ORIGIN", "one line"]),
+        ({"CLOCK": "wall"}, ["CLOCK 'wall'", "log, clients"]),
+        ({"CLOCK": "clients", "PEERS": THREE}, ["CLOCK=clients", "one node alone", "PEERS"]),
+        (
+            {"CLOCK": "clients", "PEERS_DNS": "nodes", "CLUSTER_SIZE": "1", "CLUSTER_SECRET": "s"},
+            ["CLOCK=clients", "PEERS_DNS"],
+        ),
         ({"HTTP_PORT": "8080"}, ["HTTP_PORT and BULLMQ_PORT are both 8080"]),
         ({"HTTP_PORT": "7790"}, ["HTTP_PORT and the peer port are both 7790"]),
         ({"BULLMQ_PORT": "7791", "NODE_ID": "n2", "PEERS": THREE}, ["BULLMQ_PORT and the peer port are both 7791"]),

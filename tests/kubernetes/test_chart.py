@@ -121,6 +121,8 @@ def test_what_config_says_is_what_a_node_reads(tmp_path: Path) -> None:
         ("config.log_formt=json", "log_formt"),
         ("config.heartbeat_ms=1", "heartbeat_ms"),
         ("replicas=3", "replicas"),
+        ("replicaCount=1,config.clock=clients", "clock"),
+        ("replicaCount=1,extraEnvVars[0].name=CLOCK,extraEnvVars[0].value=clients", "CLOCK"),
         ("terminationGracePeriodSeconds=20", "must be at least 30"),
         ("config.shutdown_timeout_ms=60000", "must be at least 80"),
         ("config.shutdown_delay_ms=2000", "readinessProbe"),

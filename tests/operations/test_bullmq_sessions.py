@@ -55,6 +55,11 @@ def test_a_call_is_made_once_and_answered_as_it_was_first(world: World) -> None:
     assert len(world.machine.state.queues["q"].jobs) == 1
 
 
+def test_a_call_that_says_the_time_is_not_heeded_where_the_log_has_it(world: World) -> None:
+    world.do(CallOnce("s", 1, 0, encode(PushJobs("q", [job_spec("a", b"1")])), 7))
+    assert world.machine.state.now_ms == world.machine.state.jobs["a"].created_at == START_MS
+
+
 def test_a_refusal_is_an_answer_too(world: World) -> None:
     for _ in range(2):
         with pytest.raises(JobNotFound, match="nope"):

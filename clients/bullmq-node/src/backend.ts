@@ -387,7 +387,7 @@ export class QuorumqBackend extends EventEmitter implements IQueueBackend {
     }
   }
 
-  async retryFinishedJobs(state: 'failed' | 'completed' = 'failed', count = 1000, timestamp: number = Date.now()): Promise<number> {
+  async retryFinishedJobs(state: 'failed' | 'completed' = 'failed', count = 1000, timestamp?: number): Promise<number> {
     return this.write('retryFinishedJobs', [state, count, timestamp]);
   }
 
@@ -619,8 +619,8 @@ export class QuorumqBackend extends EventEmitter implements IQueueBackend {
 
   async waitForJob(blockTimeout: number): Promise<{ member: string; score: number } | null> {
     const ms = Math.max(blockTimeout * 1000, 1);
-    const answer = await this.blocked('wait', [ms], ms);
-    return answer === 0 ? { member: '0', score: 0 } : null;
+    const answer: number | null = await this.blocked('wait', [ms], ms);
+    return answer === null ? null : { member: answer ? '1' : '0', score: answer };
   }
 
   async disconnectBlocking(_wait?: boolean): Promise<void> {

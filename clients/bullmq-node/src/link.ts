@@ -22,13 +22,19 @@ const SWEEP_MS = 250;
 const MESSAGE_BYTES = 1 << 20;
 const MESSAGE_CALLS = 1_024;
 const BUFFERED_BYTES = 8 << 20;
+const EMPTY = Buffer.alloc(0);
 
 type Kind = 'write' | 'read' | 'wait';
+
+/** Number, name, queue, arguments, and what time it is here. */
+type Said = [number, string, string, unknown[], number];
 
 interface Call {
   number: number;
   kind: Kind;
   packed: Buffer;
+  /** What is to be packed once a node has told whether the time goes with it. */
+  unpacked?: Said;
   deadline: number;
   isSent: boolean;
   takes: boolean;
@@ -75,6 +81,8 @@ export class Link extends EventEmitter {
   private isFlushing = false;
   private socket?: WebSocket;
   private welcome?: Welcome;
+  /** Whose time holds, once a node has told. */
+  private clock?: string;
   private againSince = 0;
   private againTimer?: NodeJS.Timeout;
   private sweeper?: NodeJS.Timeout;
@@ -172,8 +180,8 @@ export class Link extends EventEmitter {
     if (this.ended) return { promise: Promise.reject(closed('the connection was closed')) };
     if (this.fatal) return { promise: Promise.reject(closed(this.fatal.message)) };
     const number = kind === 'write' ? (this.number += 1) : (this.other -= 1);
-    const clock = this.welcome?.clock === 'client' ? [Date.now()] : [];
-    const packed = pack([number, name, queue, args, ...clock]);
+    const said: Said = [number, name, queue, args, Date.now()];
+    const packed = this.clock ? this.packed(said) : EMPTY;
     const most = this.welcome?.maxMessage ?? Infinity;
     if (packed.length + 32 > most) {
       return { promise: Promise.reject(new QuorumqError(`The call is larger than a message may be (${most} bytes)`, 2)) };
@@ -181,13 +189,17 @@ export class Link extends EventEmitter {
     let call!: Call;
     const promise = new Promise<any>((resolve, reject) => {
       const deadline = kind === 'wait' ? Infinity : now() + this.settings.commandTimeout;
-      call = { number, kind, packed, deadline, isSent: false, takes: name === 'moveToActive', resolve, reject };
+      call = { number, kind, packed, unpacked: this.clock ? undefined : said, deadline, isSent: false, takes: name === 'moveToActive', resolve, reject };
     });
     (kind === 'write' ? this.writes : this.others).set(number, call);
     this.unsent.push(call);
     this.flushSoon();
     this.sweepLater();
     return { promise, call };
+  }
+
+  private packed(said: Said): Buffer {
+    return pack(this.clock === 'client' ? said : said.slice(0, 4));
   }
 
   private settle(call: Call, how: () => void): void {
@@ -402,6 +414,11 @@ export class Link extends EventEmitter {
 
   private enter(welcome: Welcome): void {
     this.welcome = welcome;
+    this.clock = welcome.clock;
+    for (const call of this.all()) {
+      if (call.unpacked) call.packed = this.packed(call.unpacked);
+      call.unpacked = undefined;
+    }
     this.againSince = 0;
     for (const node of welcome.nodes) {
       const found = base(node);

@@ -39,6 +39,24 @@ test('calls of one turn travel in one message, in their order', async () => {
   assert.deepEqual(one.acknowledged, [0, 100]);
 });
 
+test('calls say what time it is where a node wants to know, those before its hello too, and nowhere else', async () => {
+  for (const [clock, nows] of [['server', [undefined, undefined]], ['client', [5, 7]]]) {
+    const one = await node(() => [0, 1], { welcome: { clock } });
+    const made = backend([one]);
+    const { Date: real } = globalThis;
+    try {
+      globalThis.Date = { now: () => 5 };
+      const early = made.deleteDeduplicationKey('a');
+      await made.waitUntilReady();
+      globalThis.Date = { now: () => 7 };
+      await Promise.all([early, made.deleteDeduplicationKey('b')]);
+    } finally {
+      globalThis.Date = real;
+    }
+    assert.deepEqual(one.calls.map(call => call.now), nows);
+  }
+});
+
 test('two backends with the same nodes share one connection, until both are closed', async () => {
   const one = await node();
   const [first, second] = [backend([one]), backend([one])];

@@ -5,7 +5,7 @@ import { WebSocketServer } from 'ws';
 const { pack, unpack } = createRequire(import.meta.url)('../dist/cjs/wire.js');
 
 export class FakeNode {
-  /** answer(call, node) gives [code, result], or undefined for no answer; call: { number, name, queue, args }. */
+  /** answer(call, node) gives [code, result], or undefined for no answer; call: { number, name, queue, args, now? }. */
   constructor(answer = () => [0, null], { token, welcome = {} } = {}) {
     this.reply = answer;
     this.messages = [];
@@ -50,7 +50,7 @@ export class FakeNode {
         );
       }
       const [acknowledged, calls] = message;
-      const made = calls.map(([number, name, queue, args]) => ({ number, name, queue, args }));
+      const made = calls.map(([number, name, queue, args, now]) => ({ number, name, queue, args, now }));
       this.acknowledged.push(acknowledged);
       this.messages.push(made);
       const answers = made.map(call => [call.number, this.reply(call, this)]).filter(([, answer]) => answer);

@@ -28,7 +28,13 @@ RELEASED_MAX = 10_000
 
 def advance(state: State, now_ms: int, limit: int = ADVANCE_MAX) -> int:
     """Move the clock, and the jobs whose timer is due, oldest first; at most `limit`. Returns how many."""
-    state.now_ms = now_ms = max(now_ms, state.now_ms)
+    state.now_ms = max(now_ms, state.now_ms)
+    return settle(state, limit)
+
+
+def settle(state: State, limit: int = ADVANCE_MAX) -> int:
+    """Do what is due by the time that it is; as `advance`."""
+    now_ms = state.now_ms
     moved = 0
     while moved < limit:
         job = state.timers.pop_due(now_ms)
@@ -56,6 +62,12 @@ def advance(state: State, now_ms: int, limit: int = ADVANCE_MAX) -> int:
             state.mark += 101
             state.emit(WorkerRemovedStale(worker.id, worker.name, worker.queues))
     return moved
+
+
+def set_by_client(state: State, now_ms: int) -> None:
+    """Make it the time that a client says, earlier or later than it was, and do what is due by it."""
+    state.now_ms = now_ms
+    settle(state)
 
 
 def spare(state: State, job: Job) -> None:

@@ -58,6 +58,8 @@ class State:
 
     def __init__(self) -> None:
         self.now_ms = 0
+        # Not replicated: whether calls of clients say what time it is (CLOCK=clients), and entries do not.
+        self.timed_by_clients = False
         # The feature level in force (node/machine/levels.py).
         self.level = KNOWN
         # No run is taken from its worker before.
@@ -217,6 +219,10 @@ class State:
             self.events.append(event)
 
     # -- Time
+
+    def follow_clients(self) -> None:
+        """Take the time from calls of clients, forwards and backwards: what only the passing of time would end does not end."""
+        self.timed_by_clients = self.bullmq.sessions.lasting = self.bullmq.presence.lasting = True
 
     def resume(self, now_ms: int) -> None:
         """Take no run from its worker for a moment: nobody could hear signs of life or results just before `now_ms`."""

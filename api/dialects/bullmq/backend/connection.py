@@ -97,6 +97,8 @@ class BackendConnection:
         self._queues: dict[str, str] = {}
         self._hello_timer: asyncio.TimerHandle | None = None
         self.prefix = server.config.queue_prefix
+        # Whether its calls say what time it is: in tests only.
+        self.says_time = server.config.clock == "clients"
 
     @property
     def address(self) -> str:
@@ -223,7 +225,7 @@ class BackendConnection:
                     f"quorumq {VERSION}",
                     self.node.id,
                     self._members(),
-                    "server",
+                    "client" if self.says_time else "server",
                     self.server.bodies.body_bytes_max,
                     protocol.Window(CALLS_MAX, CALLS_BYTES_MAX),
                     self.node.machine.level,
@@ -279,7 +281,7 @@ class BackendConnection:
         if not grant.unlimited and not any(grant.may(right) for right in row.rights):
             raise Forbidden(f"Forbidden: the token does not have the right {row.right}")
         queue = "" if row.name in QUEUELESS else self.queue(sent.queue, grant)
-        asked = Asked(self, sent.number, sent.queue, queue, grant, sent.now)
+        asked = Asked(self, sent.number, sent.queue, queue, grant, sent.now if self.says_time else None)
         try:
             args = DECODERS[row.name](sent.args)
         except msgspec.MsgspecError as error:
@@ -330,7 +332,8 @@ class BackendConnection:
     def _begin_write(self, row: Write, asked: Asked, operation: Any, size: int) -> None:
         view = row.viewing(self.prefix)
         number = asked.number
-        keyed = Keyed(self.session, number, min(self.acknowledged, number - 1)) if number > 0 else None
+        answered = min(self.acknowledged, number - 1)
+        keyed = Keyed(self.session, number, answered, asked.said_ms) if number > 0 else None
         future = self.node.begin(operation, lambda reply: packed(view(reply)), keyed)
         self._count(size)
         self.writes[asked.number] = future

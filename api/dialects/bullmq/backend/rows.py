@@ -70,24 +70,34 @@ class Caller(Protocol):
 
 
 class Asked:
-    """One call on its way. number: its own.  qualified: `prefix:name`.  queue: what that is called in the state."""
+    """One call on its way. number: its own.  qualified: `prefix:name`.  queue: what that is called in the state.
 
-    __slots__ = ("connection", "grant", "now_ms", "number", "qualified", "queue")
+    said_ms: the client's time, where CLOCK=clients.
+    """
+
+    __slots__ = ("connection", "grant", "number", "qualified", "queue", "said_ms")
 
     def __init__(
-        self, connection: Caller, number: int, qualified: str, queue: str, grant: Grant, now_ms: int | None
+        self, connection: Caller, number: int, qualified: str, queue: str, grant: Grant, said_ms: int | None
     ) -> None:
         self.connection = connection
         self.number = number
         self.qualified = qualified
         self.queue = queue
         self.grant = grant
-        # The client's time, where CLOCK=clients.
-        self.now_ms = now_ms
+        self.said_ms = said_ms
 
     @property
     def server(self) -> Host:
         return self.connection.server
+
+    @property
+    def now_ms(self) -> int:
+        """What time it is, for what goes by it."""
+        if self.said_ms is not None:
+            return self.said_ms
+        node = self.server.node
+        return max(node.now_ms(), node.machine.state.now_ms)
 
     def other_queue(self, qualified: str) -> str:
         """Return what another queue is called in the state. Raises Invalid; Forbidden when the token is not for it."""

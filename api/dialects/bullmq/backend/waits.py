@@ -17,6 +17,8 @@ from .rows import Args, Asked, Row, own
 WAIT_MS_MAX = 3_600_000
 # How long a worker that was woken may take to ask for a job before another one is.
 HOLD_S = 0.05
+# Where clients say what time it is, how often it is looked whether a job was delayed until before the end.
+LOOK_S = 0.02
 
 
 class Wait(Args):
@@ -26,20 +28,36 @@ class Wait(Args):
 
 
 async def wait(asked: Asked, args: Wait) -> int | None:
-    """Return 0 as soon as there is something to take, as far as this node knows; None when the time is over."""
+    """Return 0 as soon as there is something to take, as far as this node knows; None when the time is over.
+
+    Where clients say what time it is, no job becomes due by itself: then the time of the first one is returned that will be due before.
+    """
     node = asked.server.node
     if node.draining:
         return None
     waiter = node.waiters.join(PullJobs(asked.queue))
-    is_woken = False
+    is_woken, due_ms = False, None
     try:
-        is_woken = await waiter.sleep(min(args.ms, WAIT_MS_MAX) / 1000)
+        left_s = min(args.ms, WAIT_MS_MAX) / 1000
+        if asked.said_ms is None:
+            is_woken = await waiter.sleep(left_s)
+        while asked.said_ms is not None and not is_woken and due_ms is None and left_s > 0 and not node.draining:
+            is_woken = await waiter.sleep(min(left_s, LOOK_S))
+            due_ms = first_due_ms(asked, asked.said_ms + int(args.ms))
+            left_s -= LOOK_S
     finally:
         if is_woken and not node.draining:
             asked.connection.holds.add(waiter)
         else:
             node.waiters.leave(waiter)
-    return 0 if is_woken else None
+    return 0 if is_woken else due_ms
+
+
+def first_due_ms(asked: Asked, before_ms: int) -> int | None:
+    """Return when the first delayed job of a queue is due, if that is before a time."""
+    queue = asked.server.node.machine.state.queues.get(asked.queue)
+    first = None if queue is None else queue.delayed.first()
+    return None if first is None or first.run_at >= before_ms else first.run_at
 
 
 class Holds:

@@ -162,6 +162,11 @@ imagePullSecrets:
 {{- if and .Values.readinessProbe.enabled (ge (int64 $noticed) $delay) -}}
 {{- fail "readinessProbe: periodSeconds times failureThreshold must be less than config.shutdown_delay_ms (5000), or a node that stops gets requests to its end" -}}
 {{- end -}}
+{{- range .Values.extraEnvVars -}}
+{{- if eq (.name | toString | upper) "CLOCK" -}}
+{{- fail "extraEnvVars: CLOCK is for tests of one node alone, and not for a release" -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.peerTls.enabled (not .Values.peerTls.existingSecret) (not .Values.peerTls.certManager.enabled) -}}
 {{- fail "peerTls.enabled needs peerTls.existingSecret or peerTls.certManager.enabled" -}}
 {{- end -}}

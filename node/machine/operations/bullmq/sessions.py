@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quorumq.node.machine.lifecycle import clock
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query, read_operation
 from quorumq.node.machine.operations.requests import reply_decoder, stored
 from quorumq.node.machine.refusals import (
@@ -22,13 +23,14 @@ class CallOnce(Operation, frozen=True, tag="bullmq.once"):
     """Apply an operation as a call of a session; sent again it gets the first reply or refusal.
 
     number: the call's, 1 or more, rising.  acknowledged: up to which call the client has its answers, so that they need not be kept.
-    operation: the record's bytes.
+    operation: the record's bytes.  now_ms: what time it is, as the client says; only where CLOCK=clients.
     """
 
     session: str
     number: int
     acknowledged: int
     operation: bytes
+    now_ms: int | None = None
 
     def inner(self) -> Operation:
         """Return the operation. Raises NotUnderstood."""
@@ -40,6 +42,9 @@ class CallOnce(Operation, frozen=True, tag="bullmq.once"):
         known = session.find(self.number)
         if known is not None:
             return answer_again(self.number, known)
+        if self.now_ms is not None and state.timed_by_clients:
+            clock.set_by_client(state, self.now_ms)
+            entry.now_ms = state.now_ms
         inner = self.inner()
         name = str(inner.__struct_config__.tag)
         try:

@@ -35,12 +35,16 @@ class Clients:
 
 
 class Presence:
-    """All clients by node."""
+    """All clients by node.
 
-    __slots__ = ("_node_of", "by_node")
+    lasting: not replicated: leases do not end, for a node whose clock is set by its clients.
+    """
+
+    __slots__ = ("_node_of", "by_node", "lasting")
 
     def __init__(self) -> None:
         self.by_node: dict[str, Clients] = {}
+        self.lasting = False
         # On which node a client is.
         self._node_of: dict[str, str] = {}
 
@@ -49,7 +53,7 @@ class Presence:
 
     def renew(self, node: str, now_ms: int) -> Clients:
         """Begin a node's lease anew, and forget the nodes whose lease is over."""
-        for name in [name for name, clients in self.by_node.items() if clients.until_ms <= now_ms and name != node]:
+        for name in [name for name, clients in self.by_node.items() if self._over(clients, now_ms) and name != node]:
             self.forget(name)
         clients = self.by_node.get(node)
         if clients is None:
@@ -79,10 +83,13 @@ class Presence:
     def of_queue(self, queue: str, now_ms: int) -> Iterator[Client]:
         """Iterate over the clients of a queue."""
         for clients in self.by_node.values():
-            if clients.until_ms > now_ms:
+            if not self._over(clients, now_ms):
                 for client in clients.by_id.values():
                     if client.queue == queue:
                         yield client
+
+    def _over(self, clients: Clients, now_ms: int) -> bool:
+        return clients.until_ms <= now_ms and not self.lasting
 
     def restore(self, node: str, until_ms: int, clients: Iterable[Client]) -> None:
         """Add clients from an image, in its order."""
