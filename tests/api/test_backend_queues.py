@@ -235,3 +235,14 @@ async def test_children_of_a_job(serve: Serve) -> None:
     for call in (("getDependencies", {"odd": [0, 1]}), ("paginate", "odd")):
         with pytest.raises(Failed, match="Unknown kind"):
             await backend.call(call[0], "bull:q", "top", call[1])
+
+
+async def test_a_limit_is_over_though_no_entry_has_come_since(serve: Serve) -> None:
+    client = await serve()
+    backend = await connect(client)
+    await backend.call("setRateLimit", "bull:q", 60_000)
+    assert 0 < await backend.call("getRateLimitTtl", "bull:q") <= 60_000
+    clock = client.engine.clock
+    client.engine.clock = lambda: clock() + 60_000
+    assert await backend.call("getRateLimitTtl", "bull:q") == -2
+    await backend.close()

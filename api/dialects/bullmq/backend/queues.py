@@ -85,7 +85,7 @@ def promote(asked: Asked, args: Count) -> PromoteAllNamed:
 
 
 def get_ttl(asked: Asked, args: Most) -> LimitTtl:
-    return LimitTtl(asked.queue, args.most)
+    return LimitTtl(asked.queue, asked.now_ms, args.most)
 
 
 def limit_for(asked: Asked, args: Duration) -> LimitFor:

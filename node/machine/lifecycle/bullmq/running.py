@@ -107,7 +107,7 @@ def take(state: State, name: str, wish: Wish) -> Taken:
         return NOTHING
     now_ms, settings = state.now_ms, queue.settings
     most = wish.limit_max if settings.window is None else settings.window.max
-    ttl = 0 if most is None else limit_ttl(state, name, most)
+    ttl = 0 if most is None else limit_ttl(state, name, most, now_ms)
     if ttl:
         return Taken(None, ttl)
     jobs = runs.take(state, queue, 1, None, wish.lock_ms, "", None if wish.token == NO_LOCK else wish.token)
@@ -141,12 +141,12 @@ def _nothing(queue: Queue, now_ms: int) -> Taken:
     return NOTHING if settings.paused or is_maxed or first is None else Taken(None, 0, first.run_at)
 
 
-def limit_ttl(state: State, name: str, most: int) -> int:
+def limit_ttl(state: State, name: str, most: int, now_ms: int) -> int:
     """Return for how long a limit of `most` starts in a window holds a queue; 0 for not at all."""
     facts = state.bullmq.facts.find(name)
     if facts is None or facts.limit_count < most:
         return 0
-    return max(facts.limit_until - state.now_ms, 0)
+    return max(facts.limit_until - now_ms, 0)
 
 
 # -- Ends of runs
@@ -252,7 +252,7 @@ def give_back(state: State, name: str, own: str, token: str) -> int:
                 raise
     if job.state == ACTIVE:
         runs.put_first(state, job)
-    return window_left(state, name)
+    return window_left(state, name, state.now_ms)
 
 
 def await_children(state: State, name: str, own: str, token: str, child: Job | None, *, one: bool) -> bool:
@@ -320,10 +320,10 @@ def _has_scheduler(state: State, job: Job) -> bool:
 # -- Limits
 
 
-def window_left(state: State, name: str) -> int:
+def window_left(state: State, name: str, now_ms: int) -> int:
     """Return how long the window of a queue's limit lasts yet; 0 when there is none."""
     facts = state.bullmq.facts.find(name)
-    return 0 if facts is None else max(facts.limit_until - state.now_ms, 0)
+    return 0 if facts is None else max(facts.limit_until - now_ms, 0)
 
 
 def limit_for(state: State, name: str, duration_ms: int) -> None:
@@ -334,7 +334,7 @@ def limit_for(state: State, name: str, duration_ms: int) -> None:
 
 def unlimit(state: State, name: str) -> bool:
     """Let the limit's window begin anew; say whether one was under way."""
-    left = window_left(state, name) > 0
+    left = window_left(state, name, state.now_ms) > 0
     facts = state.bullmq.facts.find(name)
     if facts is not None:
         facts.limit_count = facts.limit_until = 0

@@ -41,17 +41,18 @@ class LimitTtl(Query, frozen=True):
     """For how long the limit of a queue holds it, in ms; 0 for not at all.
 
     most: for a worker that allows so many starts; None for what is set for the queue, and where nothing is the time that is left of the
-    window, -2 when there is none.
+    window, -2 when there is none.  now_ms: what time it is; no entry need have come since the limit was over.
     """
 
     queue: QueueName
+    now_ms: int
     most: int | None = None
 
     def answer(self, state: State) -> int:
         queue = state.queues.get(self.queue)
-        most = self.most
+        most, now_ms = self.most, self.now_ms
         if most is None and queue is not None and queue.settings.window is not None:
             most = queue.settings.window.max
         if most is None:
-            return running.window_left(state, self.queue) or -2
-        return running.limit_ttl(state, self.queue, most)
+            return running.window_left(state, self.queue, now_ms) or -2
+        return running.limit_ttl(state, self.queue, most, now_ms)
