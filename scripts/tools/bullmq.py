@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,8 @@ FILES = {
     "lock_manager": 19, "obliterate": 2, "pause": 13, "queue": 30, "rate_limiter": 26, "sandboxed_process": 99, "stalled_jobs": 14,
     "telemetry_interface": 29, "worker": 123,
 }  # fmt: skip
+# Which tests are not expected to pass, by file, and why.
+EXEMPT = HERE / "docs" / "bullmq-tests.md"
 DOWN_S = 3.0
 
 
@@ -161,9 +164,25 @@ async def suite(arguments: argparse.Namespace) -> int:
                         folder=out, environment=environment | {"SUITE": name, "REPORT": str(report)},
                         timeout_s=arguments.limit, out=log,
                     )  # fmt: skip
-            failed += show(name, report, time.monotonic() - began, len(killed))
+            spared = exempt(client_clock=arguments.client_clock, killing=bool(arguments.kill_every))
+            failed += show(name, report, time.monotonic() - began, len(killed), spared)
         print(f"reports and logs: {out}")
         return 1 if failed else 0
+
+
+def exempt(*, client_clock: bool, killing: bool) -> list[tuple[str, str]]:
+    """Return file and part of the name of each test that need not pass, from the tables of the documentation."""
+    found = []
+    text = EXEMPT.read_text("utf-8")
+    for section in text.split("\n## ")[1:]:
+        heading = section.partition("\n")[0]
+        if (heading.endswith("a clock of their own") and client_clock) or (
+            heading.endswith("measure time") and not killing
+        ):
+            continue
+        for file, test, _ in re.findall(r"^\| `(\S+)` \| (.+?) \| (.+?) \|$", section, re.MULTILINE):
+            found.append((file, test))
+    return found
 
 
 @contextlib.asynccontextmanager
@@ -171,8 +190,8 @@ async def nothing() -> AsyncIterator[list[str]]:
     yield []
 
 
-def show(name: str, report: Path, took_s: float, kills: int) -> int:
-    """Print what became of one file; return how many of its tests failed."""
+def show(name: str, report: Path, took_s: float, kills: int, spared: list[tuple[str, str]]) -> int:
+    """Print what became of one file; return how many of its tests failed. spared: those that may, by file and part of their name."""
     if not report.exists():
         print(f"{name:28} did not end in its time, or did not begin ({took_s:.0f} s)", flush=True)
         return 1
@@ -185,12 +204,15 @@ def show(name: str, report: Path, took_s: float, kills: int) -> int:
         f"{name:28} {counts['passed']} passed{known}, {counts['failed']} failed, {rest} skipped, {took_s:.0f} s{killed}",
         flush=True,
     )
+    failed = 0
     for one in tests:
         if one["status"] == "failed":
+            is_spared = any(name == file and part in one["fullName"] for file, part in spared)
+            failed += not is_spared
             # One that ran out of time may say nothing.
             why = ((one["failureMessages"] or [""])[0] or "no word of why").partition("\n")[0]
-            print(f"    {one['fullName']}: {why[:160]}", flush=True)
-    return counts["failed"]
+            print(f"    {'(may fail) ' if is_spared else ''}{one['fullName']}: {why[:160]}", flush=True)
+    return failed
 
 
 async def kills(arguments: argparse.Namespace) -> int:
