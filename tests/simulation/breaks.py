@@ -25,8 +25,10 @@ from quorumq.cluster.routes import Routes
 from quorumq.cluster.snapshotting import Snapshotting
 from quorumq.cluster.vitals import Vitals
 from quorumq.node.machine import contents
+from quorumq.node.machine.lifecycle.bullmq import running
 from quorumq.node.machine.state.bullmq.sessions import Session, Sessions
 from quorumq.node.machine.state.digests import START
+from quorumq.node.machine.state.job import ACTIVE
 
 
 def conflict_only_truncation() -> Any:
@@ -124,6 +126,32 @@ def call_floor() -> Any:
         return self.answers.get(number)
 
     return mock.patch.object(Session, "find", find)
+
+
+def strict_locks() -> Any:
+    """A lock of a worker over the backend protocol that ran out ends a run all the same, as long as nobody else took the job."""
+
+    def holds(state: Any, job: Any, token: str) -> bool:
+        return bool(job.state == ACTIVE and job.token == token)
+
+    return mock.patch.object(running, "holds", holds)
+
+
+def kept_locks() -> Any:
+    """A check of stalls puts back what is locked, too."""
+    return mock.patch.object(running, "is_locked", lambda state, job: False)
+
+
+def two_checks() -> Any:
+    """The first check of stalls puts a job back."""
+    original = running.check_stalled
+
+    def check(state: Any, name: str, most: int, interval_ms: int) -> Any:
+        facts = state.bullmq.facts.of(name)
+        facts.marked_fence, facts.marked_at = state.fence, state.now_ms
+        return original(state, name, most, interval_ms)
+
+    return mock.patch.object(running, "check_stalled", check)
 
 
 def exactly_once() -> Any:
@@ -409,6 +437,9 @@ BREAKS: dict[str, Callable[[], Any]] = {
     "vote-durability": vote_durability,
     "log-checksum": log_checksum,
     "snapshot-log-reconcile": snapshot_log_reconcile,
+    "strict-locks": strict_locks,
+    "kept-locks": kept_locks,
+    "two-checks": two_checks,
     "exactly-once": exactly_once,
     "read-quorum": read_quorum,
     "wiped-vote": wiped_vote,

@@ -20,7 +20,10 @@ PROFILE_OF = {
     "call-once": "sessions",
     "damage-is-torn": "hell",
     "held-note": "hell",
+    "kept-locks": "sessions",
     "majority-clock": "rough",
+    "strict-locks": "sessions",
+    "two-checks": "sessions",
 }
 """Where a protection's absence shows that does not, or only late, in the mix."""
 

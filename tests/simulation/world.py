@@ -37,6 +37,7 @@ from tests.simulation.network import Network, SimLinks
 from tests.simulation.profiles import Profile
 from tests.simulation.sessions import Sessions
 from tests.simulation.strikes import STRIKES
+from tests.simulation.workers import WORK, Workers
 
 QUICK = Options(max_attempts=50, backoff=10)
 CRON_QUEUE, CRON_MS = "cron", 900
@@ -196,6 +197,7 @@ class World:
         self.inside = Inside(self.checks)
         self.families = Families(self.checks)
         self.sessions = Sessions(self.checks)
+        self.workers = Workers(self.checks)
         self.network.watched = self.inside.sent
         self.faults = 0
         self.founders = [f"n{i + 1}" for i in range(nodes)]
@@ -604,6 +606,7 @@ class World:
         for number in range(self.profile.sessions):
             self._clients.append(self.loop.create_task(self.sessions.client(self, number)))
             self._clients.append(self.loop.create_task(self.sessions.reader(self, number)))
+            self._clients.append(self.loop.create_task(self.workers.work(self, number)))
         until = self.loop.now + self.profile.seconds
         while self.loop.now < until:
             await asyncio.sleep(self.rng.expovariate(self.profile.faults_a_second))
@@ -1152,10 +1155,11 @@ class World:
             self.checks.added_at_the_end([(job.id, job.data.decode()[1:-1]) for job in chained])
             for job in chained:
                 self.checks.pushed(job.id, known=False)
-            self.checks.at_the_end({job.id: job.shown_state for job in jobs if job.queue != CRON_QUEUE})
+            self.checks.at_the_end({job.id: job.shown_state for job in jobs if job.queue not in (CRON_QUEUE, WORK)})
             self.checks.on_time({job.id for job in jobs if job.state == DELAYED}, self.loop.now)
             self.families.at_the_end(machine.state)
             self.sessions.at_the_end(machine.state)
+            self.workers.at_the_end(machine.state)
         full = {machine.full_digest() for machine in machines if isinstance(machine, Machine)}
         if len(full) != 1:
             raise Violation("replicas are identical", "images differ")
