@@ -149,19 +149,19 @@ def raw_of(value: Any) -> Raw:
     return value if isinstance(value, Raw) else Raw(ENCODE(value))
 
 
-def shown(cron: Cron) -> dict[str, Any]:
-    return {
-        "name": cron.name,
-        "jobName": cron.job.opts.name,
-        "queue": cron.queue,
-        "schedule": cron.schedule,
-        "repeatEvery": cron.every_ms,
-        "nextRun": cron.next_due or None,
-        "executions": cron.executions,
-        "maxLimit": cron.max_limit,
-        "timezone": cron.timezone or "UTC",
-        "priority": cron.job.opts.priority,
-    }
+def shown(cron: Cron) -> CronShown:
+    return CronShown(
+        cron.name,
+        cron.job.opts.name,
+        cron.queue,
+        cron.schedule,
+        cron.every_ms,
+        cron.next_due or None,
+        cron.executions,
+        cron.max_limit,
+        cron.timezone or "UTC",
+        cron.job.opts.priority,
+    )
 
 
 def added(reply: CronSet) -> bytes:

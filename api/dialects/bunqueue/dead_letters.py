@@ -204,15 +204,9 @@ def dlq_entry(job: Job, text: bytes, max_age_ms: int | None) -> bytes:
     )
 
 
-def run_shown(run: Run) -> dict[str, Any]:
-    return {
-        "attempt": run.attempt,
-        "startedAt": run.started_at,
-        "failedAt": run.failed_at,
-        "reason": run.reason,
-        "error": run.error,
-        "duration": 0 if run.started_at is None else run.failed_at - run.started_at,
-    }
+def run_shown(run: Run) -> RunShown:
+    lasted = 0 if run.started_at is None else run.failed_at - run.started_at
+    return RunShown(run.attempt, run.started_at, run.failed_at, run.reason, run.error, lasted)
 
 
 def sums(queue: str, reply: DlqPage) -> bytes:
@@ -224,17 +218,17 @@ def sums(queue: str, reply: DlqPage) -> bytes:
         reason = reason_of(job)
         by_reason[reason] = by_reason.get(reason, 0) + 1
         retrying += failures is not None and failures.next_retry_at is not None
-    shown = {
-        "total": reply.total,
-        "byReason": by_reason,
-        "byQueue": {queue: reply.total},
-        "pendingRetry": retrying,
+    shown = DlqSums(
+        total=reply.total,
+        by_reason=by_reason,
+        by_queue={queue: reply.total},
+        pending_retry=retrying,
         # What is too old is removed on time, so none waits for it.
-        "expired": 0,
-        "oldestEntry": reply.jobs[0].finished_at if reply.jobs else None,
-        "newestEntry": reply.jobs[-1].finished_at if reply.jobs else None,
-    }
-    return b'{"ok":true,"stats":%b}' % replies.ENCODE(shown)
+        expired=0,
+        oldest_entry=reply.jobs[0].finished_at if reply.jobs else None,
+        newest_entry=reply.jobs[-1].finished_at if reply.jobs else None,
+    )
+    return replies.ENCODE(DlqStats(True, shown))
 
 
 COUNT_ASKED = Parameter("count", "Jobs, at most.", {**queues.COUNT, "default": LISTED})

@@ -123,7 +123,7 @@ async def get_group(call: Call) -> Reply:
     jobs = int(query_number("maxJobs", call.query["maxJobs"], 1, COUNT_MAX)) if "maxJobs" in call.query else None
 
     def view(found: GroupShown) -> bytes:
-        return ENCODE({"ok": True, **shown(found, call.node.now_ms(), jobs)})
+        return ENCODE(Group(True, *shown(found, call.node.now_ms(), jobs)))
 
     return Reply(200, await call.node.ask(query, view, stale=call.stale))
 
@@ -135,23 +135,20 @@ async def list_groups(call: Call) -> Reply:
 
     def view(found: GroupPage) -> bytes:
         now_ms = call.node.now_ms()
-        listed = [{"groupId": group_id, **shown(one, now_ms)} for group_id, one in found.groups]
-        return ENCODE({"ok": True, "groups": listed, "total": found.total})
+        listed = [GroupFigures(group_id, *shown(one, now_ms)) for group_id, one in found.groups]
+        return ENCODE(Groups(True, listed, found.total))
 
     return Reply(200, await call.node.ask(query, view, stale=call.stale))
 
 
-def shown(found: GroupShown, now_ms: int, jobs: int | None = None) -> dict[str, object]:
+def shown(
+    found: GroupShown, now_ms: int, jobs: int | None = None
+) -> tuple[int, int, int, bool, overview.RateShown | None, int]:
+    """Return what is shown of a group besides its name, in the order of its types."""
     settings, free_at_ms = found.settings, found.free_at_ms(jobs)
     rate = settings.rate
-    return {
-        "waiting": found.waiting,
-        "active": found.active,
-        "concurrency": settings.concurrency,
-        "paused": settings.paused,
-        "rateLimit": None if rate is None else {"max": rate.max, "duration": rate.duration_ms},
-        "rateLimitTtl": ttl(free_at_ms, now_ms),
-    }
+    limit = None if rate is None else overview.RateShown(rate.max, rate.duration_ms)
+    return found.waiting, found.active, settings.concurrency, settings.paused, limit, ttl(free_at_ms, now_ms)
 
 
 def ttl(free_at_ms: int | None, now_ms: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -31,6 +31,7 @@ from quorumq.node.machine.operations.overview import (
 from quorumq.node.machine.operations.queue_reads import Counts, ListJobs, PriorityCounts, Totals
 from quorumq.node.machine.operations.schedules import ListCrons
 from quorumq.node.machine.operations.workers import ListWorkers, WorkerList
+from quorumq.node.machine.state.queue import Limit
 
 from . import crons, figures, job_object, queues, replies, workers
 from .streams import Streams
@@ -67,7 +68,7 @@ class QueueSummary(Struct, forbid_unknown_fields=True):
 
 
 BlockedBy = Annotated[
-    list[Literal["rateLimit", "concurrency", "globalRateLimit", "groups"]],
+    tuple[Limit, ...],
     Meta(description="Limits of 0, which let no job start; `groups`: those of some groups, for their jobs."),
 ]
 LimitedGroups = Annotated[int, Meta(description="Groups with limits of their own, or that are paused or held.")]
@@ -266,18 +267,18 @@ def summed(found: Page) -> bytes:
     """Render all queues in numbers, as the plain list that the documented server gives."""
     return ENCODE(
         [
-            {
-                "name": one.name,
-                "paused": one.counts.paused,
-                "counts": {
-                    "waiting": one.counts.waiting,
-                    "prioritized": 0,
-                    "active": one.counts.active,
-                    "completed": one.counts.completed,
-                    "failed": one.counts.failed,
-                    "delayed": one.counts.delayed,
-                },
-            }
+            QueueSummary(
+                one.name,
+                one.counts.paused,
+                SummaryCounts(
+                    waiting=one.counts.waiting,
+                    prioritized=0,
+                    active=one.counts.active,
+                    completed=one.counts.completed,
+                    failed=one.counts.failed,
+                    delayed=one.counts.delayed,
+                ),
+            )
             for one in found.queues
         ]
     )
@@ -290,20 +291,19 @@ async def dashboard_queues(call: Call) -> Reply:
 
     def view(found: Page) -> bytes:
         shown = [
-            {
-                "name": one.name,
-                "waiting": one.counts.waiting,
-                "prioritized": 0,
-                "delayed": one.counts.delayed,
-                "active": one.counts.active,
-                "dlq": one.counts.failed,
-                "paused": one.counts.paused,
-                "blockedBy": one.blocked_by,
-            }
+            DashboardQueueShown(
+                name=one.name,
+                waiting=one.counts.waiting,
+                prioritized=0,
+                delayed=one.counts.delayed,
+                active=one.counts.active,
+                dlq=one.counts.failed,
+                paused=one.counts.paused,
+                blocked_by=one.blocked_by,
+            )
             for one in found.queues
         ]
-        more = {"total": found.total, "limit": limit, "offset": offset, "timestamp": now_ms()}
-        return ENCODE({"ok": True, "queues": shown, **more})
+        return ENCODE(DashboardQueues(True, shown, found.total, limit, offset, now_ms()))
 
     return Reply(200, await call.node.ask(ListBriefs(limit, offset), view, stale=call.stale))
 
@@ -355,8 +355,8 @@ def counted(counts: Counts) -> dict[str, int]:
 def series(found: Series, start: int, end: int | None) -> bytes:
     """Render ends minute by minute, as BullMQ does: the last minute first, `count` says how many minutes there are."""
     counts = found.counts
-    meta = {"count": found.total, "prevTS": found.last_at, "prevCount": found.last_count}
-    return ENCODE({"ok": True, "meta": meta, "data": counts[start:end], "count": len(counts)})
+    meta = SeriesMeta(found.total, found.last_at, found.last_count)
+    return ENCODE(QueueMetrics(True, meta, counts[start:end], len(counts)))
 
 
 async def queue_metrics(call: Call) -> Reply:
@@ -417,15 +417,15 @@ def limits(found: Limits) -> bytes:
     """Render the limits of a queue; the time left of a rate limit as Redis does: -1 without an end, -2 without a limit."""
     rate = found.settings.rate
     ttl = -2 if rate is None else -1 if found.rate_ends_in_ms is None else max(found.rate_ends_in_ms, 0)
-    shown = {
-        "rateLimit": None if rate is None else {"max": rate.limit, "duration": rate.duration_ms},
-        "rateLimitTtl": ttl,
-        "concurrencyLimit": found.settings.concurrency,
-        "maxed": found.maxed,
-        "blockedBy": found.blocked_by,
-        "limitedGroups": found.limited_groups,
-    }
-    return b'{"ok":true,"limits":%b}' % ENCODE(shown)
+    shown = LimitsShown(
+        rate_limit=None if rate is None else RateShown(rate.limit, rate.duration_ms),
+        rate_limit_ttl=ttl,
+        concurrency_limit=found.settings.concurrency,
+        maxed=found.maxed,
+        blocked_by=found.blocked_by,
+        limited_groups=found.limited_groups,
+    )
+    return ENCODE(LimitsOf(True, shown))
 
 
 def get_limits(call: Call) -> GetLimits:

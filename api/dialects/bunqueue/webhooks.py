@@ -35,7 +35,7 @@ class WebhookShown(Struct, forbid_unknown_fields=True, rename="camel"):
 
     id: str
     url: str
-    events: list[str]
+    events: tuple[str, ...]
     queue: str | None
     created_at: replies.Millis
     last_triggered: replies.Millis | None
@@ -63,7 +63,7 @@ class Webhooks(replies.Body):
 class WebhookAddedData(Struct, forbid_unknown_fields=True, rename="camel"):
     webhook_id: str
     url: str
-    events: list[str]
+    events: tuple[str, ...]
     queue: str | None
     created_at: replies.Millis
 
@@ -127,41 +127,35 @@ def enable(call: Call) -> EnableWebhook:
 
 def added(reply: WebhookSet) -> bytes:
     webhook = reply.webhook
-    data = {
-        "webhookId": webhook.id,
-        "url": webhook.url,
-        "events": webhook.events,
-        "queue": webhook.queue,
-        "createdAt": webhook.created_at,
-    }
-    return b'{"ok":true,"data":%b}' % ENCODE(data)
+    data = WebhookAddedData(webhook.id, webhook.url, webhook.events, webhook.queue, webhook.created_at)
+    return ENCODE(WebhookAdded(True, data))
 
 
 def removed(reply: None) -> bytes:
     return b'{"ok":true,"data":{"removed":true}}'
 
 
-def shown(one: WebhookAnswer) -> dict[str, Any]:
+def shown(one: WebhookAnswer) -> WebhookShown:
     """Show a webhook without its secret."""
     webhook = one.webhook
-    return {
-        "id": webhook.id,
-        "url": webhook.url,
-        "events": webhook.events,
-        "queue": webhook.queue,
-        "createdAt": webhook.created_at,
-        "lastTriggered": webhook.last_triggered,
-        "successCount": webhook.succeeded,
-        "failureCount": webhook.failed,
-        "droppedCount": webhook.dropped,
-        "waitingCount": one.waiting,
-        "enabled": webhook.enabled,
-    }
+    return WebhookShown(
+        webhook.id,
+        webhook.url,
+        webhook.events,
+        webhook.queue,
+        webhook.created_at,
+        webhook.last_triggered,
+        webhook.succeeded,
+        webhook.failed,
+        webhook.dropped,
+        one.waiting,
+        webhook.enabled,
+    )
 
 
 def several(webhooks: list[WebhookAnswer]) -> bytes:
-    stats = {"total": len(webhooks), "enabled": sum(one.webhook.enabled for one in webhooks)}
-    return b'{"ok":true,"data":%b}' % ENCODE({"webhooks": [shown(one) for one in webhooks], "stats": stats})
+    stats = WebhookSums(len(webhooks), sum(one.webhook.enabled for one in webhooks))
+    return ENCODE(Webhooks(True, WebhooksData([shown(one) for one in webhooks], stats)))
 
 
 ROUTES = grouped(

@@ -222,15 +222,15 @@ def listed(found: WorkerList) -> list[Shown]:
 
 
 def every(found: WorkerList) -> bytes:
-    stats = {
-        "total": len(found.workers),
-        "active": found.active,
-        "totalProcessed": found.processed,
-        "totalFailed": found.failed,
-        "activeJobs": found.active_jobs,
-        "concurrencySlots": found.slots,
-    }
-    return b'{"ok":true,"data":%b}' % ENCODE({"workers": listed(found), "stats": stats})
+    stats = WorkerSums(
+        total=len(found.workers),
+        active=found.active,
+        total_processed=found.processed,
+        total_failed=found.failed,
+        active_jobs=found.active_jobs,
+        concurrency_slots=found.slots,
+    )
+    return b'{"ok":true,"data":{"workers":%b,"stats":%b}}' % (ENCODE(listed(found)), ENCODE(stats))
 
 
 def of_queue(found: WorkerList) -> bytes:

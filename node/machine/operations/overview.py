@@ -10,7 +10,7 @@ from quorumq.node.machine.bounds import QueueName
 from quorumq.node.machine.operation import Query, query
 from quorumq.node.machine.operations.queue_reads import Counts
 from quorumq.node.machine.state import State
-from quorumq.node.machine.state.queue import QueueCounters, QueueSettings
+from quorumq.node.machine.state.queue import Limit, QueueCounters, QueueSettings
 
 
 class Brief(msgspec.Struct, frozen=True, gc=False):
@@ -18,7 +18,7 @@ class Brief(msgspec.Struct, frozen=True, gc=False):
 
     name: str
     counts: Counts
-    blocked_by: tuple[str, ...] = ()
+    blocked_by: tuple[Limit, ...] = ()
 
 
 class Page(msgspec.Struct, frozen=True, gc=False):
@@ -38,7 +38,7 @@ class Limits(msgspec.Struct, frozen=True, gc=False):
     settings: QueueSettings
     rate_ends_in_ms: int | None
     maxed: bool
-    blocked_by: tuple[str, ...] = ()
+    blocked_by: tuple[Limit, ...] = ()
     limited_groups: int = 0
 
 
@@ -47,7 +47,7 @@ class Portrait(msgspec.Struct, frozen=True, gc=False):
 
     counts: Counts
     counters: QueueCounters
-    blocked_by: tuple[str, ...] = ()
+    blocked_by: tuple[Limit, ...] = ()
     limited_groups: int = 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import merge
+from typing import Literal
 
 import msgspec
 
@@ -34,6 +35,8 @@ BUCKETS = 28
 # Jobs looked at on each side of a priority for the one that has been ready longest, and priorities looked at.
 OLDEST_OF = 32
 OLDEST_PRIORITIES = 256
+# Limits that let no job start when they are 0; `groups`: those of some groups, for their jobs.
+Limit = Literal["rateLimit", "concurrency", "globalRateLimit", "groups"]
 
 
 class StallConfig(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -337,12 +340,13 @@ class Queue:
             count = min(count, self.window_room(now_ms))
         return count if now_ms >= self.held_until else 0
 
-    def blocked_by(self, now_ms: int) -> tuple[str, ...]:
+    def blocked_by(self, now_ms: int) -> tuple[Limit, ...]:
         """Return which limits of none let no job start, whatever ends: rateLimit, concurrency, globalRateLimit.
 
         groups: those of some groups, which hold back their jobs only.
         """
-        settings, found = self.settings, []
+        settings = self.settings
+        found: list[Limit] = []
         if settings.rate is not None and settings.rate.limit <= 0 and not settings.rate.is_over(now_ms):
             found.append("rateLimit")
         if settings.concurrency is not None and settings.concurrency <= 0:
