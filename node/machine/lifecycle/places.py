@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quorumq.node.machine.events import JobDelayed, JobWaiting
+from quorumq.node.machine.events import JobDelayed, JobPromoted, JobWaiting
 from quorumq.node.machine.lifecycle import groups, telling, timing
 from quorumq.node.machine.state.bullmq import streams
 from quorumq.node.machine.state.job import (
@@ -125,6 +125,13 @@ def undelay(state: State, job: Job) -> None:
     rejoin_by_options(state, job)
     enter_waiting(state, queue, job)
     state.emit(JobWaiting(queue.name, job.id))
+
+
+def promote(state: State, job: Job) -> None:
+    """Let a delayed job wait no longer though its time has not come."""
+    undelay(state, job)
+    job.run_at = state.now_ms
+    state.emit(JobPromoted(job.queue, job.id))
 
 
 def rejoin_by_options(state: State, job: Job) -> None:

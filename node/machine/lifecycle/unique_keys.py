@@ -57,6 +57,20 @@ def free_key(state: State, queue: Queue, key: str) -> None:
         state.throttles.remove((until, queue.name, key))
 
 
+def take_back(state: State, name: str, key: str) -> int:
+    """Take a unique key from whoever has it. Returns how many keys that were."""
+    queue = state.queues.get(name)
+    holder = None if queue is None else holder_of(state, queue, key)
+    if queue is None or holder is None:
+        return 0
+    free_key(state, queue, key)
+    job = state.jobs.get(holder)
+    if job is not None and job.queue == name and job.unique_key == key:
+        job.unique_key = None
+    state.mark += 107
+    return 1
+
+
 def free_due(state: State, limit: int) -> None:
     """Forget keys whose time is over, at most `limit`; what is left counts for nothing and goes with the next entry."""
     throttles, now_ms = state.throttles, state.now_ms

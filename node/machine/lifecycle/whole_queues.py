@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from quorumq.node.machine.events import QueuePaused, QueueResumed
 from quorumq.node.machine.lifecycle import families, removal, repetition, retention, timing, unique_keys
 from quorumq.node.machine.state.job import ACTIVE, FAILED, REMOVED
 from quorumq.node.machine.state.queue import Queue, QueueSettings, Retention, settings_after
@@ -55,6 +58,17 @@ def drain(state: State, queue: Queue, *, delayed: bool = True, spare_repeating: 
         removal.untie(state, job, hard=True)
     state.mark += len(gone) * 53
     return len(gone)
+
+
+def set_paused(state: State, queue: Queue, paused: bool) -> bool:
+    """Give out no jobs of a queue, or jobs again. Returns whether that is a change."""
+    if queue.settings.paused == paused:
+        return False
+    queue.settings = msgspec.structs.replace(queue.settings, paused=paused)
+    if not paused:
+        state.woken[queue.name] = None
+    state.emit(QueuePaused(queue.name) if paused else QueueResumed(queue.name))
+    return True
 
 
 def hold(state: State, queue: Queue, duration_ms: int) -> None:

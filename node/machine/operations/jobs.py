@@ -210,9 +210,7 @@ class PromoteJob(Operation, frozen=True, tag="job.promote"):
         job = state.job(self.job_id)
         if job.state != DELAYED:
             raise JobInWrongState(job.id, job.shown_state, DELAYED)
-        places.undelay(state, job)
-        job.run_at = state.now_ms
-        state.emit(happened.JobPromoted(job.queue, job.id))
+        places.promote(state, job)
         return Changed(job)
 
 

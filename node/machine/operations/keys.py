@@ -34,7 +34,7 @@ class FreeKey(Operation, frozen=True, tag="key.free"):
     key: UniqueKey
 
     def apply(self, state: State, entry: Entry) -> Counted:
-        return Counted(free(state, self.queue, self.key))
+        return Counted(unique_keys.take_back(state, self.queue, self.key))
 
 
 @operation(refuses=(JobNotFound,), newer={"known": 1})
@@ -53,18 +53,4 @@ class FreeKeyOfJob(Operation, frozen=True, tag="key.free_of_job"):
         job = state.jobs.get(self.job_id)
         if job is None or job.unique_key is None or state.queues[job.queue].unique.get(job.unique_key) != job.id:
             return Counted(0)
-        return Counted(free(state, job.queue, job.unique_key))
-
-
-def free(state: State, name: str, key: str) -> int:
-    """Take a unique key from whoever has it. Returns how many keys that were."""
-    queue = state.queues.get(name)
-    holder = None if queue is None else unique_keys.holder_of(state, queue, key)
-    if queue is None or holder is None:
-        return 0
-    unique_keys.free_key(state, queue, key)
-    job = state.jobs.get(holder)
-    if job is not None and job.queue == name and job.unique_key == key:
-        job.unique_key = None
-    state.mark += 107
-    return 1
+        return Counted(unique_keys.take_back(state, job.queue, job.unique_key))

@@ -35,10 +35,8 @@ class PauseQueue(Operation, frozen=True, tag="queue.pause"):
 
     def apply(self, state: State, entry: Entry) -> bool:
         queue = state.queue(self.queue)
-        if queue.settings.paused:
+        if not whole_queues.set_paused(state, queue, True):
             return False
-        queue.settings = msgspec.structs.replace(queue.settings, paused=True)
-        state.emit(happened.QueuePaused(queue.name))
         telling.tell_of_queue(state, queue.name, streams.PAUSED)
         return True
 
@@ -51,11 +49,8 @@ class ResumeQueue(Operation, frozen=True, tag="queue.resume"):
 
     def apply(self, state: State, entry: Entry) -> bool:
         queue = state.queues.get(self.queue)
-        if queue is None or not queue.settings.paused:
+        if queue is None or not whole_queues.set_paused(state, queue, False):
             return False
-        queue.settings = msgspec.structs.replace(queue.settings, paused=False)
-        state.woken[queue.name] = None
-        state.emit(happened.QueueResumed(queue.name))
         telling.tell_of_queue(state, queue.name, streams.RESUMED)
         return True
 
@@ -248,9 +243,7 @@ class PromoteJobs(Operation, frozen=True, tag="queue.promote_jobs"):
         queue = state.queues.get(self.queue)
         jobs = [] if queue is None else queue.delayed.slice(0, None if self.count is None else max(self.count, 0))
         for job in jobs:
-            places.undelay(state, job)
-            job.run_at = state.now_ms
-            state.emit(happened.JobPromoted(job.queue, job.id))
+            places.promote(state, job)
         return Counted(self.so_far + len(jobs))
 
 

@@ -35,9 +35,7 @@ class RequeueJob(Operation, frozen=True, tag="job.requeue"):
                 state.check_token(job, self.token)
             runs.put_first(state, job)
         elif job.state == DELAYED:
-            places.undelay(state, job)
-            job.run_at = state.now_ms
-            state.emit(happened.JobPromoted(job.queue, job.id))
+            places.promote(state, job)
         elif job.state == FAILED:
             revival.revive(state, job)
             state.emit(happened.DlqRetried(job.queue, job.id))

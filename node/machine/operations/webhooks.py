@@ -96,10 +96,7 @@ class NoteDelivered(Operation, frozen=True, tag="webhook.delivered"):
         count = 0
         deliveries = state.webhooks.outboxes[webhook.id].deliveries
         while deliveries and deliveries[0].number <= self.up_to:
-            event = deliveries[0].event
-            state.webhooks.taken(webhook)
-            webhook.succeeded += 1
-            webhook.last_triggered = state.now_ms
+            event = state.webhooks.tried(webhook, state.now_ms, succeeded=True).event
             state.emit(happened.WebhookFired(webhook.id, webhook.id, webhook.url, event, self.status, webhook.about))
             count += 1
         state.mark += 113 * count
@@ -119,10 +116,7 @@ class NoteUndeliverable(Operation, frozen=True, tag="webhook.failed"):
         deliveries = () if webhook is None else state.webhooks.outboxes[webhook.id].deliveries
         if webhook is None or not deliveries or deliveries[0].number != self.number:
             return Counted(0)
-        event = deliveries[0].event
-        state.webhooks.taken(webhook)
-        webhook.failed += 1
-        webhook.last_triggered = state.now_ms
+        event = state.webhooks.tried(webhook, state.now_ms, succeeded=False).event
         state.mark += 127
         state.emit(happened.WebhookFailed(webhook.id, webhook.id, webhook.url, event, self.error, webhook.about))
         return Counted(1)

@@ -210,12 +210,17 @@ class Webhooks:
         webhook.dropped += count
         self.dropped += count
 
-    def taken(self, webhook: Webhook) -> None:
-        """Note that the oldest delivery of a webhook is done with."""
+    def tried(self, webhook: Webhook, at_ms: int, *, succeeded: bool) -> Delivery:
+        """Note that the oldest delivery of a webhook is done with, and return it."""
         outbox = self.outboxes[webhook.id]
-        self.size -= weight_of(outbox.pop())
+        delivery = outbox.pop()
+        self.size -= weight_of(delivery)
         if not outbox.deliveries:
             del self.waiting[webhook.id]
+        webhook.succeeded += succeeded
+        webhook.failed += not succeeded
+        webhook.last_triggered = at_ms
+        return delivery
 
     def restore(self, webhook_id: str, deliveries: list[Delivery]) -> None:
         """Add deliveries from an image, in its order."""

@@ -95,9 +95,7 @@ class PromoteNamed(Operation, frozen=True, tag="bullmq.promote"):
         job = find(state, self.queue, self.job_id)
         if job is None or job.state != DELAYED:
             raise BullmqError(running.WRONG_STATE, self.job_id)
-        places.undelay(state, job)
-        job.run_at = state.now_ms
-        state.emit(happened.JobPromoted(job.queue, job.id))
+        places.promote(state, job)
 
 
 @operation(emits=(happened.JobWaiting, happened.JobPromoted), since=1)
@@ -112,9 +110,7 @@ class PromoteAllNamed(Operation, frozen=True, tag="bullmq.promote_jobs"):
         count = min(max(self.count, 1), STEP_MAX)
         found = [] if queue is None else queue.delayed.slice(0, count)
         for job in found:
-            places.undelay(state, job)
-            job.run_at = state.now_ms
-            state.emit(happened.JobPromoted(job.queue, job.id))
+            places.promote(state, job)
         return len(found) == count
 
 

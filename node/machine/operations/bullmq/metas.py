@@ -62,7 +62,7 @@ class Pause(Operation, frozen=True, tag="bullmq.pause"):
 
     def apply(self, state: State, entry: Entry) -> None:
         queue = state.queue(self.queue)
-        set_paused(state, queue, self.paused)
+        whole_queues.set_paused(state, queue, self.paused)
         state.bullmq.streams.add(state.now_ms, queue.name, streams.PAUSED if self.paused else streams.RESUMED)
 
 
@@ -100,14 +100,4 @@ def put(state: State, queue: Queue, fields: dict[str, str]) -> None:
     if (settings.concurrency, settings.window) != (found.concurrency, found.window):
         settings = msgspec.structs.replace(settings, concurrency=found.concurrency, window=found.window)
         whole_queues.configure(state, queue, settings)
-    set_paused(state, queue, found.paused)
-
-
-def set_paused(state: State, queue: Queue, paused: bool) -> None:
-    """Pause a queue or let it go on, if that is a change."""
-    if queue.settings.paused == paused:
-        return
-    queue.settings = msgspec.structs.replace(queue.settings, paused=paused)
-    if not paused:
-        state.woken[queue.name] = None
-    state.emit(happened.QueuePaused(queue.name) if paused else happened.QueueResumed(queue.name))
+    whole_queues.set_paused(state, queue, found.paused)
