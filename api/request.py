@@ -140,7 +140,7 @@ class Call:
         await self.server.bodies.await_turn(self, self.node.timeout_s)
         return await asyncio.to_thread(decode, self)
 
-    async def submit(self, operation: Operation, view: Callable[[Any], T]) -> T:
+    async def write(self, operation: Operation, view: Callable[[Any], T]) -> T:
         """Replicate an operation under the request's key; return `view(reply)`. Raises Refusal, Unavailable, Invalid."""
         began = time.perf_counter()
         made = await self.node.submit(operation, view, once=self.once)

@@ -84,7 +84,7 @@ class NotReady(msgspec.Struct, forbid_unknown_fields=True):
     error: str
 
 
-def submit(
+def write(
     method: str,
     path: str,
     what: type[Operation],
@@ -102,7 +102,7 @@ def submit(
         operation = decode(call) if len(call.body) <= LARGE_BYTES else await call.decoded(decode)
         if check is not None and not call.grant.every_queue:
             operation = await check(call, operation)
-        return success(await call.submit(operation, view))
+        return success(await call.write(operation, view))
 
     reads: Body = body or ("none" if takes is None else "small")
     return Route(method=method, path=path, handler=handler, what=what, body=reads, takes=takes, **more)

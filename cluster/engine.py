@@ -1,6 +1,6 @@
 """One node's consensus, put together: log, engine, peers, snapshots, the path of a write and of a read.
 
-Callers see `submit`, `read_index`, `status` and changes of role. Everything runs on the event loop; `_step` is the one step, done soon
+Callers see `propose`, `read_index`, `status` and changes of role. Everything runs on the event loop; `_step` is the one step, done soon
 after anything happened and from a timer. What the batches mean is the state machine's business.
 """
 
@@ -367,7 +367,7 @@ class Engine:
         """Index of the last entry applied here."""
         return self._raft.applied_index
 
-    def submit(self, payload: bytes, deadline: float, done: Done) -> None:
+    def propose(self, payload: bytes, deadline: float, done: Done) -> None:
         """Replicate one batch.
 
         deadline: in loop.time() seconds.  done: called exactly once, synchronously inside the local apply with the state
@@ -377,7 +377,7 @@ class Engine:
             done(None, NotApplied("the node is stopping"))
             return
         raft = self._raft
-        self._exchange.submitter.submit(payload, deadline, done, raft.leader, raft.term, Clock.now())
+        self._exchange.submitter.hand_in(payload, deadline, done, raft.leader, raft.term, Clock.now())
         self._poke()
 
     async def read_index(self, deadline: float) -> None:

@@ -46,7 +46,7 @@ class Submitter:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def submit(self, payload: bytes, deadline: float, done: Done, leader: str | None, term: int, now: float) -> None:
+    def hand_in(self, payload: bytes, deadline: float, done: Done, leader: str | None, term: int, now: float) -> None:
         """Take over one batch. `done` is called exactly once: at the local apply, or with an error."""
         if len(payload) > self._payload_bytes_max:
             done(

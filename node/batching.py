@@ -57,7 +57,7 @@ class Batcher:
         """Operations that wait to be sent."""
         return len(self._pending)
 
-    def submit(
+    def add(
         self,
         operation: Operation,
         view: Callable[[Any], T],
@@ -139,7 +139,7 @@ class Batcher:
         payload = _array_header(len(batch)) + b"".join([item.payload for item in batch])
         deadline = max(item.deadline for item in batch)
         # The callers' own deadlines differ by little; the one that matters is that none is cut short.
-        self._engine.submit(payload, deadline, done)
+        self._engine.propose(payload, deadline, done)
 
     def _resolve(self, batch: list[_Pending], outcome: Any, error: ClusterError | None) -> None:
         if error is not None or isinstance(outcome, Refusal):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """The replicated log as the node sees it: submit, read_index, roles."""
+    """The replicated log as the node sees it: propose, read_index, roles."""
 
     node_id: str
 
@@ -38,7 +38,7 @@ class Engine(Protocol):
     def now_ms(self) -> int:
         """The log's clock as far as this node knows it, in milliseconds since the epoch; what the next entry is stamped with."""
 
-    def submit(self, payload: bytes, deadline: float, done: Callable[[Any, ClusterError | None], None]) -> None:
+    def propose(self, payload: bytes, deadline: float, done: Callable[[Any, ClusterError | None], None]) -> None:
         """Replicate one batch; `done(outcome, None)` or `done(None, error)` exactly once.
 
         deadline: in loop.time() seconds.  `done` runs synchronously inside the local apply.

@@ -231,12 +231,12 @@ class Node:
         """
         if is_large(op, self.machine.state):
             return asyncio.ensure_future(self._in_parts(op, view, keyed))
-        return self.batcher.submit(self._keyed(self._ready(op, None), keyed), view, self.timeout_s)
+        return self.batcher.add(self._keyed(self._ready(op, None), keyed), view, self.timeout_s)
 
     async def _in_parts(self, op: Operation, view: Callable[[Any], T], keyed: Keyed | None) -> T:
         if keyed is None or not await self.ask(IsAnswered(keyed.session, keyed.number)):
             op = await split_large(op, self.machine.state, self._submit_part)
-        return await self.batcher.submit(self._keyed(self._ready(op, None), keyed), view, self.timeout_s)
+        return await self.batcher.add(self._keyed(self._ready(op, None), keyed), view, self.timeout_s)
 
     def _keyed(self, op: Operation, keyed: Keyed | None) -> Operation:
         if keyed is None:
@@ -252,10 +252,10 @@ class Node:
         abandoned: Callable[[Any], None] | None = None,
     ) -> Any:
         try:
-            return await self.batcher.submit(self._ready(op, once), view, timeout_s, abandoned)
+            return await self.batcher.add(self._ready(op, once), view, timeout_s, abandoned)
         except KeyNeedsScope:
             # Level 1 came into force just before it was applied, and so it is in force here too now.
-            return await self.batcher.submit(self._ready(op, once), view, timeout_s, abandoned)
+            return await self.batcher.add(self._ready(op, once), view, timeout_s, abandoned)
 
     def _key(self, once: Once) -> str:
         """What a client's key is at the level in force."""
@@ -278,7 +278,7 @@ class Node:
         return Idempotent(once.key, once.fingerprint, _encode(op), once.scope, once.earlier)
 
     async def _submit_part(self, op: Operation) -> Any:
-        return await self.batcher.submit(op, _same, self.timeout_s)
+        return await self.batcher.add(op, _same, self.timeout_s)
 
     # -- Reading
 

@@ -29,7 +29,7 @@ def mention(batcher: Batcher, operation: Operation, timeout_s: float) -> asyncio
     Returns what to wait for, None when there is nothing to wait for.
     """
     try:
-        future = batcher.submit(operation, _same, timeout_s)
+        future = batcher.add(operation, _same, timeout_s)
     except ClusterError as error:
         log.debug("%s did not get through: %s", type(operation).__name__, error)
         return None
@@ -57,7 +57,7 @@ def insist(
         if outcome.done():
             return
         try:
-            batcher.submit(operation, view, timeout_s).add_done_callback(ended)
+            batcher.add(operation, view, timeout_s).add_done_callback(ended)
         except ClusterError as error:
             failed(error)
 

@@ -319,7 +319,7 @@ class PushWorkers:
 
         operation = PullForPusher(serving.queue, self._engine.node_id, count, self._lock_ms, token)
         try:
-            future = self._batcher.submit(operation, look, self._timeout_s)
+            future = self._batcher.add(operation, look, self._timeout_s)
         except ClusterError as error:
             log.debug("a pull did not get through: %s", error)
             serving.sleep(AGAIN_S, self._look)

@@ -88,7 +88,7 @@ class TimedDuty(LeaderDuty):
             return
         self._sleep_until(0)
         try:
-            self._under_way = self._batcher.submit(operation, _same, TIMEOUT_S)
+            self._under_way = self._batcher.add(operation, _same, TIMEOUT_S)
         except ClusterError as error:
             self._failed(error)
             return

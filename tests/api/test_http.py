@@ -399,8 +399,8 @@ class TestLongPoll:
         await until(lambda: client.server.under_way == 1)
         # The engine is held up, so that the take is under way when the connection ends.
         engine, held = client.engine, []
-        submit = engine.submit
-        engine.submit = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
+        submit = engine.propose
+        engine.propose = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
         pushing = asyncio.ensure_future(client.push())
         await until(lambda: held)
         submit(*held.pop(0))
@@ -408,7 +408,7 @@ class TestLongPoll:
         await until(lambda: held)
         writer.close()
         await until(lambda: client.server.under_way == 0)
-        engine.submit = submit  # type: ignore[method-assign]
+        engine.propose = submit  # type: ignore[method-assign]
         submit(*held.pop(0))
         answer = await client.get("/queues/q/jobs?timeout=5000")
         assert (answer.json["job"]["id"], answer.json["job"]["attempts"]) == (job_id, 0)

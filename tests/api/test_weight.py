@@ -160,12 +160,12 @@ class TestTurns:
     async def test_large_ones_come_one_after_the_other_and_small_ones_between(self, client: Client) -> None:
         large = b'{"data":"%b"}' % (b"x" * MIB)
         engine, held = client.engine, []
-        submit = engine.submit
-        engine.submit = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
+        submit = engine.propose
+        engine.propose = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
         pushing = [asyncio.ensure_future(client.post("/queues/q/jobs", raw=large)) for _ in range(3)]
         await until(lambda: client.server.bodies.waiting == 2 and held)
         assert len(held) == 1
-        engine.submit = submit  # type: ignore[method-assign]
+        engine.propose = submit  # type: ignore[method-assign]
         # The first has not been answered, and others are.
         assert await client.push("other")
         submit(*held.pop())
@@ -177,11 +177,11 @@ class TestTurns:
         monkeypatch.setattr(limits, "TURN_S", 0.05)
         large = b'{"data":"%b"}' % (b"x" * MIB)
         engine, held = client.engine, []
-        submit = engine.submit
-        engine.submit = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
+        submit = engine.propose
+        engine.propose = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
         first = asyncio.ensure_future(client.post("/queues/q/jobs", raw=large))
         await until(lambda: held)
-        engine.submit = submit  # type: ignore[method-assign]
+        engine.propose = submit  # type: ignore[method-assign]
         assert (await client.post("/queues/q/jobs", raw=large)).status == 200
         submit(*held.pop())
         assert (await first).status == 200
@@ -199,14 +199,14 @@ class TestTurns:
     async def test_too_many_that_wait_are_told(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "LARGE_WAITING_MAX", 0)
         engine, held = client.engine, []
-        submit = engine.submit
-        engine.submit = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
+        submit = engine.propose
+        engine.propose = lambda *arguments: held.append(arguments)  # type: ignore[method-assign]
         large = b'{"data":"%b"}' % (b"x" * MIB)
         first = asyncio.ensure_future(client.post("/queues/q/jobs", raw=large))
         await until(lambda: held)
         answer = await client.post("/queues/q/jobs", raw=large)
         assert (answer.status, "Retry-After" in answer.headers) == (503, True)
-        engine.submit = submit  # type: ignore[method-assign]
+        engine.propose = submit  # type: ignore[method-assign]
         submit(*held.pop())
         assert (await first).status == 200
 

@@ -101,7 +101,7 @@ def begin(engine: Engine, payload: bytes, timeout_s: float = 10.0) -> asyncio.Fu
         else:
             future.set_result(outcome)
 
-    engine.submit(payload, loop.time() + timeout_s, done)
+    engine.propose(payload, loop.time() + timeout_s, done)
     return future
 
 

@@ -43,7 +43,7 @@ def tell(told: list[Any]) -> Any:
 
 def test_a_batch_is_told_its_outcome_once() -> None:
     submitter, wire, told = a_submitter()
-    submitter.submit(b"a", 10.0, tell(told), "n2", 1, 0.0)
+    submitter.hand_in(b"a", 10.0, tell(told), "n2", 1, 0.0)
     batch = wire.sent[0][1]
     submitter.settled(batch, "done")
     submitter.settled(batch, "again")
@@ -53,7 +53,7 @@ def test_a_batch_is_told_its_outcome_once() -> None:
 def test_what_an_earlier_process_of_this_node_asked_for_is_no_answer_to_this_one() -> None:
     """Both number their batches from 1, and the earlier one's may be applied after the restart."""
     submitter, wire, told = a_submitter()
-    submitter.submit(b"a", 10.0, tell(told), "n2", 1, 0.0)
+    submitter.hand_in(b"a", 10.0, tell(told), "n2", 1, 0.0)
     batch = wire.sent[0][1]
     submitter.settled(msgspec.structs.replace(batch, epoch=76), "of the process before")
     submitter.settled(msgspec.structs.replace(batch, origin="n2"), "of another node")
@@ -65,7 +65,7 @@ def test_what_an_earlier_process_of_this_node_asked_for_is_no_answer_to_this_one
 def test_a_change_of_leader_sends_again_in_order() -> None:
     submitter, wire, told = a_submitter()
     for payload in (b"a", b"b"):
-        submitter.submit(payload, 10.0, tell(told), "n2", 1, 0.0)
+        submitter.hand_in(payload, 10.0, tell(told), "n2", 1, 0.0)
     submitter.drive("n3", 2, 0.1)
     assert [(to, batch.seq) for to, batch in wire.sent] == [("n2", 1), ("n2", 2), ("n3", 1), ("n3", 2)]
     submitter.drive("n3", 2, 0.2)
@@ -77,16 +77,16 @@ def test_a_change_of_leader_sends_again_in_order() -> None:
 def test_the_floor_follows_what_is_settled() -> None:
     submitter, wire, told = a_submitter()
     for payload in (b"a", b"b", b"c"):
-        submitter.submit(payload, 10.0, tell(told), "n2", 1, 0.0)
+        submitter.hand_in(payload, 10.0, tell(told), "n2", 1, 0.0)
     submitter.settled(wire.sent[0][1], 1)
-    submitter.submit(b"d", 10.0, tell(told), "n2", 1, 0.0)
+    submitter.hand_in(b"d", 10.0, tell(told), "n2", 1, 0.0)
     assert wire.sent[-1][1].floor == 2
 
 
 def test_deadlines_say_whether_it_may_have_happened() -> None:
     submitter, wire, told = a_submitter()
-    submitter.submit(b"never sent", 1.0, tell(told), None, 0, 0.0)
-    submitter.submit(b"sent", 1.0, tell(told), "n2", 1, 0.0)
+    submitter.hand_in(b"never sent", 1.0, tell(told), None, 0, 0.0)
+    submitter.hand_in(b"sent", 1.0, tell(told), "n2", 1, 0.0)
     wire.up = False
     submitter.drive(None, 1, 0.5)
     assert told == []
@@ -96,14 +96,14 @@ def test_deadlines_say_whether_it_may_have_happened() -> None:
 
 def test_too_large_is_refused_at_once() -> None:
     submitter, _, told = a_submitter()
-    submitter.submit(b"x" * 1001, 1.0, tell(told), "n2", 1, 0.0)
+    submitter.hand_in(b"x" * 1001, 1.0, tell(told), "n2", 1, 0.0)
     assert isinstance(told[0], EntryTooLarge)
 
 
 def test_a_snapshot_settles_what_it_covers() -> None:
     submitter, wire, told = a_submitter()
-    submitter.submit(b"a", 9.0, tell(told), "n2", 1, 0.0)
-    submitter.submit(b"b", 9.0, tell(told), "n2", 1, 0.0)
+    submitter.hand_in(b"a", 9.0, tell(told), "n2", 1, 0.0)
+    submitter.hand_in(b"b", 9.0, tell(told), "n2", 1, 0.0)
     replica = Replica(Recorder(), lambda batch, outcome: None)
     replica.apply(2, encode_batches(5, [wire.sent[0][1]]))
     submitter.state_replaced(replica)

@@ -171,7 +171,7 @@ class Leader:
         self.assignment_duty = AssignmentDuty(self.engine, self.machine, self.batcher, self.engine.clock)
 
     async def do(self, *operations: Operation) -> None:
-        await asyncio.gather(*(self.batcher.submit(one, lambda reply: reply, 5) for one in operations))
+        await asyncio.gather(*(self.batcher.add(one, lambda reply: reply, 5) for one in operations))
 
     def served(self) -> Counter[str | None]:
         return Counter(pusher.node for pusher in self.machine.state.pushers.by_queue.values())

@@ -62,8 +62,7 @@ async def test_a_view_that_fails_fails_its_caller_only(local: Local) -> None:
 async def test_a_batch_closes_at_its_size_and_few_are_under_way(local: Local) -> None:
     batcher = Batcher(local.engine, batch_bytes=1000, under_way_max=2)
     futures = [
-        batcher.submit(PushJobs("q", [job_spec(f"j{i}", b"x" * 400)]), lambda reply: reply.ids[0], 5.0)
-        for i in range(10)
+        batcher.add(PushJobs("q", [job_spec(f"j{i}", b"x" * 400)]), lambda reply: reply.ids[0], 5.0) for i in range(10)
     ]
     assert await asyncio.gather(*futures) == [f"j{i}" for i in range(10)]
     sizes = [len(payload) for _, _, batches in local.engine.entries for payload in batches]
@@ -73,8 +72,8 @@ async def test_a_batch_closes_at_its_size_and_few_are_under_way(local: Local) ->
 
 async def test_one_operation_may_be_larger_than_a_batch(local: Local) -> None:
     batcher = Batcher(local.engine, batch_bytes=1000)
-    small = batcher.submit(PushJobs("q", [job_spec("s", b"1")]), len, 5.0)
-    large = batcher.submit(PushJobs("q", [job_spec("l", b"x" * 5000)]), lambda reply: reply.ids, 5.0)
+    small = batcher.add(PushJobs("q", [job_spec("s", b"1")]), len, 5.0)
+    large = batcher.add(PushJobs("q", [job_spec("l", b"x" * 5000)]), lambda reply: reply.ids, 5.0)
     assert await large == ["l"]
     with pytest.raises(TypeError):
         await small

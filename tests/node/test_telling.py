@@ -24,7 +24,7 @@ def same(reply: Any) -> Any:
 
 async def test_what_is_insisted_on_is_said_until_it_was_heard(local: Local) -> None:
     local.engine.available = False
-    tries, submit = 0, local.engine.submit
+    tries, submit = 0, local.engine.propose
 
     def counted(*given: Any) -> None:
         nonlocal tries
@@ -33,7 +33,7 @@ async def test_what_is_insisted_on_is_said_until_it_was_heard(local: Local) -> N
             local.engine.available = True
         submit(*given)
 
-    local.engine.submit = counted  # type: ignore[method-assign]
+    local.engine.propose = counted  # type: ignore[method-assign]
     reply = await insist(local.node.batcher, PUSH, same, 5, lambda: True, again_s=0.001)
     assert (tries, reply.ids, local.state_of("a")) == (3, ["a"], "waiting")
 
@@ -53,7 +53,7 @@ async def test_a_refusal_and_a_size_that_never_fits_are_answers(local: Local, mo
     def too_large(payload: bytes, deadline: float, done: Any) -> None:
         done(None, EntryTooLarge("too large"))
 
-    monkeypatch.setattr(local.engine, "submit", too_large)
+    monkeypatch.setattr(local.engine, "propose", too_large)
     with pytest.raises(EntryTooLarge):
         await insist(local.node.batcher, PUSH, same, 5, lambda: True)
 

@@ -71,7 +71,7 @@ class One:
         assert self.machine.errors == 0
 
     async def do(self, operation: Operation) -> Any:
-        return await self.batcher.submit(operation, lambda reply: reply, 5)
+        return await self.batcher.add(operation, lambda reply: reply, 5)
 
     async def register(self, endpoint: Endpoint | str, queue: str = Q, **more: Any) -> None:
         url = endpoint if isinstance(endpoint, str) else endpoint.url

@@ -87,7 +87,7 @@ class Sender:
         self.deliveries = WebhookDeliveries(self.engine, self.machine, self.batcher, **given)
 
     async def do(self, operation: Operation) -> Any:
-        return await self.batcher.submit(operation, lambda reply: reply, 5)
+        return await self.batcher.add(operation, lambda reply: reply, 5)
 
     async def add(self, receiver: Receiver | str, webhook_id: str = "h", **more: Any) -> Webhook:
         url = receiver if isinstance(receiver, str) else receiver.url
@@ -300,13 +300,13 @@ async def test_an_outcome_is_noted_when_the_cluster_can_again(
     await sender.push("a")
     await receiver.arrived.wait()
     sender.engine.available = False
-    refused, submit = asyncio.Event(), sender.engine.submit
+    refused, submit = asyncio.Event(), sender.engine.propose
 
     def submit_in_vain(*given: Any) -> None:
         refused.set()
         submit(*given)
 
-    monkeypatch.setattr(sender.engine, "submit", submit_in_vain)
+    monkeypatch.setattr(sender.engine, "propose", submit_in_vain)
     hang.set()
     await refused.wait()
     sender.engine.available = True

@@ -61,7 +61,7 @@ class LocalEngine:
     def now_ms(self) -> int:
         return self.clock()
 
-    def submit(self, payload: bytes, deadline: float, done: Callable[[Any, ClusterError | None], None]) -> None:
+    def propose(self, payload: bytes, deadline: float, done: Callable[[Any, ClusterError | None], None]) -> None:
         loop = asyncio.get_running_loop()
         if self._stopped or not self.available:
             loop.call_soon(done, None, NotApplied("the local engine is not available"))

@@ -106,7 +106,7 @@ async def put(call: Call) -> Reply:
 async def follow(call: Call) -> Reply:
     """Have a queue keep what all do."""
     name = queue_of(call)
-    await call.submit(FollowRetention(name), lambda reply: b"")
+    await call.write(FollowRetention(name), lambda reply: b"")
     return success(await call.node.ask(GetRetention(name), lambda found: shown(name, found), stale=True))
 
 
@@ -119,7 +119,7 @@ async def put_default(call: Call) -> Reply:
     # The operation's word for keeping jobs for good is 0.
     age_ms = 0 if body.failed_age_ms is None else given(body.failed_age_ms)
     wanted = SetDefaultRetention(given(body.completed), given(body.completed_bytes), given(body.failed), age_ms)
-    return success(await call.submit(wanted, default_shown))
+    return success(await call.write(wanted, default_shown))
 
 
 def changes(name: str, body: RetentionBody) -> list[Operation]:

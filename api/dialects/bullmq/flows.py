@@ -221,7 +221,7 @@ async def add_flow(call: Call) -> Reply:
     if not planned:
         return Reply(200, b"[]")
     view = partial(added, [node.parent for node in planned], prefix_of(call), is_list)
-    return success(await call.submit(await flow_jobs(call, planned), view))
+    return success(await call.write(await flow_jobs(call, planned), view))
 
 
 def added(parents: list[int], prefix: str, is_list: bool, reply: AddedFlow) -> bytes:
@@ -254,7 +254,7 @@ async def add_children(call: Call, wanted: adding.Adding) -> bytes:
         ids = [unscoped(wanted.queue, job.id) for job in reply.jobs]
         return adding.added(wanted, prefix, Added(ids, reply.duplicates, reply.at_ms))
 
-    made = await call.submit(operation, view)
+    made = await call.write(operation, view)
     assert isinstance(made, bytes)
     return made
 
@@ -304,7 +304,7 @@ async def move_to_waiting_children(call: Call) -> Reply:
     """Let an active job wait for its children; its run counts for nothing."""
     body = read(AWAIT, call.body)
     what = AwaitChildren(await job_of(call), body.token, await child_of(call, body.child), must_hold=True)
-    return success(await call.submit(what, awaits))
+    return success(await call.write(what, awaits))
 
 
 async def child_of(call: Call, child: Any) -> str | None:

@@ -179,7 +179,7 @@ async def add(call: Call) -> Reply:
     if any(one.parent is not None for one in wanted.wanted):
         return success(await flows.add_children(call, wanted))
     operation = adding.operation(wanted)
-    return success(await call.submit(operation, partial(adding.added, wanted, prefix_of(call))))
+    return success(await call.write(operation, partial(adding.added, wanted, prefix_of(call))))
 
 
 def statuses_of(call: Call) -> list[str]:
@@ -254,13 +254,13 @@ async def progress(call: Call) -> Reply:
     number = progress_of(text)
     is_plain = number is not None and 0 <= number <= 100 and replies.number(number) == text
     operation = ProgressJob(job_id, number or 0, token=token, value=None if is_plain else text)
-    return Reply(200, await call.submit(operation, replies.ok), TEXT)
+    return Reply(200, await call.write(operation, replies.ok), TEXT)
 
 
 async def add_log(call: Call) -> Reply:
     """Attach a line to a job; for whoever holds the job."""
     job_id, _ = await held_job(call)
-    return Reply(200, await call.submit(AddLog(job_id, line(call.body)), replies.ok), TEXT)
+    return Reply(200, await call.write(AddLog(job_id, line(call.body)), replies.ok), TEXT)
 
 
 async def retry(call: Call) -> Operation:
@@ -308,7 +308,7 @@ def on_job(
     """A row that does something to one job and answers OK."""
 
     async def handler(call: Call) -> Reply:
-        return replies.done(await call.submit(await decode(call), replies.ok))
+        return replies.done(await call.write(await decode(call), replies.ok))
 
     target = "/queues/{queue}/jobs/{id}" + path
     return plain(method, target, handler, what=what, reply=Text, answers=errors.CONFLICTS, **more)

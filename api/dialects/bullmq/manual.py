@@ -227,9 +227,9 @@ async def finish(call: Call, body: Any, what: AckJob | FailJob) -> Reply:
     prefix = prefix_of(call)
     pull = pulling(queue_of(call), body)
     if not body.fetch_next:
-        return success(await call.submit(what, lambda reply: ended(prefix, reply.job)))
+        return success(await call.write(what, lambda reply: ended(prefix, reply.job)))
     both = FinishAndPull(what, pull)
-    return success(await call.submit(both, partial(finished, prefix)))
+    return success(await call.write(both, partial(finished, prefix)))
 
 
 async def move_to_completed(call: Call) -> Reply:
@@ -277,21 +277,21 @@ async def move_to_delayed(call: Call) -> Reply:
 
 async def moved(call: Call, what: MoveToWait | MoveToDelayed) -> bytes:
     prefix = prefix_of(call)
-    return await call.submit(what, lambda reply: ended(prefix, reply.job))
+    return await call.write(what, lambda reply: ended(prefix, reply.job))
 
 
 async def extend_lock(call: Call) -> Reply:
     """Let the lock of an active job last for a while from now."""
     body = read(EXTEND, call.body)
     what = ExtendLock(await job_of(call), body.token, body.duration)
-    return success(await call.submit(what, renewed))
+    return success(await call.write(what, renewed))
 
 
 async def rate_limit(call: Call) -> Reply:
     """Give out no jobs of a queue for a while, whoever asks; 0 ends it."""
     queue = queue_of(call)
     duration = read(HOLD, call.body).duration
-    return Reply(200, await call.submit(HoldQueue(queue, duration), replies.ok), TEXT)
+    return Reply(200, await call.write(HoldQueue(queue, duration), replies.ok), TEXT)
 
 
 def left(call: Call, until_ms: int) -> int:
@@ -307,13 +307,13 @@ async def show_rate_limit(call: Call) -> Reply:
 
 async def remove_rate_limit(call: Call) -> Reply:
     """Let a queue give out jobs again."""
-    return Reply(200, await call.submit(HoldQueue(queue_of(call), 0), replies.ok), TEXT)
+    return Reply(200, await call.write(HoldQueue(queue_of(call), 0), replies.ok), TEXT)
 
 
 async def stalled_check(call: Call) -> Reply:
     """Deal with the locks of a queue that have run out; it happens by itself, too."""
     what = CheckStalled(queue_of(call))
-    return success(await call.submit(what, partial(stalled, what.queue)))
+    return success(await call.write(what, partial(stalled, what.queue)))
 
 
 def on_lock(path: str, handler: Handler, what: type[Operation], command: str, **more: Any) -> Route:

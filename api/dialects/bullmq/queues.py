@@ -140,7 +140,7 @@ def promote_many(call: Call) -> PromoteJobs:
 async def clean_queue(call: Call) -> Reply:
     operation = clean(call)
     view = partial(cleaned, operation.queue)
-    return success(await call.submit(operation, view))
+    return success(await call.write(operation, view))
 
 
 def set_global_rate(call: Call) -> SetWindow:
@@ -279,7 +279,7 @@ def on_queue(path: str, what: type[Operation], decode: Callable[[Call], Operatio
     """A row that does something to a whole queue."""
 
     async def handler(call: Call) -> Reply:
-        return success(await call.submit(decode(call), view))
+        return success(await call.write(decode(call), view))
 
     return plain("POST", "/queues/{queue}/" + path, handler, what=what, right="manage:all", **more)
 
@@ -288,7 +288,7 @@ def settle(method: str, path: str, what: type[Operation], decode: Callable[[Call
     """A row that settles something of a queue and answers OK."""
 
     async def handler(call: Call) -> Reply:
-        return replies.done(await call.submit(decode(call), replies.ok))
+        return replies.done(await call.write(decode(call), replies.ok))
 
     return plain(method, "/queues/{queue}/" + path, handler, what=what, reply=Text, right="manage:all", **more)
 

@@ -195,7 +195,7 @@ async def get_repeatable(call: Call) -> Reply:
 async def remove_repeatable(call: Call) -> Reply:
     """Let a job repeat no more."""
     what = DeleteCron(name_of(queue_of(call), call.path["key"]))
-    return Reply(200, await call.submit(what, lambda reply: b"OK"), TEXT)
+    return Reply(200, await call.write(what, lambda reply: b"OK"), TEXT)
 
 
 WORDED: Wording = {CronNotFound: NO_REPEATABLE}

@@ -340,12 +340,12 @@ async def register(call: Call) -> Reply:
     operation = put(call)
     if not call.grant.every_queue:
         needs(call.grant, operation.queue)
-    return Reply(200, await call.submit(operation, ok), TEXT)
+    return Reply(200, await call.write(operation, ok), TEXT)
 
 
 async def remove(call: Call) -> Reply:
     """Remove the endpoint of a queue."""
-    return Reply(200, await call.submit(RemovePusher(call.path["queue"]), ok), TEXT)
+    return Reply(200, await call.write(RemovePusher(call.path["queue"]), ok), TEXT)
 
 
 def covered(grant: Grant, pushers: list[Pusher]) -> list[Pusher]:

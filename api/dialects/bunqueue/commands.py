@@ -188,7 +188,7 @@ class Commands:
             operation = decode(call) if len(call.body) <= LARGE_BYTES else await call.decoded(decode)
             if not call.grant.every_queue:
                 operation = cast(AckJobs, await its_jobs(call, operation))
-            return success(await call.submit(operation, partial(acknowledged, operation)))
+            return success(await call.write(operation, partial(acknowledged, operation)))
 
         try:
             reply = await permitted(host, self.dialect, call, handler)

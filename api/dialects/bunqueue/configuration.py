@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from quorumq.api.errors import Invalid
 from quorumq.api.request import Call, Route
-from quorumq.api.rows import ask, grouped, submit
+from quorumq.api.rows import ask, grouped, write
 from quorumq.api.rules import apply
 from quorumq.api.values import COUNT_MAX, YEAR_MS, Number, fields_of
 from quorumq.node.machine.operations.settings import GetQueueSettings, SetDlqConfig, SetStallConfig
@@ -152,11 +152,11 @@ ROUTES: tuple[Route, ...] = grouped(
     "Configuration",
     ask("GET", "/queues/{queue}/stall-config", GetQueueSettings, of_queue(GetQueueSettings), stall_config,
         reply=StallConfigOf, about="Stall detection of a queue.", command="GetStallConfig"),
-    submit("PUT", "/queues/{queue}/stall-config", SetStallConfig, set_stall_config, replies.ok,
-           takes=StallBody, reply=replies.Ok, right="manage:all", command="SetStallConfig"),
+    write("PUT", "/queues/{queue}/stall-config", SetStallConfig, set_stall_config, replies.ok,
+          takes=StallBody, reply=replies.Ok, right="manage:all", command="SetStallConfig"),
     ask("GET", "/queues/{queue}/dlq-config", GetQueueSettings, of_queue(GetQueueSettings), dlq_config,
         reply=DlqConfigOf, about="Dead letter queue of a queue.", command="GetDlqConfig"),
-    submit("PUT", "/queues/{queue}/dlq-config", SetDlqConfig, set_dlq_config, replies.ok,
-           takes=DlqBody, reply=replies.Ok, right="manage:all",
-           about="Configure a queue's dead letter queue; what is not given stays.", command="SetDlqConfig"),
+    write("PUT", "/queues/{queue}/dlq-config", SetDlqConfig, set_dlq_config, replies.ok,
+          takes=DlqBody, reply=replies.Ok, right="manage:all",
+          about="Configure a queue's dead letter queue; what is not given stays.", command="SetDlqConfig"),
 )  # fmt: skip

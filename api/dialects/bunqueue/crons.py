@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from quorumq.api.errors import Invalid
 from quorumq.api.ids import new_id
 from quorumq.api.request import Call
-from quorumq.api.rows import ask, grouped, submit
+from quorumq.api.rows import ask, grouped, write
 from quorumq.api.rules import says
 from quorumq.api.scopes import its_cron, own_cron, own_crons
 from quorumq.api.values import COUNT_MAX, KEY_CHARS_MAX, as_text
@@ -188,9 +188,9 @@ ROUTES = grouped(
     "Crons",
     ask("GET", "/crons", ListCrons, lambda call: ListCrons(), several, reply=Crons,
         scope="checked", narrow=own_crons, command="CronList"),
-    submit("POST", "/crons", AddCron, add, added, takes=CronBody, reply=OneCron, right="manage:all",
-           body="data", scope="checked", check=its_cron, command="Cron"),
+    write("POST", "/crons", AddCron, add, added, takes=CronBody, reply=OneCron, right="manage:all",
+          body="data", scope="checked", check=its_cron, command="Cron"),
     ask("GET", "/crons/{name}", GetCron, get, one, reply=OneCron, scope="checked", narrow=own_cron, command="CronGet"),
-    submit("DELETE", "/crons/{name}", DeleteCron, delete, replies.ok, reply=replies.Ok, right="manage:all",
-           scope="checked", check=its_cron, command="CronDelete"),
+    write("DELETE", "/crons/{name}", DeleteCron, delete, replies.ok, reply=replies.Ok, right="manage:all",
+          scope="checked", check=its_cron, command="CronDelete"),
 )  # fmt: skip

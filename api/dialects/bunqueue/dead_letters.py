@@ -11,7 +11,7 @@ from msgspec import Raw, Struct
 from quorumq.api.errors import Invalid
 from quorumq.api.reply import Reply
 from quorumq.api.request import CONSISTENCY, Call, Command, Parameter, Route
-from quorumq.api.rows import ask, grouped, plain, submit, success
+from quorumq.api.rows import ask, grouped, plain, success, write
 from quorumq.api.rules import apply, says
 from quorumq.api.values import COUNT_MAX, KEY_CHARS_MAX, Number, as_text, fields_of, members
 from quorumq.node.machine.bounds import QUEUE_NAME_CHARS_MAX
@@ -253,8 +253,8 @@ ROUTES: tuple[Route, ...] = grouped(
     plain("GET", "/queues/{queue}/dlq/stats", dlq_stats, what=ListDlq, asks=(CONSISTENCY,), reply=DlqStats,
           right="read", about="Jobs of a dead letter queue by reason.",
           command=Command("GetDlqStats", reply=replies.in_data)),
-    submit("POST", "/queues/{queue}/dlq/retry", RetryDlq, retry_dlq, replies.counted,
-           takes=RetryDlqBody, reply=replies.Count, right="manage:all", command="RetryDlq"),
-    submit("POST", "/queues/{queue}/dlq/purge", PurgeDlq, of_queue(PurgeDlq), replies.counted,
-           reply=replies.Count, right="manage:all", command="PurgeDlq"),
+    write("POST", "/queues/{queue}/dlq/retry", RetryDlq, retry_dlq, replies.counted,
+          takes=RetryDlqBody, reply=replies.Count, right="manage:all", command="RetryDlq"),
+    write("POST", "/queues/{queue}/dlq/purge", PurgeDlq, of_queue(PurgeDlq), replies.counted,
+          reply=replies.Count, right="manage:all", command="PurgeDlq"),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from quorumq.api.reply import Reply
 from quorumq.api.request import Call, Route
-from quorumq.api.rows import grouped, plain, submit, success
+from quorumq.api.rows import grouped, plain, success, write
 from quorumq.api.rules import says
 from quorumq.api.scopes import its_jobs
 from quorumq.api.values import NOTE_CHARS_MAX
@@ -142,13 +142,13 @@ async def wait(call: Call) -> Reply:
 
 ROUTES: tuple[Route, ...] = grouped(
     "Jobs",
-    submit("POST", "/jobs/{id}/ack", AckJob, ack, replies.ok, takes=AckBody,
-           reply=replies.Ok, right="consume", refusals=errors.FINISHING, command="ACK"),
-    submit("POST", "/jobs/ack-batch", AckJobs, ack_batch, acked_many, takes=AckBatchBody,
-           reply=replies.Ok, right="consume", refusals=errors.FINISHING, scope="checked", check=its_jobs,
-           command="ACKB"),
-    submit("POST", "/jobs/{id}/fail", FailJob, fail, replies.ok, takes=FailBody,
-           reply=replies.Ok, right="consume", refusals=errors.FINISHING, command="FAIL"),
+    write("POST", "/jobs/{id}/ack", AckJob, ack, replies.ok, takes=AckBody,
+          reply=replies.Ok, right="consume", refusals=errors.FINISHING, command="ACK"),
+    write("POST", "/jobs/ack-batch", AckJobs, ack_batch, acked_many, takes=AckBatchBody,
+          reply=replies.Ok, right="consume", refusals=errors.FINISHING, scope="checked", check=its_jobs,
+          command="ACKB"),
+    write("POST", "/jobs/{id}/fail", FailJob, fail, replies.ok, takes=FailBody,
+          reply=replies.Ok, right="consume", refusals=errors.FINISHING, command="FAIL"),
     plain("POST", "/jobs/{id}/wait", wait, what=GetJob, takes=WaitBody, reply=Finished,
           right="read", about="Wait until a job completes, or the time is over.", command="WaitJob"),
 )  # fmt: skip

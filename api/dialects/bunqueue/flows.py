@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from quorumq.api.errors import Invalid
 from quorumq.api.limits import DATA_BYTES_MAX
 from quorumq.api.request import Call, Command, Route, Wording
-from quorumq.api.rows import ask, grouped, submit
+from quorumq.api.rows import ask, grouped, write
 from quorumq.api.rules import says
 from quorumq.api.scopes import its_child, its_descendants, its_flow
 from quorumq.api.values import BAD_JSON, KEY_CHARS_MAX, as_text, check_text, decoded, members
@@ -359,22 +359,22 @@ AWAITING: Wording = {JobNotFound: (404, "Job is not active"), JobNotActive: (400
 
 ROUTES: tuple[Route, ...] = grouped(
     "Flows",
-    submit("POST", "/flows", AddFlow, add, added, takes=FlowBody, reply=FlowAdded, right="produce", body="data",
-           scope="checked", check=its_flow, command="PUSHF"),
-    submit("PUT", "/jobs/{id}/parent", AttachChild, attach, replies.ok, takes=ParentBody, reply=replies.Ok,
-           right="produce", refusals=ATTACHING, check=its_child, command=Command("UpdateParent", {"id": "childId"})),
-    submit("DELETE", "/jobs/{id}/parent", DetachChild, of_job(DetachChild), detached, reply=ChildRemoved,
-           right="produce", refusals={JobNotFound: no_job}, command="RemoveChildDependency"),
-    submit("DELETE", "/jobs/{id}/children", RemoveUnprocessedChildren, of_known_job(RemoveUnprocessedChildren), replies.ok,
-           reply=replies.Ok, right="produce", check=its_descendants,
-           about="Remove the jobs below a job that nobody works on and that have not ended.",
-           command="RemoveUnprocessedChildren"),
+    write("POST", "/flows", AddFlow, add, added, takes=FlowBody, reply=FlowAdded, right="produce", body="data",
+          scope="checked", check=its_flow, command="PUSHF"),
+    write("PUT", "/jobs/{id}/parent", AttachChild, attach, replies.ok, takes=ParentBody, reply=replies.Ok,
+          right="produce", refusals=ATTACHING, check=its_child, command=Command("UpdateParent", {"id": "childId"})),
+    write("DELETE", "/jobs/{id}/parent", DetachChild, of_job(DetachChild), detached, reply=ChildRemoved,
+          right="produce", refusals={JobNotFound: no_job}, command="RemoveChildDependency"),
+    write("DELETE", "/jobs/{id}/children", RemoveUnprocessedChildren, of_known_job(RemoveUnprocessedChildren), replies.ok,
+          reply=replies.Ok, right="produce", check=its_descendants,
+          about="Remove the jobs below a job that nobody works on and that have not ended.",
+          command="RemoveUnprocessedChildren"),
     ask("GET", "/jobs/{id}/children/failed", GetChildrenFailures, failed_of("continued"), failures,
         reply=ChildrenFailures, about="Why children failed whose parent went on at once (`continueParentOnFailure`).",
         command="GetFailedChildrenValues"),
     ask("GET", "/jobs/{id}/children/ignored", GetChildrenFailures, failed_of("ignored"), failures,
         reply=ChildrenFailures, about="Why children failed that were ignored (`ignoreDependencyOnFailure`).",
         command="GetIgnoredChildrenFailures"),
-    submit("POST", "/jobs/{id}/move-to-waiting-children", AwaitChildren, await_children, awaits, takes=AwaitBody,
-           reply=Awaiting, right="consume", refusals=AWAITING, command="MoveToWaitingChildren"),
+    write("POST", "/jobs/{id}/move-to-waiting-children", AwaitChildren, await_children, awaits, takes=AwaitBody,
+          reply=Awaiting, right="consume", refusals=AWAITING, command="MoveToWaitingChildren"),
 )  # fmt: skip

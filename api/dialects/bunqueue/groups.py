@@ -10,7 +10,7 @@ from msgspec import Struct
 from quorumq.api.errors import Invalid
 from quorumq.api.reply import Reply
 from quorumq.api.request import CONSISTENCY, Call, Command, Parameter, Route
-from quorumq.api.rows import ask, grouped, plain, submit
+from quorumq.api.rows import ask, grouped, plain, write
 from quorumq.api.values import COUNT_MAX, KEY_CHARS_MAX, YEAR_MS, Number
 from quorumq.node.machine.operations.groups import (
     CountGrouped,
@@ -186,22 +186,22 @@ ROUTES: tuple[Route, ...] = grouped(
     plain("PUT", "/queues/{queue}/groups/{group}/concurrency", limits.limiting(set_concurrency), what=SetGroupConcurrency,
           takes=GroupConcurrencyBody, reply=replies.Ok, right="manage:all",
           about="Limit how many jobs of a group are active at once; 0 lets none start.", command="SetGroupConcurrency"),
-    submit("DELETE", "/queues/{queue}/groups/{group}/concurrency", SetGroupConcurrency,
-           lambda call: SetGroupConcurrency(*names(call)), changed, reply=replies.WasChanged, right="manage:all",
-           about="Have one job of a group active at once again.",
-           command=Command("RemoveGroupConcurrency", reply=replies.as_removed)),
-    submit("PUT", "/queues/{queue}/groups/{group}/rate-limit", SetGroupRateLimit, set_rate_limit, replies.ok,
-           takes=GroupRateLimitBody, reply=replies.Ok, right="manage:all",
-           about="Limit how many jobs of a group start in a window; what has started before does not count.",
-           command="SetGroupRateLimit"),
-    submit("DELETE", "/queues/{queue}/groups/{group}/rate-limit", SetGroupRateLimit,
-           lambda call: SetGroupRateLimit(*names(call)), changed, reply=replies.WasChanged, right="manage:all",
-           about="Take a group's rate limit away.", command=Command("RemoveGroupRateLimit", reply=replies.as_removed)),
-    submit("POST", "/queues/{queue}/groups/{group}/hold", HoldGroup, hold, replies.ok, takes=HoldBody, reply=replies.Ok,
-           right="consume", about="Start no job of a group for a while from now; active ones go on.",
-           command="RateLimitGroup"),
-    submit("POST", "/queues/{queue}/groups/{group}/pause", PauseGroup, lambda call: PauseGroup(*names(call)), changed,
-           reply=replies.WasChanged, right="manage:all", command=Command("PauseGroup", reply=replies.as_data)),
-    submit("POST", "/queues/{queue}/groups/{group}/resume", ResumeGroup, lambda call: ResumeGroup(*names(call)), changed,
-           reply=replies.WasChanged, right="manage:all", command=Command("ResumeGroup", reply=replies.as_data)),
+    write("DELETE", "/queues/{queue}/groups/{group}/concurrency", SetGroupConcurrency,
+          lambda call: SetGroupConcurrency(*names(call)), changed, reply=replies.WasChanged, right="manage:all",
+          about="Have one job of a group active at once again.",
+          command=Command("RemoveGroupConcurrency", reply=replies.as_removed)),
+    write("PUT", "/queues/{queue}/groups/{group}/rate-limit", SetGroupRateLimit, set_rate_limit, replies.ok,
+          takes=GroupRateLimitBody, reply=replies.Ok, right="manage:all",
+          about="Limit how many jobs of a group start in a window; what has started before does not count.",
+          command="SetGroupRateLimit"),
+    write("DELETE", "/queues/{queue}/groups/{group}/rate-limit", SetGroupRateLimit,
+          lambda call: SetGroupRateLimit(*names(call)), changed, reply=replies.WasChanged, right="manage:all",
+          about="Take a group's rate limit away.", command=Command("RemoveGroupRateLimit", reply=replies.as_removed)),
+    write("POST", "/queues/{queue}/groups/{group}/hold", HoldGroup, hold, replies.ok, takes=HoldBody, reply=replies.Ok,
+          right="consume", about="Start no job of a group for a while from now; active ones go on.",
+          command="RateLimitGroup"),
+    write("POST", "/queues/{queue}/groups/{group}/pause", PauseGroup, lambda call: PauseGroup(*names(call)), changed,
+          reply=replies.WasChanged, right="manage:all", command=Command("PauseGroup", reply=replies.as_data)),
+    write("POST", "/queues/{queue}/groups/{group}/resume", ResumeGroup, lambda call: ResumeGroup(*names(call)), changed,
+          reply=replies.WasChanged, right="manage:all", command=Command("ResumeGroup", reply=replies.as_data)),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from msgspec import Struct
 from quorumq.api.errors import Invalid
 from quorumq.api.reply import Reply
 from quorumq.api.request import Call, Handler, Route
-from quorumq.api.rows import grouped, plain, submit, success
+from quorumq.api.rows import grouped, plain, success, write
 from quorumq.api.rules import says
 from quorumq.api.values import DAY_MS, KEY_CHARS_MAX, YEAR_MS, Number
 from quorumq.node.machine.operations.groups import SetGroupConcurrency
@@ -90,7 +90,7 @@ def limiting(decode: Callable[[Call], SetRateLimit | SetConcurrency | SetGroupCo
 
     async def handler(call: Call) -> Reply:
         operation = decode(call)
-        reply = success(await call.submit(operation, replies.ok))
+        reply = success(await call.write(operation, replies.ok))
         if operation.limit == 0:
             group = f"group {operation.group_id!r} of " if isinstance(operation, SetGroupConcurrency) else ""
             what = "rate limit" if isinstance(operation, SetRateLimit) else "concurrency"
@@ -105,11 +105,11 @@ ROUTES: tuple[Route, ...] = grouped(
     plain("PUT", "/queues/{queue}/rate-limit", limiting(set_rate_limit), what=SetRateLimit,
           takes=RateLimitBody, reply=replies.Ok, right="manage:all",
           about="Limit how many jobs of a queue start in a second; 0 lets none start.", command="RateLimit"),
-    submit("DELETE", "/queues/{queue}/rate-limit", ClearRateLimit, of_queue(ClearRateLimit), replies.ok,
-           reply=replies.Ok, right="manage:all", command="RateLimitClear"),
+    write("DELETE", "/queues/{queue}/rate-limit", ClearRateLimit, of_queue(ClearRateLimit), replies.ok,
+          reply=replies.Ok, right="manage:all", command="RateLimitClear"),
     plain("PUT", "/queues/{queue}/concurrency", limiting(set_concurrency), what=SetConcurrency,
           takes=ConcurrencyBody, reply=replies.Ok, right="manage:all",
           about="Limit how many jobs of a queue are active at once; 0 lets none start.", command="SetConcurrency"),
-    submit("DELETE", "/queues/{queue}/concurrency", ClearConcurrency, of_queue(ClearConcurrency), replies.ok,
-           reply=replies.Ok, right="manage:all", command="ClearConcurrency"),
+    write("DELETE", "/queues/{queue}/concurrency", ClearConcurrency, of_queue(ClearConcurrency), replies.ok,
+          reply=replies.Ok, right="manage:all", command="ClearConcurrency"),
 )  # fmt: skip

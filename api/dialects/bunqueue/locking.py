@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from quorumq.api.request import Call, Route
-from quorumq.api.rows import grouped, submit
+from quorumq.api.rows import grouped, write
 from quorumq.api.rules import says
 from quorumq.api.scopes import its_jobs
 from quorumq.api.values import Number
@@ -116,13 +116,13 @@ def beats(reply: Counted) -> bytes:
 
 ROUTES: tuple[Route, ...] = grouped(
     "Jobs",
-    submit("POST", "/jobs/{id}/heartbeat", HeartbeatJob, heartbeat, beat, takes=LockBody,
-           reply=Beat, right="consume", refusals=errors.BEATING, command="JobHeartbeat"),
-    submit("POST", "/jobs/heartbeat-batch", HeartbeatJobs, heartbeat_batch, beats,
-           takes=BeatsBody, reply=Beats, right="consume", scope="checked", check=its_jobs, command="JobHeartbeatB"),
-    submit("POST", "/jobs/{id}/extend-lock", ExtendLock, extend_lock, replies.ok, takes=LockBody,
-           reply=replies.Ok, right="consume", refusals=errors.EXTENDING, command="ExtendLock"),
-    submit("POST", "/jobs/extend-locks", ExtendLocks, extend_locks, replies.counted,
-           takes=LocksBody, reply=replies.Count, right="consume", scope="checked", check=its_jobs,
-           command="ExtendLocks"),
+    write("POST", "/jobs/{id}/heartbeat", HeartbeatJob, heartbeat, beat, takes=LockBody,
+          reply=Beat, right="consume", refusals=errors.BEATING, command="JobHeartbeat"),
+    write("POST", "/jobs/heartbeat-batch", HeartbeatJobs, heartbeat_batch, beats,
+          takes=BeatsBody, reply=Beats, right="consume", scope="checked", check=its_jobs, command="JobHeartbeatB"),
+    write("POST", "/jobs/{id}/extend-lock", ExtendLock, extend_lock, replies.ok, takes=LockBody,
+          reply=replies.Ok, right="consume", refusals=errors.EXTENDING, command="ExtendLock"),
+    write("POST", "/jobs/extend-locks", ExtendLocks, extend_locks, replies.counted,
+          takes=LocksBody, reply=replies.Count, right="consume", scope="checked", check=its_jobs,
+          command="ExtendLocks"),
 )  # fmt: skip

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from quorumq.api.request import Call, Route
-from quorumq.api.rows import ask, grouped, submit
+from quorumq.api.rows import ask, grouped, write
 from quorumq.api.rules import says
 from quorumq.api.values import as_text
 from quorumq.node.machine.operations.job_reads import GetLogs
@@ -81,8 +81,8 @@ def lines(reply: list[LogLine]) -> bytes:
 ROUTES: tuple[Route, ...] = grouped(
     "Jobs",
     ask("GET", "/jobs/{id}/logs", GetLogs, of_known_job(GetLogs), lines, reply=Logs, command="GetLogs"),
-    submit("POST", "/jobs/{id}/logs", AddLog, add_log, log_added, takes=LogBody,
-           reply=LogAdded, right="consume", command="AddLog"),
-    submit("DELETE", "/jobs/{id}/logs", ClearLogs, clear_logs, replies.ok,
-           reply=replies.Ok, right="consume", about="Drop the lines attached to a job.", command="ClearLogs"),
+    write("POST", "/jobs/{id}/logs", AddLog, add_log, log_added, takes=LogBody,
+          reply=LogAdded, right="consume", command="AddLog"),
+    write("DELETE", "/jobs/{id}/logs", ClearLogs, clear_logs, replies.ok,
+          reply=replies.Ok, right="consume", about="Drop the lines attached to a job.", command="ClearLogs"),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from quorumq.api.errors import Invalid
 from quorumq.api.host import Host
 from quorumq.api.reply import Reply
 from quorumq.api.request import CONSISTENCY, Call, Command, Parameter
-from quorumq.api.rows import ask, grouped, plain, submit
+from quorumq.api.rows import ask, grouped, plain, write
 from quorumq.api.values import COUNT_MAX
 from quorumq.node.machine.operations.dlq import ListDlq, RemoveDeadJob
 from quorumq.node.machine.operations.jobs import Counted
@@ -474,15 +474,15 @@ ROUTES = grouped(
           command=Command("Metrics of a queue", reply=replies.as_data)),
     ask("GET", "/queues/{queue}/limits", GetLimits, get_limits, limits, reply=LimitsOf,
         about="What holds a queue back.", command=Command("GetQueueLimits", reply=replies.in_data)),
-    submit("DELETE", "/queues/{queue}/dlq/{id}", RemoveDeadJob,
-           remove_dead, removed, reply=replies.WasRemoved,
-           right="manage:all", command=Command("RemoveDlqJob", {"id": "jobId"}, replies.in_data)),
+    write("DELETE", "/queues/{queue}/dlq/{id}", RemoveDeadJob,
+          remove_dead, removed, reply=replies.WasRemoved,
+          right="manage:all", command=Command("RemoveDlqJob", {"id": "jobId"}, replies.in_data)),
     ask("GET", "/queues/{queue}/unique/{unique_key}", GetKeyHolder, get_holder,
         holder, reply=KeyHolder, command=Command("GetDeduplicationJobId", reply=replies.in_data)),
-    submit("DELETE", "/queues/{queue}/unique/{unique_key}", FreeKey, free_key,
-           replies.counted, reply=replies.Count, right="produce",
-           command=Command("RemoveDeduplicationKey", reply=replies.in_data)),
-    submit("DELETE", "/jobs/{id}/unique", FreeKeyOfJob, free_key_of_job, removed,
-           reply=replies.WasRemoved, right="produce",
-           command=Command("RemoveJobDeduplicationKey", reply=replies.in_data)),
+    write("DELETE", "/queues/{queue}/unique/{unique_key}", FreeKey, free_key,
+          replies.counted, reply=replies.Count, right="produce",
+          command=Command("RemoveDeduplicationKey", reply=replies.in_data)),
+    write("DELETE", "/jobs/{id}/unique", FreeKeyOfJob, free_key_of_job, removed,
+          reply=replies.WasRemoved, right="produce",
+          command=Command("RemoveJobDeduplicationKey", reply=replies.in_data)),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from quorumq.api.errors import Invalid
 from quorumq.api.ids import new_id, new_ids
 from quorumq.api.limits import DATA_BYTES_MAX
 from quorumq.api.request import Call, Route
-from quorumq.api.rows import grouped, submit
+from quorumq.api.rows import grouped, write
 from quorumq.api.rules import apply, says
 from quorumq.api.scopes import its_dependencies
 from quorumq.api.values import (
@@ -405,11 +405,11 @@ def pushed_many(reply: PushReply) -> bytes:
 
 ROUTES: tuple[Route, ...] = grouped(
     "Jobs",
-    submit("POST", "/queues/{queue}/jobs", PushJobs, push, pushed,
-           takes=PushBody, reply=Pushed, right="produce", body="data", about="Push a job.",
-           check=its_dependencies, command="PUSH"),
-    submit("POST", "/queues/{queue}/jobs/bulk", PushJobs, bulk, pushed_many,
-           takes=BulkBody, reply=PushedMany, right="produce",
-           refusals={DependencyNotFound: errors.word_bulk_dependency}, about="Push jobs, all or none.",
-           check=its_dependencies, command="PUSHB"),
+    write("POST", "/queues/{queue}/jobs", PushJobs, push, pushed,
+          takes=PushBody, reply=Pushed, right="produce", body="data", about="Push a job.",
+          check=its_dependencies, command="PUSH"),
+    write("POST", "/queues/{queue}/jobs/bulk", PushJobs, bulk, pushed_many,
+          takes=BulkBody, reply=PushedMany, right="produce",
+          refusals={DependencyNotFound: errors.word_bulk_dependency}, about="Push jobs, all or none.",
+          check=its_dependencies, command="PUSHB"),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from quorumq.api.reply import Reply
 from quorumq.api.request import CONSISTENCY, Call, Command, Parameter, Route
-from quorumq.api.rows import ask, grouped, plain, submit, success
+from quorumq.api.rows import ask, grouped, plain, success, write
 from quorumq.api.scopes import own_names
 from quorumq.api.values import BATCH_MAX, COUNT_MAX, Number
 from quorumq.node.machine.operations.queue_reads import Counts as CountReply
@@ -230,22 +230,22 @@ ROUTES: tuple[Route, ...] = grouped(
     plain("GET", "/queues/{queue}/priority-counts", priority_counts, what=PriorityCounts, asks=(CONSISTENCY,),
           reply=PriorityCountsOf, right="read", command="GetCountsPerPriority"),
     ask("GET", "/queues/{queue}/paused", IsPaused, of_queue(IsPaused), paused, reply=Paused, command="IsPaused"),
-    submit("POST", "/queues/{queue}/pause", PauseQueue, of_queue(PauseQueue), replies.ok,
-           reply=replies.Ok, right="manage:all", about="Give out no jobs of a queue any more; active ones go on.",
-           command="Pause"),
-    submit("POST", "/queues/{queue}/resume", ResumeQueue, of_queue(ResumeQueue), replies.ok,
-           reply=replies.Ok, right="manage:all", about="Give out jobs of a queue again.", command="Resume"),
-    submit("POST", "/queues/{queue}/drain", DrainQueue, of_queue(DrainQueue), replies.counted,
-           reply=replies.Count, right="manage:all", command="Drain"),
-    submit("POST", "/queues/{queue}/obliterate", ObliterateQueue, of_queue(ObliterateQueue), replies.ok,
-           reply=replies.Ok, right="manage:all", command="Obliterate"),
-    submit("POST", "/queues/{queue}/clean", CleanQueue, clean, cleaned,
-           takes=CleanBody, reply=Cleaned, right="manage:all",
-           about="Remove the oldest jobs of a state.", command="Clean"),
-    submit("POST", "/queues/{queue}/promote-jobs", PromoteJobs, promote_jobs, replies.counted,
-           takes=PromoteBody, reply=replies.Count, right="manage:all", command="PromoteJobs"),
-    submit("POST", "/queues/{queue}/retry-completed", RetryCompleted, retry_completed, replies.counted,
-           takes=RetryCompletedBody, reply=replies.Count, right="manage:all", command="RetryCompleted"),
+    write("POST", "/queues/{queue}/pause", PauseQueue, of_queue(PauseQueue), replies.ok,
+          reply=replies.Ok, right="manage:all", about="Give out no jobs of a queue any more; active ones go on.",
+          command="Pause"),
+    write("POST", "/queues/{queue}/resume", ResumeQueue, of_queue(ResumeQueue), replies.ok,
+          reply=replies.Ok, right="manage:all", about="Give out jobs of a queue again.", command="Resume"),
+    write("POST", "/queues/{queue}/drain", DrainQueue, of_queue(DrainQueue), replies.counted,
+          reply=replies.Count, right="manage:all", command="Drain"),
+    write("POST", "/queues/{queue}/obliterate", ObliterateQueue, of_queue(ObliterateQueue), replies.ok,
+          reply=replies.Ok, right="manage:all", command="Obliterate"),
+    write("POST", "/queues/{queue}/clean", CleanQueue, clean, cleaned,
+          takes=CleanBody, reply=Cleaned, right="manage:all",
+          about="Remove the oldest jobs of a state.", command="Clean"),
+    write("POST", "/queues/{queue}/promote-jobs", PromoteJobs, promote_jobs, replies.counted,
+          takes=PromoteBody, reply=replies.Count, right="manage:all", command="PromoteJobs"),
+    write("POST", "/queues/{queue}/retry-completed", RetryCompleted, retry_completed, replies.counted,
+          takes=RetryCompletedBody, reply=replies.Count, right="manage:all", command="RetryCompleted"),
     plain("POST", "/queues/{queue}/events/trim", trim_events, takes=TrimBody,
           reply=replies.RemovedCount, right="manage:all",
           about="Have a queue keep no more than so many events; it keeps none, so none goes.",

@@ -13,7 +13,7 @@ from msgspec import Struct
 from quorumq.api.errors import Invalid
 from quorumq.api.ids import new_id
 from quorumq.api.request import Call, Command
-from quorumq.api.rows import ask, grouped, submit
+from quorumq.api.rows import ask, grouped, write
 from quorumq.api.rules import apply, says
 from quorumq.api.scopes import its_webhook, own_webhooks
 from quorumq.api.values import KEY_CHARS_MAX, as_text
@@ -162,12 +162,12 @@ ROUTES = grouped(
     "Webhooks",
     ask("GET", "/webhooks", ListWebhooks, lambda call: ListWebhooks(), several, reply=Webhooks,
         scope="checked", narrow=own_webhooks, command="ListWebhooks"),
-    submit("POST", "/webhooks", AddWebhook, add, added, takes=WebhookBody, reply=WebhookAdded,
-           right="manage:all", about="Have events of jobs posted to a URL.", scope="checked", check=its_webhook,
-           command="AddWebhook"),
-    submit("DELETE", "/webhooks/{webhook_id}", RemoveWebhook, remove, removed, reply=replies.Removed,
-           right="manage:all", scope="checked", check=its_webhook, command="RemoveWebhook"),
-    submit("PUT", "/webhooks/{webhook_id}/enabled", EnableWebhook, enable, replies.ok, takes=EnabledBody,
-           reply=replies.Ok, right="manage:all", scope="checked", check=its_webhook,
-           command=Command("SetWebhookEnabled", {"webhook_id": "id"})),
+    write("POST", "/webhooks", AddWebhook, add, added, takes=WebhookBody, reply=WebhookAdded,
+          right="manage:all", about="Have events of jobs posted to a URL.", scope="checked", check=its_webhook,
+          command="AddWebhook"),
+    write("DELETE", "/webhooks/{webhook_id}", RemoveWebhook, remove, removed, reply=replies.Removed,
+          right="manage:all", scope="checked", check=its_webhook, command="RemoveWebhook"),
+    write("PUT", "/webhooks/{webhook_id}/enabled", EnableWebhook, enable, replies.ok, takes=EnabledBody,
+          reply=replies.Ok, right="manage:all", scope="checked", check=its_webhook,
+          command=Command("SetWebhookEnabled", {"webhook_id": "id"})),
 )  # fmt: skip

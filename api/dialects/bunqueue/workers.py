@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from quorumq.api.errors import Invalid
 from quorumq.api.ids import new_id
 from quorumq.api.request import Call, Command
-from quorumq.api.rows import ask, grouped, submit
+from quorumq.api.rows import ask, grouped, write
 from quorumq.api.rules import says
 from quorumq.api.scopes import its_worker, own_workers
 from quorumq.api.values import BAD_JSON, COUNT_MAX, as_text
@@ -241,13 +241,13 @@ ROUTES = grouped(
     "Workers",
     ask("GET", "/workers", ListWorkers, lambda call: ListWorkers(), every, reply=Workers,
         about="Registered workers, and sums over all of them.", command="ListWorkers"),
-    submit("POST", "/workers", RegisterWorker, register, registered, takes=WorkerBody, reply=WorkerAdded,
-           right="consume", scope="checked", check=its_worker, command="RegisterWorker"),
-    submit("DELETE", "/workers/{worker_id}", UnregisterWorker, unregister, unregistered, reply=replies.Removed,
-           right="consume", scope="checked", check=its_worker, command="UnregisterWorker"),
-    submit("POST", "/workers/{worker_id}/heartbeat", HeartbeatWorker, heartbeat, beaten, takes=BeatBody,
-           reply=locking.Beat, right="consume", scope="checked", check=its_worker,
-           command=Command("Heartbeat", {"worker_id": "id"})),
+    write("POST", "/workers", RegisterWorker, register, registered, takes=WorkerBody, reply=WorkerAdded,
+          right="consume", scope="checked", check=its_worker, command="RegisterWorker"),
+    write("DELETE", "/workers/{worker_id}", UnregisterWorker, unregister, unregistered, reply=replies.Removed,
+          right="consume", scope="checked", check=its_worker, command="UnregisterWorker"),
+    write("POST", "/workers/{worker_id}/heartbeat", HeartbeatWorker, heartbeat, beaten, takes=BeatBody,
+          reply=locking.Beat, right="consume", scope="checked", check=its_worker,
+          command=Command("Heartbeat", {"worker_id": "id"})),
     ask("GET", "/queues/{queue}/workers", ListWorkers, lambda call: ListWorkers(queue_of(call)), of_queue,
         reply=QueueWorkers, narrow=own_workers, about="Registered workers of a queue."),
 )  # fmt: skip
