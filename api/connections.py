@@ -48,7 +48,7 @@ class Served(Protocol):
         """Answer what cannot be parsed."""
 
 
-class Connection(RequestHandler):
+class HttpConnection(RequestHandler):
     """One client's connection, which is answered in the port's dialect even where aiohttp cannot parse what it sent."""
 
     __slots__ = ("_begun", "_body", "_deaf", "_dropped", "_gone", "_listener", "client", "turned_away")
@@ -210,9 +210,9 @@ class HttpServer(web.Server):
         plain = None if host.config.tls == "optional" else self._listener.without_tls
         return Handshake(certificate.context, host.door, self.connection, plain)
 
-    def connection(self) -> Connection:
+    def connection(self) -> HttpConnection:
         """What speaks HTTP."""
-        return Connection(
+        return HttpConnection(
             self._listener,
             self,
             loop=asyncio.get_running_loop(),

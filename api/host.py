@@ -18,7 +18,7 @@ from .door import Door, descriptor_max
 from .lately import Lately
 from .latency import Latency
 from .limits import Bodies, Pace, Proxies, RequestLimit
-from .metrics import Histogram
+from .metrics import DurationHistogram
 from .origins import Origins
 from .request import Call
 
@@ -125,7 +125,7 @@ class Host:
         # Queues whose groups were limited as a pull said, lately.
         self.groups_set = Lately(GROUPS_SET_S)
         self.disk = DiskWatch(config.data_path)
-        self.writes = Histogram()
+        self.writes = DurationHistogram()
         self.latency = Latency()
         self._services: dict[type, Any] = {Host: self}
         # Connections that last, each with the token that it showed.

@@ -15,7 +15,7 @@ from quorumq.node.machine.operations.adding import AddJobs
 from quorumq.node.machine.operations.jobs import PushJobs
 from quorumq.node.machine.operations.runs import AckJob, AckJobs, FinishAndPull, PullJobs
 
-from .metrics import Histogram
+from .metrics import DurationHistogram
 
 KINDS: dict[type[Operation], str] = {
     PushJobs: "push",
@@ -32,7 +32,7 @@ class Latency:
     """A histogram for each kind of operation."""
 
     def __init__(self) -> None:
-        self.kinds = {kind: Histogram() for kind in dict.fromkeys(KINDS.values())}
+        self.kinds = {kind: DurationHistogram() for kind in dict.fromkeys(KINDS.values())}
 
     def observe(self, operation: Operation, seconds: float) -> None:
         """Count how long an operation took, if it is of one of the kinds."""

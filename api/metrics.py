@@ -15,7 +15,7 @@ Labels = Mapping[str, str]
 NO_LABELS: Labels = {}
 
 
-class Histogram:
+class DurationHistogram:
     """Counts of durations in buckets that double, so that finding a bucket is one instruction.
 
     Bucket n holds durations of less than 2 to the nth microseconds, down to half of that.
@@ -68,7 +68,7 @@ class Page:
     def counter(self, name: str, text: str, value: float) -> None:
         self.write(name, "counter", text, [(NO_LABELS, value)])
 
-    def histogram(self, name: str, text: str, found: Histogram, *, first: int = 6, last: int = 24) -> None:
+    def histogram(self, name: str, text: str, found: DurationHistogram, *, first: int = 6, last: int = 24) -> None:
         """Write a histogram in seconds, with the buckets from number `first` to number `last`."""
         self._open(name, "histogram", text)
         below = 0

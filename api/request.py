@@ -22,7 +22,7 @@ from .auth import Grant
 from .errors import Invalid
 from .latency import Latency
 from .limits import Bodies
-from .metrics import Histogram
+from .metrics import DurationHistogram
 from .once import BadKey, once_of
 from .reply import Reply
 
@@ -50,7 +50,7 @@ class Environment(Protocol):
     node: Node
     config: NodeConfig
     bodies: Bodies
-    writes: Histogram
+    writes: DurationHistogram
     latency: Latency
     waiting: dict[Call, asyncio.Task[Any]]
     open_rights: frozenset[str]

@@ -25,7 +25,7 @@ from quorumq.node.node import Node
 from .auth import API_KEY, EVERYTHING, NOTHING, Unauthorized
 from .certificates import Certificate
 from .commands.tcp import TcpListener
-from .connections import HEADER_BYTES_MAX, Connection, HttpServer, MalformedRequests
+from .connections import HEADER_BYTES_MAX, HttpConnection, HttpServer, MalformedRequests
 from .dialects.bullmq.workers import delivery
 from .dialects.bunqueue.commands import Commands
 from .dialects.bunqueue.dialect import Bunqueue
@@ -429,9 +429,9 @@ class Server(Host):
         return self.main.find(method, path)
 
 
-def connection_of(request: web.BaseRequest) -> Connection:
+def connection_of(request: web.BaseRequest) -> HttpConnection:
     """Return the connection that a request came by."""
-    return cast(Connection, request.protocol)
+    return cast(HttpConnection, request.protocol)
 
 
 def preflight(request: web.BaseRequest) -> Reply:

@@ -42,7 +42,7 @@ from quorumq.cluster.messages import check
 from quorumq.cluster.metrics import Metrics
 from quorumq.cluster.presence import Presence
 from quorumq.cluster.raft import LEADER, ROLES, Raft
-from quorumq.cluster.replica import Machine, Replica
+from quorumq.cluster.replica import Replica, StateMachine
 from quorumq.cluster.routes import Routes
 from quorumq.cluster.seams import Clock
 from quorumq.cluster.snapshotting import Snapshotting
@@ -62,7 +62,7 @@ _ALONE_S = 1.5
 class Engine:
     """A member of the cluster."""
 
-    def __init__(self, config: ClusterConfig, machine: Machine, surroundings: Surroundings | None = None) -> None:
+    def __init__(self, config: ClusterConfig, machine: StateMachine, surroundings: Surroundings | None = None) -> None:
         config.validate()
         self.config = config
         self.node_id = config.node_id

@@ -16,7 +16,7 @@ from quorumq.cluster.messages import Malformed
 from quorumq.cluster.presence import Presence
 from quorumq.cluster.raft import Raft
 from quorumq.cluster.reads import Readers, Rounds
-from quorumq.cluster.replica import Batch, Machine, Replica
+from quorumq.cluster.replica import Batch, Replica, StateMachine
 from quorumq.cluster.routes import Routes
 from quorumq.cluster.submit import Inbox, Submitter
 from quorumq.cluster.version import VERSION
@@ -39,7 +39,7 @@ class Exchange:
     _presence: Presence
 
     def __init__(
-        self, node_id: str, machine: Machine, driver: Driver, replica: Replica, epoch: int, payload_bytes_max: int
+        self, node_id: str, machine: StateMachine, driver: Driver, replica: Replica, epoch: int, payload_bytes_max: int
     ) -> None:
         self._node_id = node_id
         self._machine = machine

@@ -39,7 +39,7 @@ _PONG = codec.dumps({"type": "pong"})
 _PROOFS_MAX = 4
 
 
-class Listener(Protocol):
+class LinkListener(Protocol):
     """Who is told what happens on the links. Everything is called on the event loop."""
 
     def message_received(self, peer: str, message: Message) -> None: ...
@@ -62,7 +62,7 @@ class Owner(Protocol):
     """What a connection needs of the links that it belongs to."""
 
     config: ClusterConfig
-    listener: Listener
+    listener: LinkListener
     introductions: Introductions
     loop: asyncio.AbstractEventLoop
     addresses: dict[str, str]
@@ -95,7 +95,7 @@ def proof_of(secret: str, side: str, dialler: str, acceptor: str, cluster: str, 
 class Introductions:
     """What a node says of itself in a handshake, and how it judges what others say of themselves."""
 
-    def __init__(self, config: ClusterConfig, listener: Listener) -> None:
+    def __init__(self, config: ClusterConfig, listener: LinkListener) -> None:
         self._config = config
         self._listener = listener
         # Addresses where the secret to stay is what counts: 0.1.0 looks at the first proof only.
@@ -150,7 +150,7 @@ class Introductions:
         return None
 
 
-class Connection(asyncio.Protocol):
+class PeerConnection(asyncio.Protocol):
     """What both ends share: frames in, frames out, and the end."""
 
     def __init__(self, links: Owner) -> None:
@@ -235,7 +235,7 @@ class Connection(asyncio.Protocol):
         return tls.misnamed(session, names)
 
 
-class Inbound(Connection):
+class Inbound(PeerConnection):
     """A connection that a peer dialled: its messages arrive here."""
 
     peer: str | None = None
@@ -366,7 +366,7 @@ class Inbound(Connection):
         self.links.inbound_lost(self)
 
 
-class Dialled(Connection):
+class Dialled(PeerConnection):
     """A connection that this node dialled, until both sides have proved themselves.
 
     peer: who is to be there, or empty to ask whoever is.  dialled: the `host:port`.

@@ -27,7 +27,7 @@ from quorumq.cluster.handshake import (
     Dialled,
     Inbound,
     Introductions,
-    Listener,
+    LinkListener,
     Question,
 )
 
@@ -209,7 +209,7 @@ class Link:
 class Links:
     """All links of one node. `send` never blocks; what cannot be sent is dropped: the protocol above repeats it."""
 
-    def __init__(self, config: ClusterConfig, listener: Listener) -> None:
+    def __init__(self, config: ClusterConfig, listener: LinkListener) -> None:
         self.config = config
         self.listener = listener
         self.introductions = Introductions(config, listener)

@@ -19,7 +19,7 @@ from quorumq.cluster.disk import PRIVATE_FOLDER, Disk
 from quorumq.cluster.errors import ClusterError, LogDamaged
 from quorumq.cluster.identity import REFOUNDING, Identity
 from quorumq.cluster.membership import Membership, Seat, decode
-from quorumq.cluster.replica import Machine, Replica, of_a_new_cluster
+from quorumq.cluster.replica import Replica, StateMachine, of_a_new_cluster
 from quorumq.cluster.snapshots import Head
 
 _log = logging.getLogger("quorumq.cluster")
@@ -69,7 +69,7 @@ def interrupted(data_dir: Path) -> bool:
     return (data_dir / REFOUNDING).exists()
 
 
-def read(data_dir: Path, machine: Machine) -> Survivor:
+def read(data_dir: Path, machine: StateMachine) -> Survivor:
     """Read what is there into `machine`, and change nothing.
 
     Raises RefoundingRefused when it is no node's directory, LogDamaged when it cannot be trusted, OSError.

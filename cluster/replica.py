@@ -23,7 +23,7 @@ _SESSIONS_PER_ORIGIN = 8
 """Process lives remembered per node. A batch of an older life than these cannot be under way any more."""
 
 
-class Machine(Protocol):
+class StateMachine(Protocol):
     """The application's state machine (node/machine/machine.py).
 
     level: the feature level in force, which decides what entries mean; `Replica` sets it.  level_known: the highest it knows.
@@ -115,7 +115,7 @@ class _Image(msgspec.Struct):
 def encode_batches(now_ms: int, batches: list[Batch], *, resumed: bool = False) -> bytes:
     """The log command for `batches`, stamped with the leader's time in milliseconds since the epoch.
 
-    resumed: the first after a time in which nothing could be replicated, see `Machine.apply`.
+    resumed: the first after a time in which nothing could be replicated, see `StateMachine.apply`.
     """
     kind = RESUMED if resumed else BATCHES
     encoded: bytes = msgpack.packb((kind, now_ms, [(b.origin, b.epoch, b.seq, b.floor, b.payload) for b in batches]))
@@ -211,7 +211,7 @@ Settled = Callable[[Batch, Any], None]
 class Replica:
     """Applies log commands. `settled(batch, outcome)` is told of every batch applied, right after its entry."""
 
-    def __init__(self, machine: Machine, settled: Settled) -> None:
+    def __init__(self, machine: StateMachine, settled: Settled) -> None:
         self.machine = machine
         self.now_ms = 0
         self.cluster_id = ""
@@ -295,7 +295,7 @@ class Replica:
         self._become(image)
 
     def restoring(self, head: bytes, pieces: Iterable[bytes]) -> Generator[None, None, Callable[[], Iterator[None]]]:
-        """The same beside the present state, which stays whole until the returned function is called; see `Machine.restoring`."""
+        """The same beside the present state, which stays whole until the returned function is called; see `StateMachine.restoring`."""
         image = self._image_of(head)
         put_machine = yield from self.machine.restoring(pieces)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from quorumq.cluster import discovery, snapshots
 from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.disk import Disk, make_private
-from quorumq.cluster.handshake import Listener
+from quorumq.cluster.handshake import LinkListener
 from quorumq.cluster.links import Links
 
 log = logging.getLogger("quorumq.cluster")
@@ -64,7 +64,7 @@ class Surroundings:
             raise OSError(f"{directory} is in use by another process") from None
         return handle
 
-    def links(self, config: ClusterConfig, listener: Listener) -> Links:
+    def links(self, config: ClusterConfig, listener: LinkListener) -> Links:
         """Connections to the peers."""
         return Links(config, listener)
 

@@ -110,7 +110,7 @@ def as_heard(grant: Grant, message: Message) -> Message | None:
     return message if len(own) == len(message.queues) else message.naming(own)
 
 
-class Listener(Protocol):
+class EventListener(Protocol):
     """Somebody who is told."""
 
     def hear(self, messages: Sequence[Message]) -> None:
@@ -150,7 +150,7 @@ class Feed:
         self._render = render
         self._counts = counts
         self._heed = changed
-        self._listeners: dict[Listener, None] = {}
+        self._listeners: dict[EventListener, None] = {}
         self._ring: deque[Past] = deque()
         self._ring_weight = 0
         # Everything after this is in the ring.
@@ -168,12 +168,12 @@ class Feed:
         """What somebody has seen who has been told everything so far."""
         return Id(self._machine.index, PLACES)
 
-    def join(self, listener: Listener) -> None:
+    def join(self, listener: EventListener) -> None:
         """Tell somebody everything from now on."""
         self._machine.events_wanted = True
         self._listeners[listener] = None
 
-    def leave(self, listener: Listener) -> None:
+    def leave(self, listener: EventListener) -> None:
         """Tell somebody nothing more."""
         self._listeners.pop(listener, None)
         self._machine.events_wanted = bool(self._listeners)

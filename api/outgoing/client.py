@@ -163,7 +163,7 @@ def is_host(host: str) -> bool:
 Done = Callable[["Answer | CallError"], None]
 
 
-class Call:
+class OutgoingCall:
     """One call on its way: `done` is called once, with the answer or with what went wrong, unless it is given up before."""
 
     __slots__ = (
@@ -189,7 +189,7 @@ class Call:
         self.body = body
         self.more = more
         self.done: Done | None = done
-        self.connection: Connection | None = None
+        self.connection: ClientConnection | None = None
         self.connected = False
         self.hops = 0
         self.started = client.loop.time()
@@ -210,7 +210,7 @@ class Call:
         else:
             self._task = self.client.loop.create_task(self._connect())
 
-    def carry(self, connection: Connection) -> None:
+    def carry(self, connection: ClientConnection) -> None:
         """Send the request over a connection."""
         self.connected = True
         self.connection = connection
@@ -296,7 +296,7 @@ class Call:
         return done
 
 
-class Connection(asyncio.BufferedProtocol):
+class ClientConnection(asyncio.BufferedProtocol):
     """One connection: it carries one request after the other."""
 
     __slots__ = ("_idle_since", "_reader", "_room", "_sent_at", "_transport", "call", "client", "origin", "uses")
@@ -304,7 +304,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, client: Client, origin: Origin) -> None:
         self.client = client
         self.origin = origin
-        self.call: Call | None = None
+        self.call: OutgoingCall | None = None
         self.uses = 0
         self._reader = AnswerReader(client.body_bytes_max)
         self._transport: asyncio.Transport | None = None
@@ -325,7 +325,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self.client.opened(self)
 
-    def send(self, call: Call) -> None:
+    def send(self, call: OutgoingCall) -> None:
         """Send a call's request."""
         self.call = call
         self.uses += 1
@@ -384,7 +384,7 @@ class Connection(asyncio.BufferedProtocol):
             self.call.start_clock()
             self._transport.resume_reading()
 
-    def _answered(self, call: Call, answer: Answer) -> None:
+    def _answered(self, call: OutgoingCall, answer: Answer) -> None:
         self.call = None
         self._leave_room()
         transport = self._transport
@@ -455,8 +455,8 @@ class Client:
         self.signature = f"{CALLER}: {caller}\r\n".encode() if caller and not policy.calls_cluster else b""
         self.body_bytes_max = body_bytes_max
         self._idle_s = idle_s
-        self._kept: dict[Origin, deque[Connection]] = {}
-        self._connections: dict[Connection, None] = {}
+        self._kept: dict[Origin, deque[ClientConnection]] = {}
+        self._connections: dict[ClientConnection, None] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
         # Look-ups of names that are under way.
@@ -471,12 +471,12 @@ class Client:
         """Open connections, the idle ones included."""
         return len(self._connections)
 
-    def call(self, target: Target, body: bytes | None, timeout_s: float, done: Done, more: bytes = b"") -> Call:
+    def call(self, target: Target, body: bytes | None, timeout_s: float, done: Done, more: bytes = b"") -> OutgoingCall:
         """Call an endpoint; `done` gets the answer, or a CallError, within timeout_s. It may be called before this returns.
 
         more: further lines of the request's head (`lines_of`).
         """
-        call = Call(self, target, body, timeout_s, done, more)
+        call = OutgoingCall(self, target, body, timeout_s, done, more)
         call.begin()
         return call
 
@@ -503,7 +503,7 @@ class Client:
 
     # -- Connections
 
-    def kept(self, origin: Origin) -> Connection | None:
+    def kept(self, origin: Origin) -> ClientConnection | None:
         """Return a connection that is free, the one that was used last."""
         idle = self._kept.get(origin)
         while idle:
@@ -512,18 +512,18 @@ class Client:
                 return connection
         return None
 
-    def keep(self, connection: Connection) -> None:
+    def keep(self, connection: ClientConnection) -> None:
         """Put a connection aside for the next call of its origin."""
         connection.rest(self.loop.time())
         self._kept.setdefault(connection.origin, deque()).append(connection)
         if self._sweeper is None and not self._closed:
             self._sweeper = self.loop.call_later(self._idle_s / 2, self._sweep)
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: ClientConnection) -> None:
         """Note a connection."""
         self._connections[connection] = None
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: ClientConnection) -> None:
         """Note that a connection is gone."""
         self._connections.pop(connection, None)
         idle = self._kept.get(connection.origin)
@@ -545,14 +545,14 @@ class Client:
         if self._kept and not self._closed:
             self._sweeper = self.loop.call_later(self._idle_s / 2, self._sweep)
 
-    async def connect(self, origin: Origin) -> Connection:
+    async def connect(self, origin: Origin) -> ClientConnection:
         """Connect to the first address of an origin that answers, of those that may be called. Raises CannotConnect."""
         if self._closed:
             raise CannotConnect("ECANCELED")
         error: Exception = CannotConnect("ENOTFOUND")
         addresses = list(await self._addresses(origin))
         for address in addresses:
-            connection = Connection(self, origin)
+            connection = ClientConnection(self, origin)
             try:
                 # The time for the whole call is the only bound for the last address.
                 async with asyncio.timeout(None if address is addresses[-1] else NEXT_ADDRESS_S):
@@ -568,7 +568,7 @@ class Client:
             return connection
         raise error if isinstance(error, CannotConnect) else CannotConnect(code_of(error))
 
-    async def _open(self, connection: Connection, address: str) -> None:
+    async def _open(self, connection: ClientConnection, address: str) -> None:
         origin = connection.origin
         if origin.secure:
             await self.loop.create_connection(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from quorumq.node.machine.state.job import Job
 from quorumq.node.machine.state.pusher import Pusher
 
-from .client import Call, Target
+from .client import OutgoingCall, Target
 
 log = logging.getLogger("quorumq.pushing")
 
@@ -22,7 +22,7 @@ PAUSE_MAX_S = 30.0
 LOOK_S = 0.005
 
 
-class Delivery:
+class JobDelivery:
     """One job on its way: taken, called, told to the log."""
 
     __slots__ = (
@@ -48,7 +48,7 @@ class Delivery:
         self.token = token
         self.body = body
         self.size = 0 if body is None else len(body)
-        self.call: Call | None = None
+        self.call: OutgoingCall | None = None
         self.generation = serving.generation
         self.probe = self.told = False
         # Bytes of a large result that the log has not heard of yet.

@@ -41,7 +41,7 @@ from quorumq.node.telling import AGAIN_S, insist, mention
 
 from .budget import SMALL_BYTES
 from .client import CannotConnect, Client, TimedOut
-from .delivery import FAILURES_MAX, PAUSE_MAX_S, PAUSE_S, Delivery, Serving
+from .delivery import FAILURES_MAX, PAUSE_MAX_S, PAUSE_S, JobDelivery, Serving
 from .egress import CallPolicy, caller_of
 from .response import Answer, CallError
 from .result import is_local, is_unavailable, result_of
@@ -117,16 +117,16 @@ class PushWorkers:
         self._servings: dict[str, Serving] = {}
         self._seen: tuple[Pushers | None, int] = (None, -1)
         # Jobs of which the log has not been told what became of them: dictionaries for their order.
-        self._held: dict[Delivery, None] = {}
+        self._held: dict[JobDelivery, None] = {}
         self._asked = 0
         # Bytes of the jobs that are being sent, and, by a guess, of those that pulls under way will bring.
         self._bytes = 0
         self._coming = 0
         self._looking: dict[Serving, None] = {}
         self._starved: dict[Serving, None] = {}
-        self._acks: list[tuple[Delivery, bytes | None]] = []
-        self._others: list[tuple[Delivery, Operation]] = []
-        self._returns: list[Delivery] = []
+        self._acks: list[tuple[JobDelivery, bytes | None]] = []
+        self._others: list[tuple[JobDelivery, Operation]] = []
+        self._returns: list[JobDelivery] = []
         self._notes: dict[str, None] = {}
         self._noting: asyncio.TimerHandle | None = None
         self._renewing: asyncio.TimerHandle | None = None
@@ -311,9 +311,9 @@ class PushWorkers:
 
     def _ask(self, serving: Serving, count: int, size: int) -> None:
         token = serving.next_token()
-        taken: list[Delivery] = []
+        taken: list[JobDelivery] = []
 
-        def look(reply: Pulled) -> list[Delivery]:
+        def look(reply: Pulled) -> list[JobDelivery]:
             taken.extend(self._prepare(serving, job, token) for job in reply.jobs)
             return taken
 
@@ -329,16 +329,16 @@ class PushWorkers:
         self._coming += size
         future.add_done_callback(partial(self._pulled, serving, count, size))
 
-    def _prepare(self, serving: Serving, job: Job, token: str) -> Delivery:
+    def _prepare(self, serving: Serving, job: Job, token: str) -> JobDelivery:
         body: bytes | None = None
         try:
             body = self._render(job, token)
         except Exception as error:
             # The job fails for it, alone; a pull that raised would leave all of them to their locks. The message may quote data.
             log.error("the call for a job of queue %r cannot be written: %s", job.queue, type(error).__name__)
-        return Delivery(serving, job, token, body)
+        return JobDelivery(serving, job, token, body)
 
-    def _pulled(self, serving: Serving, count: int, size: int, future: asyncio.Future[list[Delivery]]) -> None:
+    def _pulled(self, serving: Serving, count: int, size: int, future: asyncio.Future[list[JobDelivery]]) -> None:
         serving.asked = 0
         self._asked -= count
         self._coming -= size
@@ -370,7 +370,7 @@ class PushWorkers:
 
     # -- Calling
 
-    def _deliver(self, delivery: Delivery) -> None:
+    def _deliver(self, delivery: JobDelivery) -> None:
         serving, now = delivery.serving, self._loop.time()
         self._held[delivery] = None
         delivery.began = now
@@ -397,7 +397,7 @@ class PushWorkers:
         """The hosts of the members."""
         return [parted(member.address)[0] for member in self._engine.status().members]
 
-    def _ended(self, delivery: Delivery, outcome: Answer | CallError) -> None:
+    def _ended(self, delivery: JobDelivery, outcome: Answer | CallError) -> None:
         """Take the end of a call."""
         serving = delivery.serving
         self._bytes -= delivery.size
@@ -425,13 +425,13 @@ class PushWorkers:
                 self._others.append((delivery, failed))
         self._soon()
 
-    def _hold(self, delivery: Delivery, size: int) -> None:
+    def _hold(self, delivery: JobDelivery, size: int) -> None:
         """Count a large result until the log has it, so that no more of them are fetched than can be kept."""
         if size > SMALL_BYTES and self._client is not None:
             delivery.reserved = size
             self._client.budget.hold(size)
 
-    def _release(self, delivery: Delivery) -> None:
+    def _release(self, delivery: JobDelivery) -> None:
         if delivery.reserved and self._client is not None:
             self._client.budget.release(delivery.reserved)
             delivery.reserved = 0
@@ -466,7 +466,7 @@ class PushWorkers:
             )
             self._tell(deliveries, operation)
 
-    def _tell(self, deliveries: list[Delivery], operation: Operation) -> None:
+    def _tell(self, deliveries: list[JobDelivery], operation: Operation) -> None:
         """Tell the log what became of jobs, until it has heard; a result is never given up while the job may be ours."""
         for delivery in deliveries:
             if not delivery.told:
@@ -481,7 +481,7 @@ class PushWorkers:
     def _goes_on(self) -> bool:
         return not self._stopped
 
-    def _told(self, deliveries: list[Delivery], future: asyncio.Future[list[Refusal]]) -> None:
+    def _told(self, deliveries: list[JobDelivery], future: asyncio.Future[list[Refusal]]) -> None:
         self._telling -= 1
         error = None if future.cancelled() else future.exception()
         if isinstance(error, EntryTooLarge):
@@ -501,7 +501,7 @@ class PushWorkers:
             self._soon()
         self._make_room()
 
-    def _heard(self, deliveries: list[Delivery], refused: list[Refusal]) -> None:
+    def _heard(self, deliveries: list[JobDelivery], refused: list[Refusal]) -> None:
         """Let jobs go whose end the log has taken, or that are not ours any more; those that cannot have completed have failed."""
         waiting = {
             refusal.job_id: refusal.message
@@ -516,12 +516,12 @@ class PushWorkers:
             deliveries = [delivery for delivery in deliveries if delivery.job_id not in waiting]
         self._let_go(deliveries)
 
-    def _fail(self, delivery: Delivery, error: str) -> None:
+    def _fail(self, delivery: JobDelivery, error: str) -> None:
         """Have a run fail whose result the log does not take."""
         self._release(delivery)
         self._others.append((delivery, FailJob(delivery.job_id, delivery.token, error, chance=random.random())))
 
-    def _let_go(self, deliveries: list[Delivery]) -> None:
+    def _let_go(self, deliveries: list[JobDelivery]) -> None:
         for delivery in deliveries:
             self._release(delivery)
             self._held.pop(delivery, None)
@@ -553,7 +553,7 @@ class PushWorkers:
         soonest = min(delivery.renew_at for delivery in self._held)
         self._renewing = self._loop.call_at(max(soonest, now + self._lock_s / 16), self._renew)
 
-    def _extend(self, due: list[Delivery]) -> None:
+    def _extend(self, due: list[JobDelivery]) -> None:
         operation = ExtendLocks([delivery.job_id for delivery in due], [delivery.token for delivery in due])
         # By then the next renewal says the same.
         until = self._loop.time() + self._lock_s / 2
@@ -570,7 +570,7 @@ class PushWorkers:
 
     # -- Circuits
 
-    def _note(self, delivery: Delivery, outcome: Answer | CallError, *, is_down: bool) -> None:
+    def _note(self, delivery: JobDelivery, outcome: Answer | CallError, *, is_down: bool) -> None:
         """Learn from the end of a call how it stands with its endpoint."""
         serving, now = delivery.serving, self._loop.time()
         if delivery.generation != serving.generation:

@@ -33,7 +33,7 @@ MOVES_MAX = 5_000
 AGAIN_S = 0.2
 
 
-class Presence:
+class NodePresence:
     """What the leader knows of one node. Times are the loop's."""
 
     __slots__ = ("_match_index", "_moved_at", "connected", "losses", "since", "up")
@@ -75,7 +75,7 @@ class AssignmentDuty(TimedDuty):
 
     def __init__(self, engine: Engine, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
         super().__init__(engine, machine, batcher, clock)
-        self._presences: dict[str, Presence] = {}
+        self._presences: dict[str, NodePresence] = {}
         self._seen: tuple[Pushers | None, int] = (None, -1)
         # For which registrations and which nodes there was nothing to do.
         self._settled: tuple[int, list[str]] = (-1, [])
@@ -119,7 +119,7 @@ class AssignmentDuty(TimedDuty):
                 continue
             presence = self._presences.get(node)
             if presence is None:
-                presence = self._presences[node] = Presence(member.connected, now)
+                presence = self._presences[node] = NodePresence(member.connected, now)
             is_stuck = presence.is_stuck(member.match_index, member.lag, now)
             if presence.look(member.connected and not is_stuck, now):
                 up.append(node)

@@ -21,7 +21,7 @@ from quorumq.node.machine import contents, image, levels
 from quorumq.node.machine.derived_events import derive
 from quorumq.node.machine.events import Event
 from quorumq.node.machine.lifecycle import clock
-from quorumq.node.machine.operation import Entry, Listener, Operation, any_operation
+from quorumq.node.machine.operation import Entry, EntryListener, Operation, any_operation
 from quorumq.node.machine.operations.bullmq.sessions import CallOnce
 from quorumq.node.machine.operations.requests import Idempotent
 from quorumq.node.machine.refusals import InternalError, Refusal
@@ -62,7 +62,7 @@ class Machine:
         self._digest = EMPTY
         # Digests of history and contents after the steps of late, by index, as far as they are made as this program makes them.
         self.points: dict[int, tuple[bytes, bytes]] = {}
-        self._listeners: list[Listener] = []
+        self._listeners: list[EntryListener] = []
         operations: Any = any_operation()
         self._decode = msgspec.msgpack.Decoder(list[operations]).decode
 
@@ -78,7 +78,7 @@ class Machine:
             # Whatever the digests were below, which other versions may have made differently.
             self._begin_round()
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: EntryListener) -> None:
         """Call `listener(entry)` after every entry, while the state is the one that the entry left."""
         self._listeners.append(listener)
 

@@ -35,7 +35,7 @@ class Entry(msgspec.Struct, gc=False):
     ended: list[Job]
 
 
-Listener = Callable[[Entry], None]
+EntryListener = Callable[[Entry], None]
 
 
 class Operation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="op", forbid_unknown_fields=True):

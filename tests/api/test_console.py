@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from quorumq.api.metrics import Histogram
+from quorumq.api.metrics import DurationHistogram
 from tests.api.conftest import Client, Serve
 from tests.support.console import SHARES, Console, holds
 
@@ -136,7 +136,7 @@ async def test_latency_is_that_of_pushes_pulls_and_acknowledgements(serve: Serve
 
 
 def test_percentiles_are_ends_of_buckets() -> None:
-    found = Histogram()
+    found = DurationHistogram()
     assert (found.average_ms(), found.percentile_ms(0.5)) == (0, 0)
     for micros in [100] * 90 + [3_000] * 9 + [1_000_000]:
         found.observe(micros / 1_000_000)

@@ -12,7 +12,7 @@ import pytest
 
 from quorumq.api import disk
 from quorumq.api.dialects.bunqueue import prometheus
-from quorumq.api.metrics import Histogram, Page
+from quorumq.api.metrics import DurationHistogram, Page
 from quorumq.cluster.version import VERSION
 from quorumq.node.machine.state.queue import QueueCounters
 from tests.api.conftest import Client, Serve
@@ -194,7 +194,7 @@ def test_labels_are_escaped() -> None:
 
 
 def test_a_histogram_counts_up() -> None:
-    found = Histogram()
+    found = DurationHistogram()
     for seconds in (0.0, 0.00005, 0.001, 0.5, 100_000.0):
         found.observe(seconds)
     page = Page()

@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from quorumq.cluster import codec
-from quorumq.cluster.handshake import Connection
+from quorumq.cluster.handshake import PeerConnection
 from quorumq.cluster.links import Links
 from tests.consensus.test_engine import Cluster, fresh, running, until, write
 
@@ -41,20 +41,20 @@ class Recorded:
 async def record(directory: Path) -> Recorded:
     """Let a cluster do everything it can, and keep what its nodes said to each other."""
     recorded = Recorded()
-    deliver, send = Links.deliver, Connection.send
+    deliver, send = Links.deliver, PeerConnection.send
 
     def delivered(self: Links, peer: str, message: dict[str, Any]) -> None:
         recorded.add(recorded.messages, message)
         deliver(self, peer, message)
 
-    def sent(self: Connection, message: dict[str, Any]) -> None:
+    def sent(self: PeerConnection, message: dict[str, Any]) -> None:
         recorded.add(recorded.handshakes, message)
         send(self, message)
 
     cluster = Cluster(
         directory, snapshot_log_entries=40, tail_entries=5, segment_bytes=2000, snapshot_interval_ms=50, secret="known"
     )
-    with mock.patch.object(Links, "deliver", delivered), mock.patch.object(Connection, "send", sent):
+    with mock.patch.object(Links, "deliver", delivered), mock.patch.object(PeerConnection, "send", sent):
         async with running(cluster):
             for number in range(20):
                 node = f"n{number % 3 + 1}"

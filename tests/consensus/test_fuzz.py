@@ -22,7 +22,7 @@ from quorumq.cluster import codec, messages
 from quorumq.cluster.engine import Engine
 from quorumq.cluster.errors import NotUnderstood
 from quorumq.cluster.frames import frame
-from quorumq.cluster.handshake import PROTOCOL, Listener, proof_of
+from quorumq.cluster.handshake import PROTOCOL, LinkListener, proof_of
 from quorumq.cluster.log import Log
 from quorumq.cluster.raft import Raft
 from quorumq.cluster.replica import Batch, Replica, encode_batches
@@ -252,7 +252,7 @@ class Alone(Surroundings):
     def make_private(self, directory: Path) -> None:
         pass
 
-    def links(self, config: Any, listener: Listener) -> Any:
+    def links(self, config: Any, listener: LinkListener) -> Any:
         return self
 
     def random_bits(self, bits: int) -> int:

@@ -20,7 +20,7 @@ from quorumq.node.leader.assignment import (
     STEADY_S,
     STUCK_S,
     AssignmentDuty,
-    Presence,
+    NodePresence,
     moves,
 )
 from quorumq.node.machine.machine import Machine
@@ -102,7 +102,7 @@ def test_moves_are_bounded() -> None:
 
 
 def test_a_short_absence_is_none() -> None:
-    seen = Presence(True, 0.0)
+    seen = NodePresence(True, 0.0)
     assert seen.look(False, 10.0)
     assert seen.look(False, 10.0 + LOST_S / 2)
     assert seen.look(True, 10.0 + LOST_S)
@@ -110,7 +110,7 @@ def test_a_short_absence_is_none() -> None:
 
 
 def test_a_node_that_was_lost_comes_back_later_each_time() -> None:
-    now, seen = 0.0, Presence(True, 0.0)
+    now, seen = 0.0, NodePresence(True, 0.0)
     for wait_s in (BACK_S, BACK_S * 2, BACK_S * 4):
         seen.look(False, now)
         now += LOST_S + 0.001
@@ -130,13 +130,13 @@ def test_a_node_that_was_lost_comes_back_later_each_time() -> None:
 
 
 def test_a_leader_that_begins_gives_absent_nodes_a_moment() -> None:
-    seen = Presence(False, 0.0)
+    seen = NodePresence(False, 0.0)
     assert seen.look(False, LOST_S / 2)
     assert not seen.look(False, LOST_S)
 
 
 def test_a_node_whose_log_stands_still_is_as_good_as_gone() -> None:
-    seen = Presence(True, 0.0)
+    seen = NodePresence(True, 0.0)
     assert not seen.is_stuck(7, 0, 5.0)
     # There is something to take from here on.
     assert not seen.is_stuck(7, 1, 5.0 + STUCK_S / 2)

@@ -14,7 +14,7 @@ from quorumq.cluster import snapshots
 from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.engine import Engine
 from quorumq.cluster.errors import ClusterError, LogDamaged, Removed
-from quorumq.cluster.handshake import Listener
+from quorumq.cluster.handshake import LinkListener
 from quorumq.cluster.log import _MARK, read_record
 from quorumq.cluster.surroundings import Surroundings
 from quorumq.node.machine.machine import Machine
@@ -130,7 +130,7 @@ class _SimSurroundings(Surroundings):
     def make_private(self, directory: Path) -> None:
         pass
 
-    def links(self, config: ClusterConfig, listener: Listener) -> Any:
+    def links(self, config: ClusterConfig, listener: LinkListener) -> Any:
         return SimLinks(self._world.network, self._host.process, config, listener)
 
     def snapshot_writer(self) -> snapshots.Writer:

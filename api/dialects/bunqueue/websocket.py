@@ -70,7 +70,7 @@ async def websocket(call: Call) -> Reply:
         await ws.prepare(request)
     except web.HTTPException:
         raise Invalid("Malformed WebSocket handshake") from None
-    connection = Connection(host, request, ws, queue, grant)
+    connection = WebSocketConnection(host, request, ws, queue, grant)
     host.websockets += 1
     try:
         await connection.serve()
@@ -79,7 +79,7 @@ async def websocket(call: Call) -> Reply:
     return Streamed(101)
 
 
-class Connection(CommandConnection):
+class WebSocketConnection(CommandConnection):
     """One WebSocket. queue: the only one of whose events it gets, or empty. grant: None until it has shown a token."""
 
     own = frozenset({"Subscribe", "Unsubscribe"})

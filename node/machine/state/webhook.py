@@ -74,7 +74,7 @@ class Webhook(msgspec.Struct, gc=False, array_like=True):
         return () if self.queue is None else (self.queue,)
 
 
-class Outbox:
+class WebhookOutbox:
     """What waits for one receiver, oldest first."""
 
     __slots__ = ("deliveries", "size")
@@ -116,7 +116,7 @@ class Webhooks:
         # Not replicated: deliveries that this node has seen dropped.
         self.dropped = 0
         self.by_id: dict[str, Webhook] = {}
-        self.outboxes: dict[str, Outbox] = {}
+        self.outboxes: dict[str, WebhookOutbox] = {}
         # Who wants which event; empty while nobody wants any, which is all that the hot path asks.
         self.listening: dict[str, list[Webhook]] = {}
         # Webhooks with something in their outbox: a dictionary for its order.
@@ -125,7 +125,7 @@ class Webhooks:
     def put(self, webhook: Webhook) -> None:
         """Add a webhook, or one that has changed."""
         self.by_id[webhook.id] = webhook
-        self.outboxes.setdefault(webhook.id, Outbox())
+        self.outboxes.setdefault(webhook.id, WebhookOutbox())
         self._listen()
 
     def remove(self, webhook: Webhook) -> None:
@@ -141,7 +141,7 @@ class Webhooks:
         if not enabled:
             self._drop(webhook, len(self.outboxes[webhook.id].deliveries))
             self.size -= self.outboxes[webhook.id].size
-            self.outboxes[webhook.id] = Outbox()
+            self.outboxes[webhook.id] = WebhookOutbox()
             self.waiting.pop(webhook.id, None)
         self._listen()
 
