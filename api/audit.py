@@ -64,14 +64,14 @@ class Audit:
 
     def refused(self, call: Call, error: Exception, status: int) -> None:
         """A row did not do what it was asked for; the line is written when that was for want of a right."""
-        if isinstance(error, (Forbidden, Hidden)) or call.looked_away:
+        if isinstance(error, (Forbidden, Hidden)) or call.masks_anothers:
             self._note(call, status)
         else:
             self.done(call, status)
 
     def done(self, call: Call, status: int) -> None:
         """A row was run; the line is written when it administers, when something was hidden, or when it refused the job's own token."""
-        if status == UNAUTHORIZED or call.looked_away:
+        if status == UNAUTHORIZED or call.masks_anothers:
             self._note(call, status)
         elif call.route.right == "admin" or (call.route.right == "manage:all" and call.route.method != "GET"):
             self._write_call(logging.INFO, "administered", call, status)

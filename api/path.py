@@ -24,7 +24,7 @@ from .limits import DATA_BYTES_MAX, LARGE_BYTES, BodyTooLarge, Busy, TooSlow, Un
 from .reply import Reply
 from .request import Call, Route
 from .router import Dialect, Mount, percent_decode
-from .scopes import named_again, permit
+from .scopes import permit, unmask
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ async def answer(
     finally:
         if call.counted or call.in_turn is not None:
             host.bodies.let_go(call)
-    return reply.replaced(named_again(call, reply.body)) if call.made_up else reply
+    return reply.replaced(unmask(call, reply.body)) if call.masked else reply
 
 
 def trouble(dialect: Dialect, route: Route, error: Exception) -> Reply:

@@ -72,8 +72,8 @@ class Call:
         "cut_off",
         "grant",
         "in_turn",
-        "looked_away",
-        "made_up",
+        "masked",
+        "masks_anothers",
         "node",
         "path",
         "query_text",
@@ -108,8 +108,8 @@ class Call:
         self.grant = grant
         # Ids that stand for those that were asked for, where the sender must not know whether there is such a thing; and
         # whether one of them is another's.
-        self.made_up: dict[str, str] = {}
-        self.looked_away = False
+        self.masked: dict[str, str] = {}
+        self.masks_anothers = False
         # Whether its token was revoked while it waited.
         self.cut_off = False
         # What it holds while its body is there (limits.py).

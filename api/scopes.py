@@ -54,7 +54,7 @@ async def permit(call: Call) -> None:
     if scope == "queue":
         needs(grant, call.path["queue"])
     elif scope == "job":
-        await look_away(call)
+        await mask_foreign_job(call)
     elif scope == "every":
         raise Forbidden(NOT_FOR_ALL)
 
@@ -66,14 +66,14 @@ def needs(grant: Grant, *queues: str) -> None:
             raise Forbidden("Forbidden: the token is not for this queue")
 
 
-def made_up(call: Call, asked: str, *, is_anothers: bool) -> str:
+def mask(call: Call, asked: str, *, is_anothers: bool) -> str:
     """Return an id that nothing has, in place of one that this sender cannot ask about.
 
     The same whether it is another's or nobody's, so that one which comes to be meanwhile is not met either.
     """
     made = new_id()
-    call.made_up[made] = asked
-    call.looked_away = call.looked_away or is_anothers
+    call.masked[made] = asked
+    call.masks_anothers = call.masks_anothers or is_anothers
     return made
 
 
@@ -94,19 +94,19 @@ async def own_jobs(call: Call, job_ids: Sequence[str]) -> Sequence[str]:
     if call.route.method != "GET" or not call.stale:
         await call.node.refresh()
         jobs = call.node.machine.state.jobs
-    return [job_id if is_own(job_id) else made_up(call, job_id, is_anothers=job_id in jobs) for job_id in job_ids]
+    return [job_id if is_own(job_id) else mask(call, job_id, is_anothers=job_id in jobs) for job_id in job_ids]
 
 
-async def look_away(call: Call) -> None:
+async def mask_foreign_job(call: Call) -> None:
     """Have a request about a job of another's queue, or about none, be about one that is not there."""
     (job_id,) = await own_jobs(call, [call.path["id"]])
     if job_id != call.path["id"]:
         call.path = {**call.path, "id": job_id}
 
 
-def named_again(call: Call, body: bytes) -> bytes:
+def unmask(call: Call, body: bytes) -> bytes:
     """Put the ids that were asked for back into the body of a reply about some that are not there."""
-    for made, asked in call.made_up.items():
+    for made, asked in call.masked.items():
         body = body.replace(made.encode(), ENCODE(asked)[1:-1])
     return body
 
@@ -179,7 +179,7 @@ async def its_cron(call: Call, operation: AddCron | DeleteCron) -> Operation:
     if isinstance(operation, AddCron):
         needs(call.grant, operation.queue, *([cron.queue] if cron is not None else ()))
     elif cron is None or not call.grant.covers(cron.queue):
-        name = made_up(call, operation.name, is_anothers=cron is not None)
+        name = mask(call, operation.name, is_anothers=cron is not None)
         return msgspec.structs.replace(operation, name=name)
     return operation
 
@@ -194,7 +194,7 @@ async def its_webhook(call: Call, operation: AddWebhook | RemoveWebhook | Enable
     await call.node.refresh()
     webhook = call.node.machine.state.webhooks.by_id.get(operation.webhook_id)
     if webhook is None or not covers_all(call.grant, webhook.about):
-        webhook_id = made_up(call, operation.webhook_id, is_anothers=webhook is not None)
+        webhook_id = mask(call, operation.webhook_id, is_anothers=webhook is not None)
         return msgspec.structs.replace(operation, webhook_id=webhook_id)
     return operation
 
@@ -208,7 +208,7 @@ async def its_worker(call: Call, operation: RegisterWorker | UnregisterWorker | 
         if not (is_own or worker is None) or not covers_all(call.grant, operation.queues):
             raise Forbidden("Forbidden: the token is not for the queues of this worker")
     elif not is_own:
-        worker_id = made_up(call, operation.worker_id, is_anothers=worker is not None)
+        worker_id = mask(call, operation.worker_id, is_anothers=worker is not None)
         return msgspec.structs.replace(operation, worker_id=worker_id)
     return operation
 

@@ -36,7 +36,7 @@ _INDEX_LEAP = 1 << 40
 _Put = Callable[[], Iterator[None]]
 
 
-class Surroundings(Protocol):
+class SnapshotSurroundings(Protocol):
     """What snapshots need of the machine (cluster/surroundings.py)."""
 
     def snapshot_writer(self) -> snapshots.Writer: ...
@@ -61,7 +61,7 @@ class Snapshotting:
         raft: Raft,
         replica: Replica,
         driver: Driver,
-        around: Surroundings,
+        around: SnapshotSurroundings,
         metrics: Metrics,
         *,
         cluster_id: Callable[[], str],

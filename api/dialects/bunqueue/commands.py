@@ -22,7 +22,7 @@ from quorumq.api.reply import Reply
 from quorumq.api.request import Call, Command, Handler, Route
 from quorumq.api.router import Dialect
 from quorumq.api.rows import success
-from quorumq.api.scopes import its_jobs, named_again, permit
+from quorumq.api.scopes import its_jobs, permit, unmask
 from quorumq.api.values import as_text, value_of
 from quorumq.node.machine.operations.runs import AckedBatch, AckJobs, Pulled, PullJobs, ReleaseJobs
 from quorumq.node.machine.refusals import JobNotActive, JobNotFound, LockLost, Refusal
@@ -225,12 +225,12 @@ async def permitted(host: Host, dialect: Dialect, call: Call, handler: Handler) 
     except Exception as error:
         failed = trouble(dialect, call.route, error)
         host.audit.refused(call, error, failed.status)
-        if not call.made_up:
+        if not call.masked:
             raise
         reply = failed
     else:
         host.audit.done(call, reply.status)
-    return reply.replaced(named_again(call, reply.body)) if call.made_up else reply
+    return reply.replaced(unmask(call, reply.body)) if call.masked else reply
 
 
 async def pull(
