@@ -237,6 +237,14 @@ async def test_children_of_a_job(serve: Serve) -> None:
             await backend.call(call[0], "bull:q", "top", call[1])
 
 
+async def test_whoever_comes_is_seen_by_what_is_read_behind(backend: Backend) -> None:
+    """In one message, so that nothing is known of the coming when the reading begins."""
+    futures = await backend.send(("register", "bull:q", ["a", "name"]), ("getClientList", "bull:q", []))
+    _, lines = await asyncio.wait_for(asyncio.gather(*futures), 10)
+    assert len(lines) == 1
+    await backend.close()
+
+
 async def test_a_limit_is_over_though_no_entry_has_come_since(serve: Serve) -> None:
     client = await serve()
     backend = await connect(client)

@@ -47,6 +47,8 @@ QUEUES_KNOWN_MAX = 1_000
 NULL = packed(None)
 # Calls by which workers ask for a job after they were woken.
 TAKES = frozenset({"moveToActive"})
+# Calls with a handler of their own that reads see.
+SEEN = frozenset({"register"})
 DOOR = "GET /bullmq/v1/socket"
 
 
@@ -82,7 +84,7 @@ class BackendConnection:
         # Under way: calls, bytes of their messages, writes by number in their order, what waits by number.
         self.calls = 0
         self.bytes = 0
-        self.writes: dict[int, asyncio.Future[bytes]] = {}
+        self.writes: dict[int, asyncio.Future[Any]] = {}
         self.waits: dict[int, asyncio.Task[None]] = {}
         self.holds = Holds(self.node.waiters.leave)
         # Subscriptions among what waits, by number.
@@ -299,7 +301,9 @@ class BackendConnection:
                 if len(self.waits) >= WAITS_MAX:
                     self.answer(sent.number, codes.REFUSED, packed(f"more than {WAITS_MAX} calls wait"))
                     return
-                self.waits[sent.number] = asyncio.create_task(self._run(row, asked, args))
+                self.waits[sent.number] = task = asyncio.create_task(self._run(row, asked, args))
+                if row.name in SEEN:
+                    self.writes[sent.number] = task
 
     def queue(self, qualified: str, grant: Grant) -> str:
         """Return what a queue is called in the state. Raises Invalid, Forbidden."""
@@ -393,6 +397,7 @@ class BackendConnection:
             self._failed(asked.number, row.name, error)
         finally:
             self.waits.pop(asked.number, None)
+            self.writes.pop(asked.number, None)
             if self.leaving:
                 self._leave_when_idle()
 
