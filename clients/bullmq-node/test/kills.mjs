@@ -1,9 +1,10 @@
 // Jobs and workers that go on while leaders are killed: told at the end, as JSON, is how often each job ran, the longest time in which
-// none completed, and what workers said of errors. Settings: JOBS, WORKERS, PACE_MS between two adds; nodes as QUORUMQ_NODES.
+// none completed, and what workers said of errors. Jobs are added until there are JOBS of them and standard input has ended.
+// Settings: JOBS, WORKERS, PACE_MS between two adds; nodes as QUORUMQ_NODES.
 import { createRequire } from 'node:module';
 
 const { Queue, Worker } = createRequire(import.meta.url)('../dist/cjs/index.js');
-const [jobs, workers, pace] = ['JOBS', 'WORKERS', 'PACE_MS'].map((name, at) => Number(process.env[name] ?? [600, 20, 50][at]));
+const [least, workers, pace] = ['JOBS', 'WORKERS', 'PACE_MS'].map((name, at) => Number(process.env[name] ?? [600, 20, 50][at]));
 const name = `kills-${Date.now()}`;
 const ran = new Map();
 const errors = [];
@@ -26,11 +27,14 @@ const all = Array.from({ length: workers }, () => {
 });
 await queue.waitUntilReady();
 process.stdout.write('ready\n');
+let isOver = false;
+process.stdin.on('end', () => (isOver = true)).resume();
 const added = [];
-for (let at = 0; at < jobs; at += 1) {
+for (let at = 0; at < least || !isOver; at += 1) {
   added.push(queue.add('one', { at }).catch(error => errors.push(`add: ${error.message}`)));
   await new Promise(resolve => setTimeout(resolve, pace));
 }
+const jobs = added.length;
 await Promise.all(added);
 const ends = Date.now() + 60_000;
 while (completed < jobs && Date.now() < ends) await new Promise(resolve => setTimeout(resolve, 50));
