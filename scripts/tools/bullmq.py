@@ -2,7 +2,8 @@
 
 `adapter` installs what clients/bullmq-node/package-lock.json names, builds it and runs its tests; where Node is not here it says so and
 is content. `suite` needs a checkout of BullMQ with its dependencies (BULLMQ_SRC) and the harness that runs any backend
-(BULLMQ_HARNESS); each file of tests has a process of its own, and a limit of time.
+(BULLMQ_HARNESS); each file of tests has a process of its own, and a limit of time. `bench` measures the same loads on Redis and PostgreSQL,
+which you start, round by round in the same run; it needs `ioredis` and `pg` in the adapter's node_modules for them.
 """
 
 from __future__ import annotations
@@ -250,6 +251,18 @@ async def kills(arguments: argparse.Namespace) -> int:
     return 0 if well else 1
 
 
+async def bench(arguments: argparse.Namespace) -> int:
+    """Measure BullMQ on three nodes, and beside it on the servers that are named, one of each; all share this machine with the load."""
+    build()
+    async with LocalCluster(3) as cluster:
+        await cluster.ready()
+        environment = {
+            "QUORUMQ_NODES": nodes_of(cluster), "ROUNDS": str(arguments.rounds), "SECONDS": str(arguments.seconds), "LOADS": arguments.load,
+        }  # fmt: skip
+        limit_s = 60 + 7 * 3 * arguments.rounds * (arguments.seconds + 60)
+        return await ended("node", "bench.mjs", folder=ADAPTER, environment=environment, timeout_s=limit_s)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bullmq", description=__doc__)
     parts = parser.add_subparsers(required=True)
@@ -275,6 +288,11 @@ def main() -> int:
     one.add_argument("--every", type=float, default=6, help="seconds between two kills")
     one.add_argument("--jobs", type=int, default=600, help="at least; as many more as it takes until the last kill")
     one.add_argument("--workers", type=int, default=20)
+    one = parts.add_parser("bench", help="how fast it is, beside REDIS_URL and POSTGRES_URL where they are set")
+    one.set_defaults(do=bench)
+    one.add_argument("--rounds", type=int, default=3)
+    one.add_argument("--seconds", type=float, default=4)
+    one.add_argument("--load", default="", help="only loads with this in their names")
     arguments = parser.parse_args()
     return asyncio.run(arguments.do(arguments))
 
