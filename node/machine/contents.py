@@ -169,29 +169,26 @@ def _head(state: State, queue: Queue, after: str, hand: _Hand) -> str:
     return ""
 
 
-def _job(state: State, queue: Queue, job: Job, rank_holds: bool) -> tuple[Job, int, str | None]:
-    """A job with what the other tables say of it."""
-    key = job.unique_key
+def _take(state: State, queue: Queue, hand: _Hand, job: Job, rank_holds: bool) -> bool:
+    """Take a job with what the other tables say of it; say whether that was enough."""
+    job_id, key = job.id, job.unique_key
     agree = (
         rank_holds
-        + 2 * (queue.jobs.get(job.id) is job)
-        + 4 * (state.jobs.get(job.id) is job)
-        + 8 * state.timers.holds(job)
+        + 2 * (queue.jobs.get(job_id) is job)
+        + 4 * (state.jobs.get(job_id) is job)
+        + 8 * (not job.due or state.timers.holds(job))
     )
-    return job, agree, None if key is None else queue.unique.get(key)
-
-
-def _size(job: Job) -> int:
     size = RECORD_BYTES + len(job.data)
     if job.result is not None:
         size += len(job.result)
     if job.dependencies is not None:
         size += 60 * len(job.dependencies.ids)
         size += sum(len(value) for value in job.dependencies.values.values() if value is not None)
-    if job.flow is not None:
-        size += weight_of_links(job.flow)
-    record = job.record
-    return size if record is None else size + len(record.stacks or b"") + len(record.parent or b"")
+        if job.flow is not None:
+            size += weight_of_links(job.flow)
+    if job.extra is not None and (record := job.record) is not None:
+        size += len(record.stacks or b"") + len(record.parent or b"")
+    return hand.add((job, agree, None if key is None else queue.unique.get(key)), size)
 
 
 _Stage = Callable[[State, Queue, str, _Hand], str]
@@ -200,7 +197,7 @@ _Stage = Callable[[State, Queue, str, _Hand], str]
 def _ranked(index: str, rank: Callable[[Job], int]) -> _Stage:
     def stage(state: State, queue: Queue, after: str, hand: _Hand) -> str:
         for at, job in getattr(queue, index).after(int(after) if after else None, hand.left):
-            if hand.add(_job(state, queue, job, at == rank(job)), _size(job)):
+            if _take(state, queue, hand, job, at == rank(job)):
                 return str(at)
         return ""
 
@@ -211,7 +208,7 @@ def _listed(index: str) -> _Stage:
     def stage(state: State, queue: Queue, after: str, hand: _Hand) -> str:
         begin = int(after) if after else 0
         for at, job in enumerate(islice(getattr(queue, index).values(), begin, None), begin + 1):
-            if hand.add(_job(state, queue, job, rank_holds=True), _size(job)):
+            if _take(state, queue, hand, job, rank_holds=True):
                 return str(at)
         return ""
 
@@ -231,7 +228,7 @@ def _parked(state: State, queue: Queue, after: str, hand: _Hand) -> str:
         if group.heads.holds(rank_of(job)):
             continue
         holds = group.parked.holds(rank_of(job))
-        if hand.add(_job(state, queue, job, holds), _size(job)):
+        if _take(state, queue, hand, job, holds):
             return str(at)
     if at < begin + _PASSED_MAX:
         return ""

@@ -102,7 +102,13 @@ class Machine:
         Returns one outcome per batch: a list with a reply or a Refusal for each of its operations.
         Raises NotUnderstood, before anything is changed, when an operation or a field of it is not known here.
         """
-        decoded = [self._read(index, payload) for payload in batches]
+        try:
+            decoded = list(map(self._decode, batches))
+        except msgspec.DecodeError as error:
+            raise NotUnderstood(
+                f"entry {index} holds an operation that version {VERSION} does not understand ({error}): "
+                "start the version that wrote it"
+            ) from None
         state = self.state
         if state.timed_by_clients:
             now_ms = state.now_ms
@@ -149,16 +155,6 @@ class Machine:
         except Exception:
             self._note_bug(entry.index, str(operation.__struct_config__.tag))
             return InternalError(entry.index)
-
-    def _read(self, index: int, payload: bytes) -> list[Operation]:
-        try:
-            operations: list[Operation] = self._decode(payload)
-        except msgspec.DecodeError as error:
-            raise NotUnderstood(
-                f"entry {index} holds an operation that version {VERSION} does not understand ({error}): "
-                "start the version that wrote it"
-            ) from None
-        return operations
 
     def understands(self, payload: bytes) -> bool:
         """Whether `apply` can read this batch whole."""

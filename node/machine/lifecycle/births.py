@@ -32,8 +32,9 @@ def push(state: State, name: str, specs: Iterable[JobSpec]) -> list[str]:
     """Add jobs to a queue. Returns their ids, or those of the unfinished jobs that were there already."""
     queue = state.queues.get(name) or state.queue(name)
     now_ms = state.now_ms
-    jobs, own, ready, events = state.jobs, queue.jobs, queue.ready, state.events
-    listening, is_streaming = state.webhooks.listening, name in state.streaming
+    jobs, own, ready, shared = state.jobs, queue.jobs, queue.ready, state.shared
+    is_streaming = name in state.streaming
+    is_heard = is_streaming or state.events is not None or bool(state.webhooks.listening)
     seq = state.seq
     pushed = 0
     ids: list[str] = []
@@ -65,17 +66,18 @@ def push(state: State, name: str, specs: Iterable[JobSpec]) -> list[str]:
         pushed += 1
         if not own:
             state.announce(queue)
-        job = Job(job_id, name, spec.data, spec.opts, WAITING, seq, seq, now_ms, now_ms, spec.custom)
+        asked = spec.opts
+        opts = asked if asked is DEFAULT else shared(asked)
+        job = Job(job_id, name, spec.data, opts, WAITING, seq, seq, now_ms, now_ms, spec.custom)
         jobs[job_id] = own[job_id] = job
         ids.append(job_id)
-        if events is not None:
-            events.append(JobPushed(name, job_id))
-        if is_streaming:
-            telling.tell_added(state, job)
-        if listening:
-            state.webhooks.post(hook.PUSHED, now_ms, job_id, name)
-        if job.opts is DEFAULT and not spec.depends_on and spec.group_id is None and spec.unique_key is None:
+        if is_heard:
+            _tell_birth(state, job)
+        if opts is DEFAULT and not spec.depends_on and spec.group_id is None and spec.unique_key is None:
+            # The usual way in, without the general steps of `settle`; the sum below level 1 is as if they had been taken.
             ready.add(seq, job)
+            if asked is not DEFAULT:
+                state.mark += seq * 3
             if is_streaming:
                 telling.tell_first_place(state, job)
         else:
@@ -168,17 +170,22 @@ def create_record(state: State, queue: Queue, job_id: str, spec: JobSpec) -> Job
     now_ms, name = state.now_ms, queue.name
     state.announce(queue)
     state.seq = seq = state.seq + 1
-    job = Job(job_id, name, spec.data, spec.opts, WAITING, seq, seq, now_ms, now_ms, bool(spec.id))
+    job = Job(job_id, name, spec.data, state.shared(spec.opts), WAITING, seq, seq, now_ms, now_ms, bool(spec.id))
     state.jobs[job_id] = queue.jobs[job_id] = job
     queue.counters.pushed += 1
     state.mark += 31 + seq
+    _tell_birth(state, job)
+    return job
+
+
+def _tell_birth(state: State, job: Job) -> None:
+    """A job is new; its place follows."""
     if state.events is not None:
-        state.events.append(JobPushed(name, job_id))
+        state.events.append(JobPushed(job.queue, job.id))
     if state.streaming:
         telling.tell_added(state, job)
     if state.webhooks.listening:
-        state.webhooks.post(hook.PUSHED, now_ms, job_id, name)
-    return job
+        state.webhooks.post(hook.PUSHED, state.now_ms, job.id, job.queue)
 
 
 def settle(
@@ -188,8 +195,9 @@ def settle(
 
     to_children: it waits for children though none is known yet.
     """
-    job.opts = opts = state.shared(spec.opts)
-    job.group_id = spec.group_id
+    opts = job.opts
+    if spec.group_id is not None:
+        job.group_id = spec.group_id
     if opts.lifo:
         job.order = -job.seq
     if spec.unique_key is not None:
@@ -197,19 +205,22 @@ def settle(
         queue.unique[spec.unique_key] = job.id
         if opts.dedup is not None and opts.dedup.ttl_ms:
             unique_keys.throttle(state, queue, spec.unique_key, state.now_ms + opts.dedup.ttl_ms)
-    job.run_at = job.created_at + ceil(opts.delay_ms) if run_at is None else run_at
+    if run_at is not None:
+        job.run_at = run_at
+    elif opts.delay_ms:
+        job.run_at = job.created_at + ceil(opts.delay_ms)
     if spec.depends_on:
         dependencies.wait_for(state, queue, job, spec.depends_on)
     if job.state != WAITING_CHILDREN:
-        if to_children or (job.flow is not None and job.flow.pending):
+        if to_children or (job.dependencies is not None and job.pending_children):
             families.park(state, job)
         else:
             places.line_up(state, queue, job)
     if state.streaming:
         telling.tell_first_place(state, job)
-    job.first_state = None if job.shown_state == WAITING else job.shown_state
-    expires = job.expires_at
-    if expires and expires <= state.now_ms:
+    if job.state != WAITING or opts.priority > 0:
+        job.first_state = job.shown_state
+    if opts.ttl_ms is not None and job.expires_at <= state.now_ms:
         removal.expire(state, job)
 
 

@@ -80,8 +80,9 @@ def complete(
         places.leave(state, queue, job)
     if job.unique_key is not None:
         unique_keys.release_key(state, queue, job)
-    job.token = job.owner = None
-    job.lock_until = 0
+    if job.token is not None or job.owner is not None:
+        job.token = job.owner = None
+        job.lock_until = 0
     job.result = result
     job.finished_at = state.now_ms
     job.state = COMPLETED
@@ -115,7 +116,7 @@ def complete(
             retention.trim_completed(state, queue)
     if alone:
         count_runs(state, queue.name, job.started_at, 1)
-    if state.dependents and job.id in state.dependents:
+    if state.dependents.by_id and job.id in state.dependents:
         dependencies.release_dependents(state, job)
     if opts.repeat is not None:
         repetition.repeat_job(state, queue, job, opts.repeat)

@@ -57,7 +57,8 @@ def enter_waiting(state: State, queue: Queue, job: Job) -> None:
         queue.ready.add(rank_of(job), job)
     else:
         groups.enter(state, queue, job)
-    state.timers.set(job, job.expires_at)
+    if job.due or job.opts.ttl_ms is not None:
+        state.timers.set(job, job.expires_at)
     state.woken[queue.name] = None
 
 

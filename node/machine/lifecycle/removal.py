@@ -55,7 +55,7 @@ def drop_completed(state: State, queue: Queue, dropped: list[Job]) -> None:
     for job in dropped:
         size += len(job.data) if job.result is None else len(job.data) + len(job.result)
         job_id = job.id
-        if job.called is not None:
+        if queue.aside and job.called is not None:
             not_aside(queue, job)
         if job.dependencies is not None:
             untie(state, job)

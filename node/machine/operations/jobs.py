@@ -111,8 +111,10 @@ class PushJobs(Operation, frozen=True, tag="job.push"):
     ties: tuple[JobTies, ...] = ()
 
     def apply(self, state: State, entry: Entry) -> Pushed:
-        if any(spec.depends_on for spec in self.jobs):
-            self.check_dependencies(state)
+        for spec in self.jobs:
+            if spec.depends_on:
+                self.check_dependencies(state)
+                break
         if not self.ties or state.level < 1:
             return Pushed(births.push(state, self.queue, self.jobs))
         before = state.seq

@@ -24,35 +24,35 @@ REMEMBERED_MAX = 10_000
 class Dependents:
     """Jobs by the id of a job that they wait for."""
 
-    __slots__ = ("_by_id",)
+    __slots__ = ("by_id",)
 
     def __init__(self) -> None:
-        self._by_id: dict[str, list[Job] | Ranked] = {}
+        self.by_id: dict[str, list[Job] | Ranked] = {}
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        return len(self.by_id)
 
     def __contains__(self, job_id: object) -> bool:
-        return job_id in self._by_id
+        return job_id in self.by_id
 
     def of(self, job_id: str) -> Iterable[Job]:
         """Return those that wait for a job."""
-        return self._by_id.get(job_id, ())
+        return self.by_id.get(job_id, ())
 
     def count(self, job_id: str) -> int:
         """Return how many wait for a job."""
-        waiting = self._by_id.get(job_id)
+        waiting = self.by_id.get(job_id)
         return 0 if waiting is None else len(waiting)
 
     def items(self) -> Iterator[tuple[str, Iterable[Job]]]:
         """Iterate over all ids that are waited for."""
-        return iter(self._by_id.items())
+        return iter(self.by_id.items())
 
     def add(self, job_id: str, job: Job) -> None:
         """Let a job wait for another one."""
-        waiting = self._by_id.get(job_id)
+        waiting = self.by_id.get(job_id)
         if waiting is None:
-            self._by_id[job_id] = [job]
+            self.by_id[job_id] = [job]
         elif isinstance(waiting, Ranked):
             waiting.add(job.seq, job)
         elif len(waiting) < LISTED_MAX:
@@ -61,23 +61,23 @@ class Dependents:
             else:
                 insort(waiting, job, key=_by_birth)
         else:
-            ranked = self._by_id[job_id] = Ranked()
+            ranked = self.by_id[job_id] = Ranked()
             for each in (*waiting, job):
                 ranked.add(each.seq, each)
 
     def remove(self, job_id: str, job: Job) -> None:
         """Let a job wait for another one no more."""
-        waiting = self._by_id[job_id]
+        waiting = self.by_id[job_id]
         if isinstance(waiting, Ranked):
             waiting.remove(job.seq)
         else:
             del waiting[bisect_left(waiting, job.seq, key=_by_birth)]
         if not len(waiting):
-            del self._by_id[job_id]
+            del self.by_id[job_id]
 
     def take(self, job_id: str, count: int) -> list[Job]:
         """Take out the first so many that wait for a job."""
-        waiting = self._by_id.get(job_id)
+        waiting = self.by_id.get(job_id)
         if waiting is None:
             return []
         if isinstance(waiting, Ranked):
@@ -86,7 +86,7 @@ class Dependents:
             taken = waiting[:count]
             del waiting[:count]
         if not len(waiting):
-            del self._by_id[job_id]
+            del self.by_id[job_id]
         return taken
 
 
