@@ -494,7 +494,8 @@ class Histories(RuleBasedStateMachine):
 Histories.TestCase.settings = settings(
     max_examples=80, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-TestHistories = Histories.TestCase
+# A history is some milliseconds; on a machine with much else to do all of them take minutes.
+TestHistories = pytest.mark.timeout(600)(Histories.TestCase)
 
 
 # Which token is shown, of those of a job.
