@@ -60,17 +60,27 @@ class Belonging:
                 if peer not in self._raft.membership.seats:
                     self._routes.drop_peer(peer)
 
-    def was_removed(self, peer: str) -> bool:
-        """Whether `peer` was a member once, and its removal is committed."""
-        return bool(self._replica.membership) and peer in decode(self._replica.membership).removed
+    def seated_at(self) -> int:
+        """The entry up to which this node knows that it is a member, 0 when it does not."""
+        held = self._replica.membership
+        return self._raft.applied_index if held and self._raft.id in decode(held).seats else 0
 
-    def may_adopt(self, peer: str) -> bool:
+    def was_removed(self, peer: str, seated_at: int = 0) -> bool:
+        """Whether `peer` was a member once, and its removal is committed.
+
+        seated_at: what `peer` says of itself. Whoever has not come as far knows of a removal after which it was added again, as a node
+        that joins by an older snapshot does: that one is not told that it was sent away, for it would believe it.
+        """
+        held = self._replica.membership
+        return bool(held) and peer in decode(held).removed and seated_at <= self._raft.applied_index
+
+    def may_adopt(self, peer: str, seated_at: int = 0) -> bool:
         """Whether a peer that proved itself is listened to though this node does not know it.
 
         It may be a member, the leader even, that joined while this node was away: only its entries can say so.
         """
         return (
-            not self.was_removed(peer)
+            not self.was_removed(peer, seated_at)
             and len(self._links.addresses) < len(self._raft.membership.seats) + _STRANGERS_MAX
         )
 

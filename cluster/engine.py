@@ -320,8 +320,7 @@ class Engine:
         return self._log.last_index > 1 or bool(self._replica.cluster_id)
 
     def _vote_or_not(self) -> None:
-        whole = self._presence.probation is None
-        self._raft.whole = self.metrics.whole = whole
+        self._raft.whole = self.metrics.whole = whole = self._presence.probation is None
         self._raft.may_vote = whole and self._log_watch.writes and self._finder.belongs()
         self._raft.stands_last = bool(self._agreement.apart)
 
@@ -404,10 +403,7 @@ class Engine:
         return await self._changes.request(action, node, address, timeout_s)
 
     async def snapshot(self, timeout_s: float) -> Path:
-        """Have a snapshot written that holds everything applied by now, unless one does already; returns its file.
-
-        Raises Unavailable when it could not be written in time; the log says why.
-        """
+        """Have a snapshot hold everything applied by now; returns its file. Raises Unavailable when that takes too long."""
         return await self._snapshots.snapshot(timeout_s)
 
     def status(self) -> Status:
@@ -687,13 +683,17 @@ class Engine:
         """A message of a proven peer ended its connection."""
         self.metrics.peer_messages_refused += 1
 
-    def was_removed(self, peer: str) -> bool:
-        """Whether `peer` was a member once, and its removal is committed."""
-        return self._belonging.was_removed(peer)
+    def seated_at(self) -> int:
+        """The entry up to which this node knows that it is a member, 0 when it does not."""
+        return self._belonging.seated_at()
 
-    def may_adopt(self, peer: str) -> bool:
+    def was_removed(self, peer: str, seated_at: int = 0) -> bool:
+        """Whether `peer` was a member once, and its removal is committed."""
+        return self._belonging.was_removed(peer, seated_at)
+
+    def may_adopt(self, peer: str, seated_at: int = 0) -> bool:
         """Whether a peer that proved itself is listened to though this node does not know it."""
-        return self._belonging.may_adopt(peer)
+        return self._belonging.may_adopt(peer, seated_at)
 
     def who(self) -> Who:
         """What this node says of itself to one that asks."""

@@ -53,8 +53,9 @@ class LinkListener(Protocol):
     def levels(self) -> tuple[int, int]: ...
     def peer_refused(self) -> None: ...
     def message_refused(self) -> None: ...
-    def was_removed(self, peer: str) -> bool: ...
-    def may_adopt(self, peer: str) -> bool: ...
+    def seated_at(self) -> int: ...
+    def was_removed(self, peer: str, seated_at: int) -> bool: ...
+    def may_adopt(self, peer: str, seated_at: int) -> bool: ...
     def who(self) -> Who: ...
 
 
@@ -341,12 +342,14 @@ class Inbound(PeerConnection):
             self.send({"type": "welcome", "proof": mine, "who": msgspec.to_builtins(links.listener.who())})
             self.close("answered")
             return
-        if not links.known(dialler) and links.listener.may_adopt(dialler):
+        told = message.get("seated_at")
+        seated_at = told if type(told) is int else 0  # version 0.1.0 says nothing
+        if not links.known(dialler) and links.listener.may_adopt(dialler, seated_at):
             # An empty node knows only the configured peers; the leader may be another by now.
             links.add_peer(dialler, self._address_given)
         if not links.known(dialler):
             links.complain(f"refused {dialler} at {self.address}: it is not a member of this cluster")
-            if links.listener.was_removed(dialler):
+            if links.listener.was_removed(dialler, seated_at):
                 self.refuse("removed", f"{dialler} was removed from this cluster", mine)
             else:
                 self.refuse("not_member", f"{dialler} is not a member of this cluster", mine)
@@ -451,7 +454,8 @@ class Dialled(PeerConnection):
 
         self._expected = proofs("acceptor")
         first, *also = proofs("dialler")
-        self.send({"type": "proof", "proof": first, **({"also": also} if also else {})})
+        seated_at = self.links.listener.seated_at()
+        self.send({"type": "proof", "proof": first, "seated_at": seated_at, **({"also": also} if also else {})})
 
     def _distrust(self, why: str) -> None:
         self.links.complain(f"do not talk to {self.name}: {why}")

@@ -186,8 +186,9 @@ class SimLinks:
             if peer not in self.connections:
                 self.dial_later(peer)
             return
-        if not target.known(me) and not target.adopt(me, self.config.peers[me]):
-            if target.listener.was_removed(me):
+        seated_at = self.listener.seated_at()
+        if not target.known(me) and not target.adopt(me, self.config.peers[me], seated_at):
+            if target.listener.was_removed(me, seated_at):
                 self.listener.refused(peer, "removed", f"{me} was removed from this cluster")
             self.dial_later(peer)
             return
@@ -251,7 +252,7 @@ class SimLinks:
     def known(self, peer: str) -> bool:
         return peer in self._peers
 
-    def adopt(self, peer: str, address: str) -> bool:
-        if self.listener.may_adopt(peer):
+    def adopt(self, peer: str, address: str, seated_at: int) -> bool:
+        if self.listener.may_adopt(peer, seated_at):
             self.process.run(self.add_peer, peer, address)
         return self.known(peer)

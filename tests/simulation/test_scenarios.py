@@ -157,6 +157,40 @@ def test_a_removed_node_comes_again_while_another_knows_only_of_its_removal() ->
     Scenario(script).run()
 
 
+def test_one_that_came_back_is_not_sent_away_by_whoever_is_given_a_state_of_before() -> None:
+    """Two are replaced under their names one after the other, and the second gets a snapshot in which the first is a removed one."""
+
+    async def script(world: Scenario) -> None:
+        await world.all_start()
+        old = await world.leader()
+        first, second = (name for name in world.founders if name != old.node_id)
+
+        async def replaced(by: Engine, name: str) -> None:
+            world.crash(name)
+            await world.changed(by, "remove", name)
+            await world.pushed(by.node_id, 3)
+            if by is old:
+                await world.loop.create_task(by.snapshot(5.0), context=world.hosts[by.node_id].process.context())
+            await world.start_empty(name)
+            await world.changed(by, "add", name)
+            await world.pushed(by.node_id, 3)
+            await world.until(f"{name} is whole", lambda: world._whole(world.hosts[name]))
+            await world.until(f"{name} has caught up", lambda: by._raft.match_index(name) == by._log.last_index)
+            await world.changed(by, "promote", name)
+
+        await replaced(old, first)
+        new = world.engine(first)
+        assert new._snapshots.index
+        handing = old.transfer_leadership(first)
+        await world.loop.create_task(handing, context=world.hosts[old.node_id].process.context())
+        await world.until("it leads", lambda: new.is_leader and new._raft.membership_settled)
+        await replaced(new, second)
+        # What it was given had the other one as removed.
+        assert world.engine(second)._snapshots.name == new._snapshots.name
+
+    Scenario(script, snapshot_log_entries=10**9, tail_entries=0).run()
+
+
 def test_a_disk_that_says_all_is_well_after_a_failed_sync_loses_nothing_promised() -> None:
     """Linux drops what it could not write, and reports success for the next sync of the same file."""
 
