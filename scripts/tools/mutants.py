@@ -41,7 +41,9 @@ COPIED = (
     "CHANGELOG.md",
     "README.md",
 )
-LIMIT_S = 900
+LIMIT_S = 1800
+HUNG = 5
+"""What takes so many times as long as without the bug comes to no end; what does not may only be slow."""
 NOTICED, SURVIVED, UNUSABLE = "noticed", "survived", "unusable"
 
 
@@ -136,18 +138,21 @@ def run(copy: Path, mutant: Mutant) -> subprocess.CompletedProcess[str]:
     )
 
 
-def tried(copy: Path, mutant: Mutant) -> tuple[str, str]:
-    """Put the bug into the copy, run what must notice it, and take it out; returns what came of it, and the end of what was said."""
+def tried(copy: Path, mutant: Mutant, sound_s: float = 0.0) -> tuple[str, str]:
+    """Put the bug into the copy, run what must notice it, and take it out; returns what came of it, and the end of what was said.
+
+    sound_s: how long that takes without the bug.
+    """
     target = copy / mutant.file
-    sound = target.read_text()
+    whole = target.read_text()
     try:
         target.write_text(mutated(mutant))
         done = run(copy, mutant)
     except subprocess.TimeoutExpired:
         # A program that comes to no end is noticed by whoever waits for it.
-        return NOTICED, f"no end after {LIMIT_S} s"
+        return NOTICED if sound_s * HUNG <= LIMIT_S else UNUSABLE, f"no end after {LIMIT_S} s"
     finally:
-        target.write_text(sound)
+        target.write_text(whole)
     said = (done.stdout + done.stderr)[-3000:]
     if done.returncode == 0:
         return SURVIVED, said
@@ -185,19 +190,36 @@ class Kept:
             file.write(json.dumps(result) + "\n")
 
 
-def is_sound(copy: Path, mutant: Mutant, kept: Kept) -> bool:
-    """Whether what must notice it passes on the tree as it is; one that does not would notice anything."""
-    of = fingerprint(msgspec.structs.replace(mutant, name="-", was="", becomes=""), copy)
+def tree_of(copy: Path) -> str:
+    """Changes with any program in it."""
+    hashed = hashlib.sha256()
+    for folder in (*PACKAGES, "tests", "scripts"):
+        for path in sorted((copy / folder).rglob("*.py")):
+            hashed.update(path.read_bytes())
+    return hashed.hexdigest()[:16]
+
+
+def sound(copy: Path, mutant: Mutant, kept: Kept) -> tuple[str, float]:
+    """What is wrong with what must notice it, on the tree as it is, and the seconds that it takes.
+
+    What fails there would notice anything.
+    """
+    of = hashlib.sha256(repr((tree_of(copy), mutant.tests, mutant.simulate)).encode()).hexdigest()[:16]
     if of not in kept.known:
-        passed = run(copy, mutant).returncode == 0
-        kept.add({"of": of, "name": "-", "outcome": "passed" if passed else "failed"})
-    return bool(kept.known[of]["outcome"] == "passed")
+        began = time.monotonic()
+        try:
+            wrong = "" if run(copy, mutant).returncode == 0 else "fails without any bug"
+        except subprocess.TimeoutExpired:
+            wrong = f"takes more than {LIMIT_S} s without any bug"
+        kept.add({"of": of, "name": "-", "outcome": wrong, "seconds": round(time.monotonic() - began, 1)})
+    return kept.known[of]["outcome"], kept.known[of]["seconds"]
 
 
 def part(copy: Path, mutant: Mutant, kept: Kept) -> dict[str, Any]:
     """Try one, and keep what came of it."""
+    wrong, sound_s = sound(copy, mutant, kept)
     began = time.monotonic()
-    outcome, said = tried(copy, mutant) if is_sound(copy, mutant, kept) else (UNUSABLE, "fails without any bug")
+    outcome, said = (UNUSABLE, wrong) if wrong else tried(copy, mutant, sound_s)
     seconds = round(time.monotonic() - began, 1)
     result = {
         "of": fingerprint(mutant, copy),

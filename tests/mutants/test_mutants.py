@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from scripts.tools import mutants as tool
-from scripts.tools.mutants import NOTICED, SURVIVED, UNUSABLE, Misfit, Mutant, copied, mutants, mutated, tried
+from scripts.tools.mutants import (
+    NOTICED,
+    SURVIVED,
+    UNUSABLE,
+    Kept,
+    Misfit,
+    Mutant,
+    copied,
+    mutants,
+    mutated,
+    part,
+    tried,
+)
 
 ROOT = Path(__file__).parents[2]
 FILE, WAS = "cluster/terms.py", "STEP = 1 << 10\n"
@@ -25,8 +37,8 @@ def test_every_mutant_applies_to_the_tree_and_names_what_must_notice_it() -> Non
 
 def test_every_part_that_can_lose_a_promise_has_mutants() -> None:
     changed = {each.file for each in mutants()}
-    for part in ("disk", "log", "raft", "reads", "submit", "replica", "snapshots", "snapshotting", "presence", "held"):
-        assert f"cluster/{part}.py" in changed, part
+    for each in ("disk", "log", "raft", "reads", "submit", "replica", "snapshots", "snapshotting", "presence", "held"):
+        assert f"cluster/{each}.py" in changed, each
     assert {"node/machine/state/state.py", "node/machine/machine.py", "api/scopes.py", "api/auth.py"} <= changed
 
 
@@ -75,6 +87,24 @@ def test_only_a_failing_test_of_the_copy_notices_and_the_copy_is_sound_afterward
                 outcomes.append(tried(copy, mutant)[0])
             assert (copy / FILE).read_text() == (ROOT / FILE).read_text() == before
     assert outcomes == [NOTICED, SURVIVED, UNUSABLE]
+
+
+@pytest.mark.parametrize(
+    ("sound_s", "outcome"), [(1.0, NOTICED), (tool.LIMIT_S / 2, UNUSABLE)], ids=["hangs", "may be slow"]
+)
+def test_what_comes_to_no_end_is_noticed_only_if_it_is_not_just_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound_s: float, outcome: str
+) -> None:
+    def endless(copy: Path, mutant: Mutant) -> subprocess.CompletedProcess[str]:
+        raise subprocess.TimeoutExpired("pytest", tool.LIMIT_S)
+
+    mutant, kept = Mutant("a", FILE, WAS, "STEP = 1\n", tests=["tests/mutants"]), Kept(tmp_path / "kept")
+    monkeypatch.setattr(tool, "run", endless)
+    with copied() as copy:
+        assert tried(copy, mutant, sound_s)[0] == outcome
+        # Nor is anything tried whose tests come to no end by themselves.
+        found = part(copy, mutant, kept)
+        assert (found["outcome"], found["said"]) == (UNUSABLE, f"takes more than {tool.LIMIT_S} s without any bug")
 
 
 @pytest.mark.timeout(600)
