@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from quorumq.api import tokens
+from quorumq.api.dialects.bullmq.backend import codes
 from quorumq.node.machine.operations.adding import AddJobs
 from quorumq.node.machine.operations.flows import AddFlow, FlowJob
 from quorumq.node.machine.operations.queues import ObliterateQueue, PauseQueue
@@ -115,6 +117,36 @@ async def test_a_subscription_outlives_its_queue(serve: Serve) -> None:
     await client.server.node.submit(ObliterateQueue("q"))
     await backend.call("publishEvent", "bull:q", {"event": "new"})
     assert [fields[1] for _, fields in await told(backend, number, 3)] == ["paused", "old", "new"]
+    # Nor need anybody else name it: whoever listens sees to it that it keeps events.
+    await client.server.node.submit(ObliterateQueue("q"))
+    async with asyncio.timeout(30):
+        while not client.server.node.machine.state.bullmq.streams.is_open("q"):
+            await asyncio.sleep(0.01)
+    await client.server.node.submit(PauseQueue("q"))
+    assert (await told(backend, number, 4))[3][1] == ["event", "paused"]
+
+
+async def test_a_subscription_tells_no_more_than_was_granted(backend: Backend) -> None:
+    for name in ("one", "two", "three"):
+        await backend.call("publishEvent", "bull:q", {"event": name})
+    await backend.send(("subscribe", "bull:q", ["0", 2]))
+    number = backend.number
+    assert [fields[1] for _, fields in await told(backend, number, 2)] == ["one", "two"]
+    await backend.call("credit", "bull:q", number, 1)
+    assert [fields[1] for _, fields in await told(backend, number, 3)] == ["one", "two", "three"]
+
+
+async def test_the_newest_event_is_the_newest_of_all_nodes(serve: Serve) -> None:
+    client = await serve()
+    backend = await connect(client)
+    event = await backend.call("publishEvent", "bull:q", {"event": "mine"})
+    client.engine.available = False
+    # What this node holds is not asked for, for others may know of more; what an id means needs nobody else.
+    for name in ("subscribe", "readEvents"):
+        with pytest.raises(Failed) as failed:
+            await backend.call(name, "bull:q", "$", 1)
+        assert failed.value.code == codes.AGAIN
+    assert await backend.call("readEvents", "bull:q", "0", 1) == [event, [[event, ["event", "mine"]]]]
 
 
 async def test_events_are_read_once(backend: Backend) -> None:
@@ -157,6 +189,16 @@ async def test_a_call_that_is_sent_again_is_made_once(serve: Serve) -> None:
         await late.call("publishEvent", "bull:q", {"event": "mine"})
     assert failed.value.code == 5
     assert await late.call("publishEvent", "bull:q", {"event": "mine"}) == second
+
+
+async def test_a_session_is_its_tokens(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "tokens.jsonl"
+    each = [tokens.Token(name, tokens.digest(name), ("produce",), ("q",)) for name in ("t1", "t2")]
+    tokens.replace(path, b"".join(tokens.msgspec.json.encode(token) + b"\n" for token in each))
+    client = await serve(auth_tokens_file=path)
+    one, other = [await connect(client, session="same", token=token.name) for token in each]
+    first = await one.call("publishEvent", "bull:q", {"event": "mine"})
+    assert await other.call("publishEvent", "bull:q", {"event": "theirs"}) != first
 
 
 async def test_clients_are_there_until_they_or_their_connections_end(serve: Serve) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from quorumq.api import tokens
-from quorumq.api.dialects.bullmq.backend import codes, connection, names, protocol, table
+from quorumq.api.dialects.bullmq.backend import codes, connection, names, protocol, table, waits
 from quorumq.api.dialects.bullmq.backend.rows import Args, Asked, Row, json_text, own, read, write
 from quorumq.api.errors import Invalid
 from quorumq.node.machine.operations.jobs import PushJobs, RemoveJob
@@ -116,6 +116,22 @@ async def test_writes_enter_in_order_and_reads_see_them(serve: Serve) -> None:
     assert writes == sorted(writes)
     # What is ready together is answered together.
     assert len(backend.messages) < 20
+    await backend.close()
+
+
+async def test_a_read_waits_for_the_writes_before_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await serve()
+    backend = await connect(client)
+    held: list[Any] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(client.engine, "propose", lambda *call: held.append(call))
+        push, count = await backend.send(("push", "bull:q", [["a"]]), ("waiting", "bull:q", []))
+        # What needs no log is answered meanwhile.
+        for _ in range(3):
+            await backend.call("ping", "")
+        assert len(held) == 1 and not push.done() and not count.done()
+    client.engine.propose(*held[0])
+    assert await asyncio.gather(push, count) == [["a"], 1]
     await backend.close()
 
 
@@ -288,6 +304,29 @@ async def test_one_job_wakes_one_worker(serve: Serve) -> None:
     assert await backend.call("wait", "bull:q", 1_000) == 0
     assert await backend.call("wait", "bull:other", 20) is None
     await backend.close()
+    await until_idle(client)
+
+
+@pytest.mark.parametrize("how", ["asks", "is gone"])
+async def test_who_was_woken_holds_his_place_until_he_asks(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(waits, "HOLD_S", 3600)
+    client = await serve()
+    first, second = await connect(client), await connect(client)
+    (woken,) = await first.send(("wait", "bull:q", [600_000]))
+    await first.call("ping", "")
+    (waiting,) = await second.send(("wait", "bull:q", [600_000]))
+    await second.call("push", "bull:q", ["a"])
+    assert await asyncio.wait_for(woken, 30) == 0
+    if how == "asks":
+        assert (await first.call("moveToActive", "bull:q", "t", {}))[1] == "a"
+        await second.call("push", "bull:q", ["b"])
+    else:
+        await first.close()
+    assert await asyncio.wait_for(waiting, 30) == 0
+    for each in (first, second):
+        await each.close()
     await until_idle(client)
 
 

@@ -24,6 +24,8 @@ class Wires:
         self.now = 100.0
         self.cuts: set[tuple[str, str]] = set()
         self.speaks_not: set[str] = set()
+        # Those that carry nothing of a route, though they say whom they reach.
+        self.idle: set[str] = set()
         self.nodes = {name: Member(self, name, names) for name in names}
         self.sent: list[tuple[str, str, Message]] = []
         self.count = itertools.count(1)
@@ -52,7 +54,8 @@ class Wires:
         messages.check(message, 1 << 20)
         self.sent.append((source, target, message))
         if message["type"].startswith("relay"):
-            self.nodes[target].routes.on_message(source, message)
+            if target not in self.idle:
+                self.nodes[target].routes.on_message(source, message)
         else:
             self.nodes[target].receive(source, message)
 
@@ -157,6 +160,25 @@ def test_another_way_is_taken_when_the_first_ends() -> None:
     wires.cut("n1", "n3")
     wires.settle(FRESH_S + ASK_S)
     assert not one.routes.connected("n4") and not one.routes.send("n4", INNER)
+
+
+def test_a_way_that_does_not_open_is_not_waited_for() -> None:
+    wires = Wires("n1", "n2", "n3", "n4")
+    wires.idle.add("n2")
+    wires.settle(1)
+    wires.cut("n1", "n4")
+    wires.settle()
+    one, four = wires.nodes["n1"], wires.nodes["n4"]
+    assert one.routes.via("n4") == "n3"
+    assert one.routes.send("n4", INNER) and four.got == [("n1", INNER)]
+
+
+@pytest.mark.parametrize("late", [{"type": "relay_open", "nonce": 0, "token": 0}, {"type": "relay_closed", "token": 0}])
+def test_what_answers_an_earlier_request_neither_opens_nor_closes(late: Message) -> None:
+    wires = cut(("n1", "n3"), ("n3", "n1"))
+    one, _, three = wires.nodes.values()
+    one.routes.on_message("n2", late | {"to": "n1", "from": "n3"})
+    assert one.routes.send("n3", INNER) and three.got == [("n1", INNER)]
 
 
 def test_nobody_passes_on_what_is_not_the_senders_own() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from quorumq.cluster import codec, messages, snapshots
+from quorumq.cluster.agreement import Agreement
 from quorumq.cluster.disk import Disk
 from quorumq.cluster.messages import FIELDS, Malformed
 from quorumq.cluster.replica import Replica
@@ -202,12 +203,74 @@ async def test_a_batch_comes_from_its_origin(tmp_path: Path) -> None:
         await driven.engine.stop(transfer=False)
 
 
+async def test_what_this_node_cannot_read_does_not_get_into_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven = Driven(tmp_path, "f" * 32)
+    await driven.start()
+    try:
+        driven.lead()
+        monkeypatch.setattr(Recorder, "understands", lambda self, payload: payload == b"known")
+        for seq, payload in ((1, b"new"), (2, b"known")):
+            # The connection stands: a newer version does so before it knows better.
+            assert driven.receive("n2", {"type": "batch", "batch": ("n2", 1, seq, 1, payload)})
+        driven.acknowledge()
+        machine = driven.engine.machine
+        assert isinstance(machine, Recorder) and machine.applied == [b"known"]
+    finally:
+        await driven.engine.stop(transfer=False)
+
+
 @pytest.mark.parametrize("kind", ["request_vote", "pre_vote"])
 def test_a_log_is_not_of_a_later_term_than_its_node(kind: str) -> None:
     message = told(7, kind)
     messages.check({**message, "last_log_term": 7}, 1 << 20)
     with pytest.raises(Malformed, match="a log of a later term"):
         messages.check({**message, "last_log_term": 8}, 1 << 20)
+
+
+@pytest.mark.parametrize(("who", "behind"), [("n9", 0), ("n2", 1)], ids=["a stranger", "an older term"])
+async def test_a_leader_is_confirmed_by_voters_of_its_term(tmp_path: Path, who: str, behind: int) -> None:
+    driven = Driven(tmp_path, "f" * 32)
+    await driven.start()
+    try:
+        driven.lead()
+        driven.around.sent.clear()
+        read = asyncio.create_task(driven.engine.read_index(asyncio.get_running_loop().time() + 600))
+        await until(lambda: any(message["type"] == "round" for _, message in driven.around.sent))
+        number = next(message["number"] for _, message in driven.around.sent if message["type"] == "round")
+        word = {"type": "round_ok", "number": number, "term": driven.raft.term}
+        driven.receive(who, {**word, "term": driven.raft.term - behind})
+        for _ in range(5):
+            driven.engine._driver.drive()
+            await asyncio.sleep(0)
+        assert not read.done()
+        driven.receive("n3", word)
+        driven.engine._driver.drive()
+        await read
+    finally:
+        await driven.engine.stop(transfer=False)
+
+
+async def test_leadership_goes_to_nobody_whose_state_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driven = Driven(tmp_path, "f" * 32)
+    await driven.start()
+    try:
+        driven.lead()
+        asked: list[str] = []
+
+        def transfer(peer: str) -> bool:
+            asked.append(peer)
+            driven.raft.step_down()
+            return True
+
+        # n3 would be chosen: of those that are equally far the one whose name comes last.
+        monkeypatch.setattr(Agreement, "suspects", property(lambda self: ["n3"]))
+        monkeypatch.setattr(driven.raft, "transfer", transfer)
+        assert await driven.engine.transfer_leadership()
+        assert asked == ["n2"]
+    finally:
+        await driven.engine.stop(transfer=False)
 
 
 @pytest.mark.parametrize("index", [LAST, 1, None])

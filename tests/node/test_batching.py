@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from quorumq.cluster.errors import NotApplied
+from quorumq.cluster.errors import ClusterError, NotApplied
 from quorumq.node.batching import Batcher
 from quorumq.node.machine.operation import Operation
 from quorumq.node.machine.operations.job_reads import GetJob
@@ -101,6 +103,24 @@ async def test_a_write_past_its_deadline_is_not_sent(local: Local) -> None:
     with pytest.raises(NotApplied):
         await local.node.submit(PushJobs("q", [job_spec("a", b"1")]), timeout_s=-1)
     assert local.engine.entries == []
+
+
+async def test_a_batch_is_given_the_time_of_its_most_patient_caller(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines: list[float] = []
+    propose = local.engine.propose
+
+    def noted(payload: bytes, deadline: float, done: Callable[[Any, ClusterError | None], None]) -> None:
+        deadlines.append(deadline)
+        propose(payload, deadline, done)
+
+    monkeypatch.setattr(local.engine, "propose", noted)
+    began = asyncio.get_running_loop().time()
+    pushes = [PushJobs("q", [job_spec(each, b"1")]) for each in ("a", "b", "c")]
+    waits = [local.node.submit(op, timeout_s=wait) for op, wait in zip(pushes, (100, 900, 100), strict=True)]
+    await asyncio.gather(*waits)
+    assert len(deadlines) == 1 and deadlines[0] >= began + 900
 
 
 @pytest.mark.parametrize("count", [15, 16, 300])

@@ -18,6 +18,7 @@ from quorumq.node.machine.refusals import IdempotencyKeyReused, JobNotFound
 from quorumq.node.machine.state import job_spec
 from quorumq.node.node import Once
 from tests.node.conftest import Local
+from tests.support.world import encode
 
 
 async def test_an_empty_queue_answers_at_once_and_writes_nothing(local: Local) -> None:
@@ -26,6 +27,25 @@ async def test_an_empty_queue_answers_at_once_and_writes_nothing(local: Local) -
     entries = len(local.engine.entries)
     assert await local.pull() == []
     assert len(local.engine.entries) == entries
+
+
+async def test_whoever_waits_hears_of_what_came_with_a_snapshot(local: Local) -> None:
+    """A node that was away is sent no entries but a state; in it there may be a job, the end of one, and events."""
+    job_id = await local.push()
+    await local.pull()
+    end = asyncio.create_task(local.node.wait_finished(job_id, 600_000, lambda job: job is not None))
+    polling, readers = local.pull_later(600_000, queue="other"), local.node.readers
+    told = readers.join("q")
+    await local.settle()
+    elsewhere = Machine()
+    elsewhere.restore(list(local.machine.image()))
+    for op in (AckJob(job_id), PushJobs("other", [job_spec("came", b"1")])):
+        elsewhere.apply(elsewhere.index + 1, local.now_ms, [encode([op])])
+    assert not end.done() and not polling.done() and not told.is_set()
+    local.machine.restore(list(elsewhere.image()))
+    assert told.is_set()
+    assert await end is True and await polling == ["came"]
+    readers.leave("q", told)
 
 
 async def test_an_empty_answer_to_an_owner_has_no_tokens(local: Local) -> None:

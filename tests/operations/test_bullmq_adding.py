@@ -2,10 +2,12 @@
 
 import pytest
 
+from quorumq.node.machine.operation import Operation
 from quorumq.node.machine.operations.bullmq.adding import AddNamedFlow, AddNamedJobs, FlowPart
 from quorumq.node.machine.operations.bullmq.changing import FindNamed, FreeNamedKey, NamedKeyHolder, RetryNamed
 from quorumq.node.machine.operations.bullmq.removing import RemoveDependency, RemoveNamed, RemoveUnprocessed
-from quorumq.node.machine.operations.bullmq.running import AwaitNamedChildren
+from quorumq.node.machine.operations.bullmq.running import AwaitNamedChildren, GiveBack
+from quorumq.node.machine.operations.queues import ObliterateQueue
 from quorumq.node.machine.refusals import BullmqError
 from quorumq.node.machine.state.job import Dedup
 from tests.support.bullmq import add, complete, fail, job, named, number_of, take
@@ -106,6 +108,35 @@ def test_the_last_one_kept_away_while_the_job_is_active_follows_it(world: World)
     assert job(world, own).state == "active"
     fail(world, own)
     assert take(world).job is not None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(Dedup(), Dedup(ttl_ms=500, extend=True)), (Dedup(ttl_ms=500), Dedup(keep_last=True))]
+)
+def test_a_key_that_is_held_otherwise_than_its_job_said_is_found_in_an_image(
+    world: World, before: Dedup, after: Dedup
+) -> None:
+    add(world, key="k", dedup=before)
+    take(world)
+    assert add(world, key="k", dedup=after) == "1"
+    assert list(world.machine.state.queues["q"].throttled) == (["k"] if after.ttl_ms else [])
+    for machine in (world.machine, world.restored()):
+        world.machine = machine
+        world.wait(500)
+        assert holder(world) == (None if after.ttl_ms else "1")
+
+
+@pytest.mark.parametrize("gone", [RemoveNamed("q", "1"), ObliterateQueue("q")], ids=["job", "queue"])
+def test_nobody_follows_what_was_removed(world: World, gone: Operation) -> None:
+    rule = Dedup(keep_last=True)
+    add(world, key="k", dedup=rule)
+    take(world)
+    add(world, key="k", dedup=rule)
+    facts = world.machine.state.bullmq.facts
+    assert facts.following == 1
+    world.do(GiveBack("q", "1", "t"))
+    world.do(gone)
+    assert facts.following == 0 and take(world).job is None
 
 
 def test_a_key_is_given_back(world: World) -> None:

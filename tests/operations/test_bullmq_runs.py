@@ -250,6 +250,7 @@ def test_stalls_are_found_by_the_second_check(world: World) -> None:
     assert world.do(check) == ["1"]
     one = job(world, "1")
     assert (one.state, one.stalls, one.starts, one.attempts) == ("waiting", 1, 1, 0)
+    assert one.record is not None and one.record.deferred is None
     # One more is too many: the next worker is to fail it.
     for stalls in (2, 3):
         assert take(world, "u", lock_ms=SECOND).job is one
@@ -260,7 +261,41 @@ def test_stalls_are_found_by_the_second_check(world: World) -> None:
         assert (one.stalls, one.record and one.record.deferred) == (stalls, "job stalled more than allowable limit")
     assert take(world, "v").job is one
     fail(world, "1", "v", reason="job stalled more than allowable limit")
-    assert one.state == "failed" and one.record is not None and one.record.deferred is None
+    assert (one.state, one.record.deferred) == ("failed", None)
+
+
+def test_of_all_workers_that_check_one_does_in_an_interval(world: World) -> None:
+    add(world)
+    take(world, lock_ms=SECOND // 2)
+    check = CheckNamedStalled("q", 1, SECOND)
+    assert world.do(check) == []
+    world.wait(SECOND - 1)
+    assert job(world, "1").lock_until < world.now_ms and world.do(check) == []
+    world.wait(1)
+    assert world.do(check) == ["1"]
+
+
+def test_a_sign_of_life_since_the_last_check_puts_a_stall_off(world: World) -> None:
+    add(world)
+    take(world, lock_ms=SECOND)
+    check = CheckNamedStalled("q", 1, SECOND)
+    assert world.do(check) == []
+    world.wait(SECOND // 2)
+    assert world.do(ExtendNamedLocks("q", ["1"], ["t"], 100)) == []
+    world.wait(SECOND // 2)
+    assert world.do(check) == []
+    world.wait(SECOND)
+    assert world.do(check) == ["1"]
+
+
+def test_the_check_leaves_runs_of_the_other_dialects_alone(world: World) -> None:
+    pushed = world.push(queue="q")
+    world.pull()
+    check = CheckNamedStalled("q", 1, SECOND)
+    for _ in range(3):
+        assert world.do(check) == []
+        world.wait(SECOND)
+    assert world.job(pushed).state == "active"
 
 
 # -- Limits
@@ -273,12 +308,20 @@ def test_a_workers_limit_is_a_window_that_begins_with_its_first_start(world: Wor
     assert take(world, **limit).job and take(world, **limit).job
     world.wait(100)
     assert take(world, **limit) == Taken(None, 400)
-    assert world.ask(LimitTtl("q", 2)) == 400 and world.ask(LimitTtl("q", 3)) == 0 and world.ask(LimitTtl("q")) == 400
+    assert (
+        world.ask(LimitTtl("q", world.now_ms, 2)) == 400
+        and world.ask(LimitTtl("q", world.now_ms, 3)) == 0
+        and world.ask(LimitTtl("q", world.now_ms)) == 400
+    )
     # Whoever knows no limit is held by none.
     assert take(world).job is job(world, "3")
     world.wait(400)
-    assert world.ask(LimitTtl("q")) == -2
+    assert world.ask(LimitTtl("q", world.now_ms)) == -2
     assert take(world, **limit).job is job(world, "4")
+    # Which counts anew.
+    assert take(world, **limit).job is job(world, "5")
+    add(world)
+    assert take(world, **limit) == Taken(None, 500)
 
 
 def test_a_queue_that_was_told_to_wait_holds_workers_that_know_a_limit(world: World) -> None:
@@ -299,7 +342,7 @@ def test_the_limit_of_the_queue_goes_before_the_workers(world: World) -> None:
     assert take(world, limit_max=9, limit_ms=SECOND).job
     assert take(world, limit_max=9, limit_ms=SECOND) == Taken(None, SECOND)
     assert take(world) == Taken(None, SECOND)
-    assert world.ask(LimitTtl("q")) == SECOND
+    assert world.ask(LimitTtl("q", world.now_ms)) == SECOND
     world.wait(SECOND)
     assert take(world).job is job(world, "2")
 

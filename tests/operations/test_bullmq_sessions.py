@@ -163,7 +163,21 @@ def test_a_call_is_a_sign_of_life(world: World) -> None:
     world.do(push(1))
     for number in range(2, 5):
         world.wait(FORGET_MS - 60_000)
-        assert world.do(push(number, number - 1)).ids == [f"s-{number}"]
+        assert world.do(push(number)).ids == [f"s-{number}"]
+    assert answers(world) == [1, 2, 3, 4]
+
+
+def test_one_that_is_heard_of_does_not_keep_others_that_came_after_it(world: World) -> None:
+    world.do(push(1, session="first"))
+    world.do(push(1))
+    world.wait(FORGET_MS - 1)
+    world.do(NotePresence("n1", sessions=["first"]))
+    world.wait(1)
+    world.do(push(2, session="first"))
+    assert list(world.machine.state.bullmq.sessions.by_id) == ["first"]
+    assert size(world) == sum(
+        map(sessions.weight_of, world.machine.state.bullmq.sessions.by_id["first"].answers.values())
+    )
 
 
 def test_a_node_whose_clock_its_clients_set_forgets_none(world: World) -> None:

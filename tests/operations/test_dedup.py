@@ -216,11 +216,12 @@ def test_keys_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_more_keys_than_one_entry_forgets_count_for_nothing(world: World) -> None:
     count = clock.ADVANCE_MAX + 10
-    specs = [job_spec("", b"1", unique_key=f"k{n}", dedup=Dedup(ttl_ms=100)) for n in range(count)]
+    # Of keys whose time is over together the names say which are forgotten first.
+    specs = [job_spec("", b"1", unique_key=f"k{n:05}", dedup=Dedup(ttl_ms=100)) for n in range(count)]
     world.do(AddJobs("q", specs))
     world.now_ms += 100
     # Looked at in the very entry that could not forget all of them.
-    last = job_spec("", b"2", unique_key=f"k{count - 1}", dedup=Dedup(ttl_ms=100))
+    last = job_spec("", b"2", unique_key=f"k{count - 1:05}", dedup=Dedup(ttl_ms=100))
     assert world.do(AddJobs("q", [last])).duplicates == [False]
     world.tick()
     assert len(world.machine.state.throttles) == 1

@@ -234,6 +234,21 @@ def test_a_flood_of_one_scope_flushes_no_other(
     assert {scope for scope, _ in digests(world)} <= {"loud", "new"}
 
 
+@pytest.mark.parametrize(("what", "whose"), [("KEYS_MAX", "many"), ("BYTES_MAX", "large")])
+def test_who_has_most_of_what_is_too_much_loses(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str, whose: str
+) -> None:
+    for i in range(12):
+        world.do(once(a_push(f"many{i}"), f"many{i}", scope="many"))
+    for i in range(3):
+        jobs = [job_spec(f"large{i}-{j}", b"1") for j in range(200)]
+        world.do(once(PushJobs("q", jobs), f"large{i}", scope="large"))
+    outcomes = world.machine.state.outcomes
+    full(monkeypatch, **{what: len(outcomes) if what == "KEYS_MAX" else outcomes.size})
+    world.do(once(a_push("new"), "new", scope="new"))
+    assert [scope for scope, _ in digests(world)] == [whose]
+
+
 def test_an_answer_that_takes_all_the_room_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, BYTES_MAX=700)
     for scope in ("a", "b"):

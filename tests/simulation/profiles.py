@@ -152,8 +152,11 @@ AIMED = {
     "leave_two_that_contradict": 2,
     "snapshot_in_an_election": 2,
     "lose_what_is_under_way": 3,
+    "lead_with_a_wrong_clock": 3,
+    "flip": 3,
+    "lose_log": 3,
 }
-"""tests/simulation/strikes.py, and how often each comes."""
+"""tests/simulation/strikes.py, and two ways in which a disk loses what was promised; and how often each comes."""
 
 
 def _some(rng: random.Random, weights: dict[str, int], share: float) -> dict[str, int]:

@@ -472,6 +472,25 @@ async def lose_what_is_under_way(world: World) -> None:
         await asyncio.sleep(world.rng.uniform(0.0, 0.05))
 
 
+async def lead_with_a_wrong_clock(world: World) -> None:
+    """All start anew, none of them knows the time of the log, and the one whose wall clock is ahead is among the first two."""
+    members = world.members()
+    name = next((each for each in sorted(world.wrong_clocks) if each in members), world.rng.choice(members or [""]))
+    if len(members) < 3:
+        return
+    for other in sorted(world.hosts):
+        world.set_clock(other, 3_600_000 if other == name else 0, 0.0)
+    first, *late = world.rng.sample(_others(world, name), len(members) - 1)
+    for each in world.up():
+        world.crash(each)
+        if each in late:
+            world.later(world.rng.uniform(1.0, 3.0), each)
+    for each in (name, first):
+        await world.start_checked(each)
+    await asyncio.sleep(4.0)
+    world.set_clock(name, 0, 0.0)
+
+
 STRIKES: dict[str, Callable[[World], Awaitable[None]]] = {
     "cut_after_append": cut_after_append,
     "crash_after_answer": crash_after_answer,
@@ -489,4 +508,5 @@ STRIKES: dict[str, Callable[[World], Awaitable[None]]] = {
     "leave_two_that_contradict": leave_two_that_contradict,
     "snapshot_in_an_election": snapshot_in_an_election,
     "lose_what_is_under_way": lose_what_is_under_way,
+    "lead_with_a_wrong_clock": lead_with_a_wrong_clock,
 }

@@ -18,10 +18,7 @@ ROOT = Path(__file__).parents[2]
 PROFILE_OF = {
     "call-floor": "sessions",
     "call-once": "sessions",
-    "damage-is-torn": "hell",
-    "held-note": "hell",
     "kept-locks": "sessions",
-    "majority-clock": "rough",
     "strict-locks": "sessions",
     "two-checks": "sessions",
 }

@@ -27,6 +27,7 @@ SHOWN_BY: dict[str, tuple[Strike, str]] = {
     "conflict-only-truncation": (strikes.lose_what_is_under_way, "what was applied stays in the log"),
     "leader-durability": (strikes.crash_before_sync, "what is committed is on the disks of a majority"),
     "durable-ack": (strikes.crash_before_sync, "no promise leaves before it is durable"),
+    "majority-clock": (strikes.lead_with_a_wrong_clock, "the log's clock follows a majority"),
 }
 """And the invariant that it breaks."""
 

@@ -865,17 +865,17 @@ class World:
         """A wall clock steps, or begins to drift; those of a majority of any members that there may be stay right."""
         wrong = [other for other, host in self.hosts.items() if other != name and (host.clock_offset_ms or host.drift)]
         for other in wrong[: len(wrong) + 1 - (len(self.founders) - 1) // 2]:
-            self._set_clock(other, 0, 0.0)
+            self.set_clock(other, 0, 0.0)
         steps_ms = (-YEAR_MS, -3_600_000, -5000, 0, 5000, 60_000, 3_600_000, 3_600_000, YEAR_MS)
-        self._set_clock(name, self.rng.choice(steps_ms), self.rng.choice((0.0, 0.0, -0.01, 0.01, 0.2)))
+        self.set_clock(name, self.rng.choice(steps_ms), self.rng.choice((0.0, 0.0, -0.01, 0.01, 0.2)))
 
     async def _fault_all_clocks(self, name: str) -> None:
         """All wall clocks step together, as those of guests on one host: the log's clock follows, in its own time."""
         offset_ms = self.rng.choice((-YEAR_MS, -3_600_000, -5000, 5000, 3_600_000, YEAR_MS))
         for each in self.hosts:
-            self._set_clock(each, offset_ms, 0.0)
+            self.set_clock(each, offset_ms, 0.0)
 
-    def _set_clock(self, name: str, offset_ms: int, drift: float) -> None:
+    def set_clock(self, name: str, offset_ms: int, drift: float) -> None:
         host = self.hosts[name]
         host.clock_offset_ms, host.drift, host.drifts_since = offset_ms, drift, self.loop.now
         if offset_ms or drift:
