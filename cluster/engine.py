@@ -87,12 +87,11 @@ class Engine:
         self._listeners: list[Callable[[bool], None]] = []
         self._was_leader = False
         self._leader_seen: str | None = None
-        self._named = False
-        self._draining = False
-        self._closed = False
+        self._named = self._draining = self._closed = False
         self._disk = DiskHealth(1.5 * config.election_max_ms / 1000, config.election_min_ms / 1000)
         self._elected_at: float | None = None
         self._proposed_at: dict[int, float] = {}
+        self._upkept_at = float("-inf")
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -468,21 +467,14 @@ class Engine:
     # -- the one step ------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        raft, journal = self._raft, self._log
-        self._log_watch.drive(Clock.now())
-        self._vitals.drive(self._replica.now_ms, Clock.now())
-        self._routes.drive(Clock.now())
+        now, raft = Clock.now(), self._raft
+        if not 0 <= now - self._upkept_at < self._around.tick_s / 2:
+            self._upkept_at = now
+            self._keep_up(now)
         self._propose()
         raft.tick()
-        journal.flush()
-        now = Clock.now()
-        leads = raft.is_leader
-        if raft.leader not in (None, self._leader_seen):
-            self._leader_seen = raft.leader
-            self.metrics.leader_changes += 1
-        self.metrics.elections, self.metrics.batches_resent = raft.elections, self._exchange.submitter.resent
-        self.metrics.entries_refused, self.metrics.log_unwritten_bytes = raft.entries_refused, journal.unwritten_bytes
-        self.metrics.clock_jumps = self._clock.jumps
+        self._log.flush()
+        now, leads = Clock.now(), raft.is_leader
         if leads != self._was_leader:
             self._was_leader = leads
             self._snapshots.send_no_more()
@@ -492,28 +484,37 @@ class Engine:
             log.info("%s in term %d", "leads" if leads else "does not lead any more", raft.term)
             for listener in self._listeners:
                 listener(leads)
-        self._readiness.look(raft, now)
         self._presence.drive()
         self._changes.applied(self._replica.membership, self._replica.level)
-        self._levels.drive(now, leads=leads)
         self._exchange.drive(now, leads=leads)
         self._snapshots.drive(now)
-        self._agreement.drive(now)
-        self._handover.drive(leads=leads)
-        if self._held.due(now):
-            self._folder.log.run(self._held.sync, lambda result, error: None)
         if self._elected_at is not None and raft.committed_own_term:
-            log.info(
-                "the first entry of term %d is committed, %.0f ms after its election",
-                raft.term,
-                (now - self._elected_at) * 1000,
-            )
-            self._elected_at = None
+            took_ms, self._elected_at = (now - self._elected_at) * 1000, None
+            log.info("the first entry of term %d is committed, %.0f ms after its election", raft.term, took_ms)
         self._hearing.look(now, able=raft.committed_own_term and self._may_propose())
         if leads:
             self._name_cluster()
             if len(self._exchange.inbox) and self._may_propose():
                 self._poke()
+
+    def _keep_up(self, now: float) -> None:
+        """Do what no message waits for: it is looked at once a tick, and when another leads."""
+        raft, metrics, leads = self._raft, self.metrics, self._raft.is_leader
+        self._log_watch.drive(now)
+        self._vitals.drive(self._replica.now_ms, now)
+        self._routes.drive(now)
+        self._readiness.look(raft, now)
+        if raft.leader not in (None, self._leader_seen):
+            self._leader_seen = raft.leader
+            metrics.leader_changes += 1
+        self._levels.drive(now, leads=leads)
+        self._agreement.drive(now)
+        self._handover.drive(leads=leads)
+        if self._held.due(now):
+            self._folder.log.run(self._held.sync, lambda result, error: None)
+        metrics.elections, metrics.batches_resent = raft.elections, self._exchange.submitter.resent
+        metrics.entries_refused, metrics.clock_jumps = raft.entries_refused, self._clock.jumps
+        metrics.log_unwritten_bytes = self._log.unwritten_bytes
 
     def _role_changed(self, old: int, new: int) -> None:
         # At once: what a caller of this node hands over between this and the next step would be thrown away, and sent again
@@ -523,6 +524,7 @@ class Engine:
             self._hearing.lost()
         else:
             self._hearing.none_of_ours()
+        self._upkept_at = float("-inf")
         self._poke()
 
     def _may_propose(self) -> bool:
