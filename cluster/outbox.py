@@ -11,6 +11,7 @@ from pysyncobj.transport import Transport
 
 from quorumq.cluster.frames import Message
 from quorumq.cluster.log import Log
+from quorumq.cluster.seams import Clock
 
 # Messages that promise something about this node's log, term or vote: none leaves before the promise is durable.
 _PROMISES = frozenset({"next_node_idx", "request_vote", "response_vote"})
@@ -32,6 +33,7 @@ class Promising(Protocol):
     links: PeerLinks
     transfer_election: bool
     whole: bool
+    answer_again_s: float
 
     @property
     def term(self) -> int: ...
@@ -44,6 +46,8 @@ class Outbox(Transport):  # type: ignore[misc]
         super().__init__(raft, self_node, other_nodes)
         self._raft = raft
         self._held: deque[tuple[int, str, Message]] = deque()
+        self._answered: tuple[str, Message] | None = None
+        self._answered_at = float("-inf")
 
     def send(self, node: Node, message: Message) -> bool:
         kind = message["type"]
@@ -57,12 +61,22 @@ class Outbox(Transport):  # type: ignore[misc]
             elif kind == "next_node_idx":
                 message["term"] = raft.term
                 message["whole"] = raft.whole
+                if self._just_said(node.id, message):
+                    return True
             if raft.journal.durable < raft.journal.appended:
                 if kind == "next_node_idx" and self._held and self._held[-1][1:] == (node.id, message):
                     return True  # every heartbeat brings the same one for as long as the log cannot be written
                 self._held.append((raft.journal.appended, node.id, message))
                 return True
         return raft.links.send(node.id, message)
+
+    def _just_said(self, peer: str, message: Message) -> bool:
+        """Whether a leader was told this a moment ago: that more is committed needs no answer of its own."""
+        now, said = Clock.now(), (peer, message)
+        if message["success"] and said == self._answered and now - self._answered_at < self._raft.answer_again_s:
+            return True
+        self._answered, self._answered_at = said, now
+        return False
 
     @property
     def elects(self) -> bool:

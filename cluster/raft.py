@@ -22,7 +22,7 @@ from quorumq.cluster.frames import Message
 from quorumq.cluster.log import MEMBERSHIP, Entry, Log
 from quorumq.cluster.membership import Membership, configured, decode
 from quorumq.cluster.outbox import Outbox, PeerLinks
-from quorumq.cluster.seams import Clock
+from quorumq.cluster.seams import Clock, Peer
 
 log = logging.getLogger("quorumq.raft")
 
@@ -89,14 +89,15 @@ class Raft(SyncObj):  # type: ignore[misc]
         Only a commit index of the leader's own term tells what is committed: before that it may be behind.
         """
         self.elections = 0
+        self.answer_again_s = config.heartbeat_ms / 2000
         self.full = False
         """Whether too much waits for this node's disk: it follows its leader, and takes no entries."""
         self.entries_refused = 0
         """Messages of a leader that were passed over because of that."""
         # Through the instance, so that the engine's construction already finds the right transport.
         super().__init__(
-            Node(config.node_id),
-            [Node(peer) for peer in self._configured.voters if peer != config.node_id],
+            Peer(config.node_id),
+            [Peer(peer) for peer in self._configured.voters if peer != config.node_id],
             conf=SyncObjConf(
                 autoTick=False,
                 appendEntriesUseBatch=False,
@@ -135,8 +136,8 @@ class Raft(SyncObj):  # type: ignore[misc]
     def _seat(self, membership: Membership) -> None:
         self.membership = membership
         others = {node: seat for node, seat in membership.seats.items() if node != self.id}
-        voters = {Node(node) for node, seat in others.items() if seat.voter}
-        learners = {Node(node) for node, seat in others.items() if not seat.voter}
+        voters = {Peer(node) for node, seat in others.items() if seat.voter}
+        learners = {Peer(node) for node, seat in others.items() if not seat.voter}
         known = self._members()
         for node in sorted(voters | learners, key=lambda node: str(node.id)):
             self.links.add_peer(node.id, others[node.id].address)
@@ -246,15 +247,15 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def match_index(self, peer: str) -> int:
         """Leader only: the highest index known to be durable on `peer`."""
-        return self._acked.get(Node(peer), 0)
+        return self._acked.get(Peer(peer), 0)
 
     def counts(self, peer: str) -> bool:
         """Leader only: whether what `peer` acknowledges counts. It does not while `peer` may have lost what it promised."""
-        return Node(peer) not in self._discounted
+        return Peer(peer) not in self._discounted
 
     def answers(self, peer: str) -> bool:
         """Leader only: whether `peer` has answered within three heartbeats, and its word counts."""
-        at = self._SyncObj__lastResponseTime.get(Node(peer), float("-inf"))
+        at = self._SyncObj__lastResponseTime.get(Peer(peer), float("-inf"))
         return bool(Clock.now() - at < 3 * self._config.heartbeat_ms / 1000)
 
     def leader_alive(self) -> bool:
@@ -308,8 +309,8 @@ class Raft(SyncObj):  # type: ignore[misc]
     def _beyond_the_log(self, peer: str) -> None:
         # The engine would ask again and again for a whole heartbeat period: for it the peer is away until the next tick.
         self._wanted_snapshot(peer)
-        self._SyncObj__connectedNodes.discard(Node(peer))
-        self._beyond.append(Node(peer))
+        self._SyncObj__connectedNodes.discard(Peer(peer))
+        self._beyond.append(Peer(peer))
 
     def durable_advanced(self) -> None:
         """The log's durable position moved: this node's own vote for those entries counts now."""
@@ -330,7 +331,7 @@ class Raft(SyncObj):  # type: ignore[misc]
 
         It may have forgotten that it elected another leader, and acknowledge entries of one that was deposed.
         """
-        node = Node(peer)
+        node = Peer(peer)
         if node in self._members():
             self._discounted.add(node)
             self._SyncObj__raftMatchIndex[node] = 0
@@ -414,13 +415,13 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def peer_up(self, peer: str) -> None:
         """Frames can be sent to `peer`."""
-        if Node(peer) in self._members() and peer not in self._congested:
-            self._SyncObj__transport._onNodeConnected(Node(peer))
+        if Peer(peer) in self._members() and peer not in self._congested:
+            self._SyncObj__transport._onNodeConnected(Peer(peer))
 
     def peer_down(self, peer: str) -> None:
         """Frames cannot be sent to `peer` for now."""
         self._congested.discard(peer)
-        self._SyncObj__transport._onNodeDisconnected(Node(peer))
+        self._SyncObj__transport._onNodeDisconnected(Peer(peer))
 
     def peer_reset(self, peer: str) -> None:
         """A connection with `peer` was cut by the other side: its process probably died, so do not wait out a whole timeout."""
@@ -439,21 +440,21 @@ class Raft(SyncObj):  # type: ignore[misc]
                 self._SyncObj__raftElectionDeadline = max(
                     self._SyncObj__raftElectionDeadline, Clock.now() + self._config.election_min_ms / 1000
                 )
-        elif self.is_leader and Node(peer) in self._acked and self.counts(peer):
-            self._SyncObj__lastResponseTime[Node(peer)] = Clock.now()
+        elif self.is_leader and Peer(peer) in self._acked and self.counts(peer):
+            self._SyncObj__lastResponseTime[Peer(peer)] = Clock.now()
 
     def peer_congested(self, peer: str, congested: bool) -> None:
         """`peer` has more unsent than it should: give it no entries until it drains. Its bytes keep it calm meanwhile."""
         if congested:
             self._congested.add(peer)
-            self._SyncObj__connectedNodes.discard(Node(peer))
+            self._SyncObj__connectedNodes.discard(Peer(peer))
         elif peer in self._congested:
             self._congested.discard(peer)
-            self._SyncObj__connectedNodes.add(Node(peer))
+            self._SyncObj__connectedNodes.add(Peer(peer))
 
     def snapshot_installed(self, peer: str, index: int) -> None:
         """`peer` has put a snapshot at `index` in place: go on from there."""
-        node = Node(peer)
+        node = Peer(peer)
         if self.is_leader and node in self._SyncObj__raftNextIndex:
             self._acknowledged(node, index)
 
@@ -470,7 +471,7 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def receive(self, peer: str, message: Message) -> None:
         """One message from a peer. Raises KeyError or TypeError on a malformed one."""
-        self._SyncObj__onMessageReceived(Node(peer), message)
+        self._SyncObj__onMessageReceived(Peer(peer), message)
 
     def _SyncObj__onMessageReceived(self, node: Node, message: Message) -> None:
         kind = message["type"]
@@ -675,6 +676,16 @@ class Raft(SyncObj):  # type: ignore[misc]
         if fromIDx is None:
             return []
         return self.journal.entries_from(fromIDx, count, None if maxSizeBytes is None else self._config.append_bytes)
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        # The others hear what is committed before it is applied here, with the next entry if there is one.
+        if self.is_leader and self.commit_index > self.applied_index:
+            last = self.journal.last_index
+            self._checkCommandsToApply()
+            if self.journal.last_index == last:
+                self._SyncObj__sendAppendEntries()
+        super()._SyncObj__applyLogEntries()
+        return False
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
         if command[:1] == MEMBERSHIP:

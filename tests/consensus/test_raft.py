@@ -44,6 +44,8 @@ class Member:
     """A follower with a log of `entries` as (index, term)."""
 
     def __init__(self, *entries: tuple[int, int], immediate: bool = True, term: int = 0) -> None:
+        self.applied: list[int] = []
+        self.told_before: list[list[tuple[str, int]]] = []
         self.disk = MemoryDisk()
         self.log = Log(self.disk, 1 << 20)
         for index, entry_term in entries:
@@ -65,13 +67,19 @@ class Member:
             self.wires,
             applied_index=1,
             membership=b"",
-            apply=lambda index, command: None,
+            apply=self._apply,
             wanted_snapshot=self.wanted.append,
             role_changed=lambda old, new: None,
         )
         self.log.on_durable = self.raft.durable_advanced
         for peer in ("n2", "n3"):
             self.raft.peer_up(peer)
+
+    def _apply(self, index: int, command: bytes) -> None:
+        """What the engine applies, and which commit indices had been sent to whom by then."""
+        sent = [(peer, one["commit_index"]) for peer, one in self.wires.sent if one["type"] == "append_entries"]
+        self.applied.append(index)
+        self.told_before.append(sent)
 
     def append(
         self, *entries: tuple[int, int], prev: tuple[int, int], term: int, commit: int, peer: str = "n2"
@@ -305,6 +313,70 @@ def test_the_leaders_own_copy_counts_when_it_is_durable() -> None:
         pass
     member.raft.tick()
     assert member.raft.commit_index == 2
+
+
+def test_the_others_hear_of_a_commit_before_it_is_applied() -> None:
+    """A client of another node waits for that node's apply, and not for the leader's."""
+    member = a_leader()
+    member.raft.propose(b"\x01 first")
+    member.raft.tick()
+    member.log.flush()
+    member.wires.sent.clear()
+    index = member.log.last_index
+    member.raft.receive("n3", acknowledgement(index + 1))
+    member.raft.tick()
+    assert member.applied[-1] == index and {("n2", index), ("n3", index)} <= set(member.told_before[-1])
+
+
+def test_a_commit_goes_out_with_the_next_entry() -> None:
+    member = a_leader()
+    member.raft.propose(b"\x01 first")
+    member.raft.tick()
+    member.log.flush()
+    member.wires.sent.clear()
+    index = member.log.last_index
+    member.raft.receive("n3", acknowledgement(index + 1))
+    member.raft.propose(b"\x01 second")
+    member.raft.tick()
+    sent = [(peer, one["commit_index"], len(one["entries"])) for peer, one in member.wires.take("append_entries")]
+    assert sorted(sent) == [("n2", index, 1), ("n3", index, 1)]
+
+
+def test_the_same_acknowledgement_is_not_sent_twice_at_once(_clock: Time) -> None:
+    """What tells of a commit holds no entries: the leader has just been told how far this log reaches."""
+    member = Member(term=1)
+
+    def answers() -> list[tuple[str, int]]:
+        return [(peer, one["next_node_idx"]) for peer, one in member.wires.take("next_node_idx")]
+
+    member.append((2, 1), prev=(1, 0), term=1, commit=1)
+    assert answers() == [("n2", 3)]
+    member.append(prev=(2, 1), term=1, commit=2)
+    assert answers() == [] and member.raft.commit_index == 2
+    _clock.now += 0.1
+    member.append(prev=(2, 1), term=1, commit=2)
+    assert answers() == [("n2", 3)], "a heartbeat is answered: else the leader would take this node for dead"
+    member.append((3, 1), prev=(2, 1), term=1, commit=2)
+    assert answers() == [("n2", 4)]
+    member.append(prev=(3, 1), term=2, commit=2, peer="n3")
+    assert answers() == [("n3", 4)], "another leader has been told nothing"
+
+
+def test_what_is_lacking_is_said_as_often_as_it_is_asked() -> None:
+    member = Member(term=1)
+    for _ in range(2):
+        member.append((5, 1), prev=(4, 1), term=1, commit=1)
+        [(peer, answer)] = member.wires.take("next_node_idx")
+        assert (peer, answer["next_node_idx"], answer["reset"]) == ("n2", 2, True)
+
+
+def test_the_end_of_probation_is_told_at_once() -> None:
+    member = Member(term=1)
+    member.raft.whole = False
+    member.append((2, 1), prev=(1, 0), term=1, commit=1)
+    member.raft.whole = True
+    member.append(prev=(2, 1), term=1, commit=2)
+    assert [one["whole"] for _, one in member.wires.take("next_node_idx")] == [False, True]
 
 
 def test_an_acknowledgement_of_another_term_counts_for_nothing() -> None:
