@@ -216,6 +216,66 @@ BROKEN = [
 ]
 
 
+ONE_AFTER_THE_OTHER: list[dict[str, Any]] = [
+    {},
+    {"name": "n", "priority": 1},
+    {"name": "n", "priority": 1},
+    {"name": "n", "priority": 1, "groupId": "g"},
+    {"name": "n", "priority": 1, "groupId": "g"},
+    {"tags": ["x"]},
+    {"tags": ["x"]},
+    {"uniqueKey": "k"},
+    {"uniqueKey": "k2"},
+    {"jobId": "mine"},
+    {"jobId": "mine-too"},
+    {"backoff": {"type": "fixed", "delay": 5}},
+    {"backoff": {"type": "fixed", "delay": 5}},
+    {"removeOnComplete": True},
+    {},
+]
+
+
+async def test_jobs_that_say_the_same_become_what_each_would_be_alone(client: Client) -> None:
+    told = ("name", "priority", "groupId", "tags", "uniqueKey", "customId", "backoff", "removeOnComplete", "data")
+
+    async def kept(job_id: str) -> dict[str, Any]:
+        job = (await client.get(f"/jobs/{job_id}")).json["job"]
+        return {field: job.get(field) for field in told}
+
+    alone = []
+    for number, options in enumerate(ONE_AFTER_THE_OTHER):
+        pushed = await client.post("/queues/alone/jobs", {"data": number, **options})
+        alone.append(await kept(pushed.json["id"]))
+        await client.delete(f"/jobs/{pushed.json['id']}")
+    for _ in range(2):
+        jobs = [{"data": number, **options} for number, options in enumerate(ONE_AFTER_THE_OTHER)]
+        ids = (await client.post("/queues/together/jobs/bulk", {"jobs": jobs})).json["ids"]
+        assert len(set(ids)) == len(jobs)
+        assert [await kept(one) for one in ids] == alone
+        for one in ids:
+            await client.delete(f"/jobs/{one}")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "error"),
+    [
+        ({"priority": 1}, {"priority": True}, "priority must be a number"),
+        ({"delay": 0}, {"delay": False}, "delay must be a number"),
+        ({"backoff": {"type": "fixed", "delay": 1}}, {"backoff": {"type": "fixed", "delay": True}}, "backoff.delay must be a number"),
+        ({"name": "n"}, {"name": "n", "failParentOnFailure": 1}, "failParentOnFailure must be a boolean"),
+    ],
+)  # fmt: skip
+async def test_what_only_looks_the_same_is_checked(
+    client: Client, good: dict[str, Any], bad: dict[str, Any], error: str
+) -> None:
+    for _ in range(2):
+        assert (await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": 1, **good}] * 2})).status == 200
+        answer = await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": 1, **good}, {"data": 2, **bad}]})
+        assert (answer.status, answer.error) == (400, f"jobs[1]: {error}")
+    missing = await client.post("/queues/q/jobs/bulk", {"jobs": [{"data": 1, **good}, good]})
+    assert (missing.status, missing.error) == (400, "jobs[1]: data is required")
+
+
 @pytest.mark.parametrize("body", BROKEN, ids=lambda body: repr(body[:20]))
 @pytest.mark.parametrize("path", ["/queues/q/jobs", "/queues/q/jobs/bulk"])
 async def test_broken_json(client: Client, path: str, body: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from typing import Annotated, Any, ClassVar
@@ -274,6 +275,10 @@ class BulkBody(Struct, gc=False):
     ] = None
 
 
+class OddBulkBody(BulkBody, gc=False):
+    """One that does not fit the types: values in it may be equal, as 1 and true are, and not mean the same."""
+
+
 class LooseBulkBody(Struct):
     jobs: Annotated[list[Raw] | None, says(bound=BATCH_MAX)] = None
 
@@ -283,6 +288,24 @@ BULK = msgspec.json.Decoder(BulkBody)
 LOOSE_BULK = msgspec.json.Decoder(LooseBulkBody)
 # Raw reads any value and a struct compares in C: a job with nothing but data is told from the rest by one comparison.
 ONLY_DATA = PushBody()
+
+
+class Alike:
+    """The last job of a bulk that was checked, if it said nothing of its own but its data: the next one mostly says the same, and
+    what was made of that is known."""
+
+    def __init__(self) -> None:
+        self.body, self.opts = ONLY_DATA, DEFAULT
+        self.group_id: str | None = None
+
+    def remember(self, body: PushBody, made: JobSpec) -> None:
+        """body: as it came, without its data, and tied to no other job."""
+        objects = body.dedup or body.repeat or isinstance(body.backoff, dict)
+        if not (objects or made.custom or made.unique_key is not None or made.depends_on or made.opts.tags):
+            self.body, self.opts, self.group_id = body, made.opts, made.group_id
+
+
+ALIKE = Alike()
 
 
 def push(call: Call) -> PushJobs:
@@ -298,7 +321,10 @@ def bulk(call: Call) -> PushJobs:
     if not call.body:
         raise Invalid(BAD_JSON)
     check_text(call.body)
-    jobs = decoded(call.body, BULK.decode, loose_bulk).jobs
+    found = decoded(call.body, BULK.decode, loose_bulk)
+    jobs = found.jobs
+    # What a job says of its family begins with feature level 1.
+    level, fits = call.level, call.level >= 1 and type(found) is BulkBody
     if jobs is None:
         raise Invalid("jobs must be an array")
     if not jobs:
@@ -309,11 +335,19 @@ def bulk(call: Call) -> PushJobs:
     ties: list[JobTies] = []
     depends = tags = 0
     for position, (job, new) in enumerate(zip(jobs, new_ids(len(jobs)), strict=True)):
+        data, job.data = job.data, UNSET
         try:
-            if call.level >= 1 and (tied := ties_of(position, job)) is not None:
+            if fits and job == ALIKE.body:
+                specs.append(JobSpec(new, checked_data(data), ALIKE.opts, group_id=ALIKE.group_id))
+                continue
+            as_it_came, tied = copy.copy(job), ties_of(position, job) if level >= 1 else None
+            if tied is not None:
                 ties.append(tied)
                 depends += len(tied.children_ids)
+            job.data = data
             specs.append(spec(job, new))
+            if fits and tied is None:
+                ALIKE.remember(as_it_came, specs[-1])
         except Invalid as error:
             raise Invalid(f"jobs[{position}]: {error}") from None
         depends += len(specs[-1].depends_on)
@@ -335,7 +369,7 @@ def loose_bulk(body: bytes) -> BulkBody:
         members(body)
         raise Invalid("jobs must be an array") from None
     if items is None:
-        return BulkBody()
+        return OddBulkBody()
     jobs = []
     for position, item in enumerate(items[: BATCH_MAX + 1]):
         try:
@@ -343,7 +377,7 @@ def loose_bulk(body: bytes) -> BulkBody:
         except Invalid as error:
             text = "must be an object" if str(error) == NOT_AN_OBJECT else str(error)
             raise Invalid(f"jobs[{position}]: {text}") from None
-    return BulkBody(jobs)
+    return OddBulkBody(jobs)
 
 
 def spec(body: PushBody, new: str) -> JobSpec:
