@@ -85,13 +85,12 @@ class Engine:
         self._readiness = Readiness(3 * config.election_max_ms / 1000)
         self._instance = f"{self._around.random_bits(64):016x}"
         self._listeners: list[Callable[[bool], None]] = []
-        self._was_leader = False
+        self._was_leader, self._upkept_at = False, float("-inf")
         self._leader_seen: str | None = None
         self._named = self._draining = self._closed = False
         self._disk = DiskHealth(1.5 * config.election_max_ms / 1000, config.election_min_ms / 1000)
         self._elected_at: float | None = None
         self._proposed_at: dict[int, float] = {}
-        self._upkept_at = float("-inf")
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -469,7 +468,6 @@ class Engine:
     def _step(self) -> None:
         now, raft = Clock.now(), self._raft
         if not 0 <= now - self._upkept_at < self._around.tick_s / 2:
-            self._upkept_at = now
             self._keep_up(now)
         self._propose()
         raft.tick()
@@ -489,8 +487,8 @@ class Engine:
         self._exchange.drive(now, leads=leads)
         self._snapshots.drive(now)
         if self._elected_at is not None and raft.committed_own_term:
-            took_ms, self._elected_at = (now - self._elected_at) * 1000, None
-            log.info("the first entry of term %d is committed, %.0f ms after its election", raft.term, took_ms)
+            late_ms, self._elected_at = (now - self._elected_at) * 1000, None
+            log.info("the first entry of term %d is committed, %.0f ms after its election", raft.term, late_ms)
         self._hearing.look(now, able=raft.committed_own_term and self._may_propose())
         if leads:
             self._name_cluster()
@@ -499,7 +497,7 @@ class Engine:
 
     def _keep_up(self, now: float) -> None:
         """Do what no message waits for: it is looked at once a tick, and when another leads."""
-        raft, metrics, leads = self._raft, self.metrics, self._raft.is_leader
+        raft, metrics, self._upkept_at = self._raft, self.metrics, now
         self._log_watch.drive(now)
         self._vitals.drive(self._replica.now_ms, now)
         self._routes.drive(now)
@@ -507,14 +505,14 @@ class Engine:
         if raft.leader not in (None, self._leader_seen):
             self._leader_seen = raft.leader
             metrics.leader_changes += 1
-        self._levels.drive(now, leads=leads)
+        self._levels.drive(now, leads=raft.is_leader)
         self._agreement.drive(now)
-        self._handover.drive(leads=leads)
+        self._handover.drive(leads=raft.is_leader)
         if self._held.due(now):
             self._folder.log.run(self._held.sync, lambda result, error: None)
         metrics.elections, metrics.batches_resent = raft.elections, self._exchange.submitter.resent
-        metrics.entries_refused, metrics.clock_jumps = raft.entries_refused, self._clock.jumps
-        metrics.log_unwritten_bytes = self._log.unwritten_bytes
+        metrics.entries_refused, metrics.log_unwritten_bytes = raft.entries_refused, self._log.unwritten_bytes
+        metrics.clock_jumps = self._clock.jumps
 
     def _role_changed(self, old: int, new: int) -> None:
         # At once: what a caller of this node hands over between this and the next step would be thrown away, and sent again
