@@ -49,11 +49,11 @@ def test_a_job_from_its_birth_to_its_end(world: World, told: Told) -> None:
     job = world.pull()[0]
     world.do(ProgressJob(job.id, 5))
     world.do(AckJob(job.id, result=b'{"a":1}'))
-    assert told() == ["active 1 waiting", "progress 1 5", 'completed 1 {"a":1} active']
+    assert told() == ["active 1 waiting", "progress 1 5", 'completed 1 {"a":1} active', "drained"]
     world.do(RetryJob(job.id, "completed"))
     world.pull()
     world.do(AckJob(job.id))
-    assert told() == ["waiting 1 completed", "active 1 waiting", "completed 1 null active"]
+    assert told() == ["waiting 1 completed", "active 1 waiting", "completed 1 null active", "drained"]
     world.do(RemoveJob(job.id))
     assert told() == ["removed 1 completed"]
 
@@ -93,7 +93,7 @@ def test_failures(world: World, told: Told) -> None:
     assert told() == ["added 1 default", "waiting 1", "active 1 waiting", "waiting 1 active"]
     world.pull()
     world.do(FailJob(job.id, error="e", unrecoverable=True))
-    assert told() == ["active 1 waiting", "failed 1 e active"]
+    assert told() == ["active 1 waiting", "failed 1 e active", "drained"]
     world.do(RetryJob(job.id, "failed"))
     assert told() == ["waiting 1 failed"]
     other = world.add(max_attempts=2, backoff=100)
