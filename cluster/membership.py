@@ -71,7 +71,8 @@ class Membership(msgspec.Struct, frozen=True):
         present = sum(voter in reachable for voter in voters)
         if present < len(voters) // 2 + 1:
             raise ChangeRefused(
-                f"only {present} of the {len(voters)} voters left can be reached: no quorum would remain"
+                f"only {present} of the {len(voters)} voters left can be reached: no quorum would remain. "
+                "If they are well, try again in a moment"
             )
         return left
 
