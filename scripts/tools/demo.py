@@ -122,8 +122,12 @@ async def kill_leader(cluster: LocalCluster, tally: Tally, half: int) -> None:
 
 
 async def completed(session: aiohttp.ClientSession, node: LocalNode) -> int:
-    async with session.get(f"{node.url}/queues/{QUEUE}/counts") as reply:
-        return int((await reply.json())["counts"]["completed"]) if reply.status == 200 else 0
+    """Return how many `node` counts; 0 when it cannot be asked: it may be the one that is being killed."""
+    try:
+        async with session.get(f"{node.url}/queues/{QUEUE}/counts") as reply:
+            return int((await reply.json())["counts"]["completed"]) if reply.status == 200 else 0
+    except aiohttp.ClientError:
+        return 0
 
 
 async def read_results(session: aiohttp.ClientSession, node: LocalNode, ids: list[str]) -> dict[str, dict[str, Any]]:
