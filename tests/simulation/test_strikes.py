@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -81,3 +83,22 @@ def test_a_bug_is_shown_by_the_blow_that_is_aimed_at_it(name: str) -> None:
 def test_a_blow_breaks_nothing_by_itself(strike: str) -> None:
     for seed in range(2):
         under(strikes.STRIKES[strike], seed, times=2).run()
+
+
+def test_what_a_dying_process_was_given_leaves_nothing_behind() -> None:
+    """Else some later test of the same run is the one that fails."""
+
+    async def script(world: Scenario) -> None:
+        await world.all_start()
+        name = world.founders[0]
+        host = world.hosts[name]
+        assert host.node is not None
+        world.spawn(host, world.push(host.node, world.rng))
+        world.crash(name)
+        await world.start(name)
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Scenario(script).run()
+        gc.collect()
+    assert [str(each.message) for each in told if "never awaited" in str(each.message)] == []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from types import CoroutineType
 from typing import Any
 
 import quorumq.cluster.seams
@@ -217,7 +219,7 @@ class World:
         self._clients: list[asyncio.Task[None]] = []
         self._well_since = self.loop.now
         self._stands: dict[str, tuple[int, int, float]] = {}
-        self._spawned: set[asyncio.Task[None]] = set()
+        self._spawned: dict[asyncio.Task[None], Coroutine[Any, Any, None]] = {}
         quorumq.cluster.seams.Clock.now = self.loop.time
 
     def say(self, text: str) -> None:
@@ -595,8 +597,16 @@ class World:
             watching.cancel()
             for task in asyncio.all_tasks(self.loop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
+            self._close_what_never_began()
             quorumq.cluster.seams.Clock.now = time.monotonic
             self.loop.close()
+
+    def _close_what_never_began(self) -> None:
+        """A process that died at the instant in which it was given something never took it up: nobody awaits that any more."""
+        for task, work in self._spawned.items():
+            for routine in (task.get_coro(), work):
+                if isinstance(routine, CoroutineType) and inspect.getcoroutinestate(routine) == inspect.CORO_CREATED:
+                    routine.close()
 
     async def _live(self) -> None:
         for name in self.founders:
@@ -917,8 +927,8 @@ class World:
                 pass
 
         task = self.loop.create_task(tried(), context=host.process.context())
-        self._spawned.add(task)
-        task.add_done_callback(self._spawned.discard)
+        self._spawned[task] = work
+        task.add_done_callback(self._spawned.pop)
 
     async def _watch_inside(self) -> None:
         """What holds at every step, looked at from outside of the steps; and when all is well, that nothing is late."""
