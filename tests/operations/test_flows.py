@@ -285,10 +285,11 @@ def test_a_failure_that_climbs_far_goes_on_with_the_entries_that_follow(world: W
     assert restored.full_digest() == world.machine.full_digest()
 
 
-@pytest.mark.parametrize("state", ["waiting", "delayed", "active", "completed", "failed"])
-@rules
-def test_a_child_of_a_parent_in_any_state_that_fails_with_it(world: World, state: str, bull: bool) -> None:
-    """Only who is not being worked on and has not ended fails with its child; a run under way is refused its completion."""
+STATES = ["waiting", "delayed", "active", "completed", "failed"]
+
+
+def parent_in(world: World, state: str, *, bull: bool) -> Job:
+    """A job that became a parent only when it was in that state already."""
     options: dict[str, Any] = {"delay_ms": 60_000} if state == "delayed" else {}
     options |= {"max_attempts": 1, **(BULL if bull else {})}
     parent = world.add("p", "parent", **options) if bull else world.job(world.push("p", "parent", **options))
@@ -298,6 +299,38 @@ def test_a_child_of_a_parent_in_any_state_that_fails_with_it(world: World, state
         world.do(AckJob(parent.id))
     if state == "failed":
         world.do(FailJob(parent.id, error="own"))
+    return parent
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("policy", ["wait", "continue", "ignore", "remove"])
+@rules
+def test_a_parent_in_any_state_stays_there_when_a_child_fails_that_does_not_fail_it(
+    world: World, policy: str, state: str, bull: bool
+) -> None:
+    """The failure is known to it as its policy says, and only a child that it still waits for keeps it from its completion."""
+    parent = parent_in(world, state, bull=bull)
+    child = world.do(AddFlow([node("c", "child", parent.id, policy, bull=bull)], numbered=bull)).jobs[0]
+    run(world, child, ends="failed")
+    assert parent.state == state
+    known = POLICIES[policy][2]
+    kinds = ("processed", "unprocessed", "ignored", "failed")
+    assert keys(world, parent, *kinds) == {kind: ["child"] if kind == known else [] for kind in kinds}
+    world.check()
+    if state == "active" and policy == "wait":
+        with pytest.raises(ChildrenPending):
+            world.do(AckJob(parent.id))
+    elif state == "active":
+        world.do(AckJob(parent.id))
+        assert parent.state == "completed"
+    world.check()
+
+
+@pytest.mark.parametrize("state", STATES)
+@rules
+def test_a_child_of_a_parent_in_any_state_that_fails_with_it(world: World, state: str, bull: bool) -> None:
+    """Only who is not being worked on and has not ended fails with its child; a run under way is refused its completion."""
+    parent = parent_in(world, state, bull=bull)
     child = world.do(AddFlow([node("c", "child", parent.id, "fail", bull=bull)], numbered=bull)).jobs[0]
     assert parent.state == state
     run(world, child, ends="failed")
