@@ -24,8 +24,7 @@ BELOW = {
 MACHINE = sorted((ROOT / "node" / "machine").rglob("*.py"))
 # Those of which no module imports one that imports it, not even for type checkers.
 NO_CIRCLES = ("api", "cli", "cluster", "node")
-# Those without a module that is longer than one reads at once.
-SHORT = ("api", "cli", "node")
+# A module that is longer is more than one reads at once.
 LINES_MAX = 700
 NOT_DETERMINISTIC = {"asyncio", "time", "random", "os", "secrets", "uuid", "datetime", "threading", "socket", "locale"}
 
@@ -134,7 +133,7 @@ def test_a_circle_is_found() -> None:
     assert "api.path" in arrows("api")["api.server"] and "api.request" in arrows("api")["api.scopes"]
 
 
-@pytest.mark.parametrize("package", SHORT)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_module_is_longer_than_one_reads(package: str) -> None:
     long = {
         name_of(path): lines
@@ -222,14 +221,3 @@ def test_no_module_goes_by_two_names() -> None:
     ).stdout
     assert "quorumq.cluster.engine" in loaded.split()
     assert not {name for name in loaded.split() if name.partition(".")[0] in PACKAGES}
-
-
-LINES_MAX = 700
-# What is still longer; whoever cuts one of them takes it off.
-LONGER = {"api/dialects/bunqueue/bodies.py", "api/dialects/bunqueue/replies.py"}
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_module_is_longer_than_its_subject(package: str) -> None:
-    found = {name_of(path) for path in modules(package) if len(path.read_text("utf-8").splitlines()) > LINES_MAX}
-    assert found <= LONGER
