@@ -1,0 +1,37 @@
+"""Leaders that are killed while BullMQ's tests or workers run: a node that does not come back ends what waits for the next kill."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from typing import Any
+
+import pytest
+
+from scripts.tools.bullmq import leaders_killed
+from tests.support.local_cluster import ClusterTrouble
+
+
+class Dying:
+    """A cluster of which a killed node does not come back."""
+
+    async def leader(self) -> Any:
+        async def done() -> None: ...
+
+        return types.SimpleNamespace(id="n1", kill=done, start=done)
+
+    async def ready(self, *, timeout_s: float) -> None:
+        raise ClusterTrouble("n1 is not ready")
+
+
+async def test_a_node_that_does_not_come_back_ends_the_run() -> None:
+    with pytest.raises(ExceptionGroup) as raised:
+        async with leaders_killed(Dying(), every_s=0.001, down_s=0.0) as killed:  # type: ignore[arg-type]
+            await asyncio.Event().wait()
+    assert raised.group_contains(ClusterTrouble, match="n1 is not ready") and killed == ["n1"]
+
+
+async def test_nobody_is_killed_where_no_kills_are_asked_for() -> None:
+    async with leaders_killed(Dying(), every_s=0) as killed:  # type: ignore[arg-type]
+        pass
+    assert killed == []
