@@ -15,21 +15,45 @@ settings.register_profile("long", max_examples=2000, **PATIENT)
 settings.load_profile("quick")
 
 LONGEST = ("simulation", "cluster", "kubernetes", "packaging", "chaos")
+REAL_PROCESSES = (
+    "chaos",
+    "cli",
+    "clients",
+    "cluster",
+    "deploy",
+    "documentation",
+    "kubernetes",
+    "packaging",
+    "versions",
+)
+"""Folders whose tests start nodes, which miss a deadline when the machine stands still."""
 APART = ("tests/simulation/test_simulation.py",)
 """Files whose tests share nothing."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write the answers of the scenarios anew")
+    parser.addoption("--again", action="store_true", help="run a test of real processes that failed once more")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The folders whose tests take longest come first, so that of two processes none has a long one left at the end."""
+    if config.getoption("again"):
+        for item in items:
+            if _folder(item) in REAL_PROCESSES:
+                item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=lambda item: LONGEST.index(folder) if (folder := _folder(item)) in LONGEST else len(LONGEST))
 
 
 def _folder(item: pytest.Item) -> str:
     return item.nodeid.removeprefix("tests/").partition("/")[0]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tell why a test was run once more: that it passed then does not make its failure nothing."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.write_sep("_", f"failed at first, and was run again: {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
 
 
 @pytest.hookimpl(optionalhook=True)

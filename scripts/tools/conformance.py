@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -169,7 +170,7 @@ class Suite:
                 except (self.runner.Mismatch, ConnectionError) as error:
                     # Its socket may have ended with its node: a client would open another one and begin anew.
                     cut = is_stream(spec) and lost is not None and lost() >= began
-                    if run < RUNS_MAX - 1 and (cut or came_too_late(spec, time.monotonic() - began)):
+                    if run < RUNS_MAX - 1 and (cut or came_too_late(spec, time.monotonic() - began, str(error))):
                         continue
                     return f"{self.name} {spec['group']}/{spec['id']}: {error}"
                 return None
@@ -204,7 +205,7 @@ class Suite:
                     return None
                 # A call that a killed node was making is made again, so the endpoint may have seen more than it should.
                 cut = "endpoint" in spec and lost is not None and lost() >= began
-                if not (cut or came_too_late(spec, time.monotonic() - began)):
+                if not (cut or came_too_late(spec, time.monotonic() - began, " ".join(lines))):
                     break
             return f"{self.name} {spec['group']}/{spec['id']}: {' '.join(lines)}"
 
@@ -294,14 +295,18 @@ def patient(spec: Spec) -> Spec:
     return {**spec, "steps": steps}
 
 
-def waits_s(spec: Spec) -> float:
-    """Return how long a case sleeps."""
-    return float(sum(step.get("sleep", 0) + step.get("sleep_ms", 0) / 1000 for step in spec["steps"]))
+def waits_s(spec: Spec, steps: int | None = None) -> float:
+    """Return how long a case sleeps, or how long its first steps do."""
+    return float(sum(step.get("sleep", 0) + step.get("sleep_ms", 0) / 1000 for step in spec["steps"][:steps]))
 
 
-def came_too_late(spec: Spec, took_s: float) -> bool:
-    """Say whether a case took so long, its own sleeps apart, that its answers may differ from the recorded ones."""
-    return took_s - waits_s(spec) > HASTE_S.get(spec["id"], float("inf"))
+def came_too_late(spec: Spec, took_s: float, said: str) -> bool:
+    """Say whether a case that failed took so long, its own sleeps apart, that its answers may differ from the recorded ones.
+
+    said: what it failed with; a case ends with the step that this names, and has not slept what comes after.
+    """
+    at = re.search(r"\bstep (\d+)", said)
+    return took_s - waits_s(spec, int(at[1]) if at else None) > HASTE_S.get(spec["id"], float("inf"))
 
 
 async def below(prefix: str, send: Callable[[Spec], Awaitable[Any]], step: Spec) -> Any:

@@ -116,9 +116,17 @@ def test_a_look_at_the_state_is_repeated_and_nothing_else() -> None:
 
 def test_only_a_case_that_needs_haste_comes_too_late() -> None:
     spec = {"id": "cron-deleted-stops", "steps": [{"sleep": 0.7}, {"method": "GET", "path": "/"}]}
-    assert not came_too_late(spec, 0.95)
-    assert came_too_late(spec, 1.05)
-    assert not came_too_late({**spec, "id": "push-minimal"}, 100.0)
+    assert not came_too_late(spec, 0.95, "step 1 (GET /)")
+    assert came_too_late(spec, 1.05, "step 1 (GET /)")
+    assert came_too_late(spec, 1.05, "a socket or stream ended long before the case")
+    assert not came_too_late({**spec, "id": "push-minimal"}, 100.0, "step 1 (GET /)")
+
+
+def test_a_case_that_ends_early_has_not_slept_what_comes_after() -> None:
+    beat = {"method": "POST", "path": "/"}
+    spec = {"id": "stall-heartbeat-keeps-active", "steps": [beat, *([{"sleep": 0.7}, beat] * 18)]}
+    assert not came_too_late(spec, 2 * 0.7 + 0.4, "step 4 (POST /)")
+    assert came_too_late(spec, 2 * 0.7 + 0.6, "step 4 (POST /)")
 
 
 def test_cases_that_need_haste_are_cases() -> None:

@@ -48,26 +48,42 @@ class ClusterTrouble(Exception):
     """The cluster did not do in time what was waited for; the message ends with the nodes' last log lines."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that are free now and that no outgoing connection takes before a killed node wants its own back.
+_chance = random.SystemRandom()
+"""Not the module's own, which a simulation seeds: two test processes that had played the same world chose the same ports."""
+_given: set[int] = set()
 
-    The system gives outgoing connections ports from 32768 up, so that these are taken from below.
+
+def port_range() -> tuple[int, int]:
+    """Return the first and the last port of this test process; each of those beside it has others."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    each = 20_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return 12_000 + worker * each, 12_000 + (worker + 1) * each - 1
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that are free now and that nothing takes before a killed node wants its own back.
+
+    The system gives outgoing connections ports from 32768 up, so that these are taken from below; none is given twice.
     """
     held: list[socket.socket] = []
+    first, last = port_range()
+    if len(_given) + count > (last - first) // 2:
+        _given.clear()
     try:
         while len(held) < count:
+            port = _chance.randint(first, last)
+            if port in _given:
+                continue
             candidate = socket.socket()
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            port = random.randint(12_000, 32_000)
             try:
-                # Two sockets that only bind may have the same port.
-                if any(one.getsockname()[1] == port for one in held):
-                    raise OSError
                 candidate.bind((HOST, port))
             except OSError:
                 candidate.close()
             else:
                 held.append(candidate)
+                # Two sockets that only bind may have the same port.
+                _given.add(port)
         return [one.getsockname()[1] for one in held]
     finally:
         for one in held:
