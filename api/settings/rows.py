@@ -456,7 +456,7 @@ class NodeConfig(Settings):
         str,
         About(
             group="HTTP",
-            help="Prefix of a queue's name in `queueQualifiedName` of the BullMQ dialect; it has no other effect.",
+            help="What BullMQ's clients call queues with: the default prefix, shown in `queueQualifiedName`, keys and reasons of jobs.",
         ),
     ] = "bull"
     webhook_allow_private: Annotated[

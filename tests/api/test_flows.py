@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from quorumq.node.machine.lifecycle.flows import JOBS_MAX, LEVELS_MAX
+from tests.api.backend import connect
 from tests.api.bullmq import TOKEN, Bull
 from tests.api.conftest import Client, Serve
 from tests.api.test_permissions import Keys
@@ -465,6 +466,32 @@ async def test_a_failed_child_refuses_its_parents_completion_in_bullmqs_words(bu
     answer = await bull.move(parent, "move-to-completed", queue="par")
     assert answer.status == 409
     assert answer.body == b"Cannot complete job 1 because it has at least one failed child. moveToFinished"
+
+
+@pytest.mark.parametrize("prefix", ["bull", "pre"])
+async def test_a_parent_that_failed_names_its_child_with_the_prefix_that_queues_have(serve: Serve, prefix: str) -> None:
+    client = await serve(auth_tokens=(TOKEN,), queue_prefix=prefix)
+    bull = Bull(client)
+    failing = {"failParentOnFailure": True}
+    kid = {"name": "k", "queueName": "kid", "opts": {"jobId": "bad"} | failing}
+    tree = {"name": "p", "queueName": "par", "opts": {"jobId": "new"}, "children": [kid]}
+    assert (await bull.post("/flows", tree)).status == 200
+    late = {"parent": {"id": await bull.add("p", queue="par", delay=60_000), "queue": "par"}}
+    await bull.post("/queues/kid/jobs", [{"name": "k", "data": 1, "opts": {"jobId": "late"} | late | failing}])
+    # One that a client of the socket makes a parent, in a queue of its own.
+    backend = await connect(client, token=TOKEN)
+    above = {"id": await bull.add("p", queue="par", delay=60_000), "queue": f"{prefix}:par", "fpof": True}
+    own = {"name": "k", "data": b"1", "opts": b"{}", "timestamp": 5, "parent": above}
+    await backend.call("addJob", "other:kid", own)
+    await backend.call("moveToActive", "other:kid", "t", {"lock": 30_000})
+    await backend.call("moveToFailed", "other:kid", "1", "t", "broken", [-1])
+    for _ in range(2):
+        await bull.fail(await bull.next(queue="kid"), queue="kid")
+    reasons = [job["failedReason"] for job in (await bull.get("/queues/par/jobs?statuses=failed")).json["jobs"]]
+    assert sorted(reasons) == [
+        f"child {name} failed" for name in sorted((f"{prefix}:kid:bad", f"{prefix}:kid:late", "other:kid:1"))
+    ]
+    await backend.close()
 
 
 BAD_BULL: list[tuple[Any, int, bytes]] = [

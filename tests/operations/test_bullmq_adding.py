@@ -184,8 +184,7 @@ def test_a_parent_must_be_there(world: World) -> None:
 
 POLICIES = {
     "wait": ("waiting-children", None),
-    # Which prefix queues with a bare name have, a node's settings say.
-    "fail": ("waiting", "child :c:1 failed"),
+    "fail": ("waiting", "child bull:c:1 failed"),
     "continue": ("waiting", None),
     "ignore": ("waiting-children", None),
     "remove": ("waiting-children", None),

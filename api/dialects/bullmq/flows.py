@@ -212,7 +212,7 @@ async def flow_jobs(call: Call, planned: list[Planned]) -> AddFlow:
         parent_id = await parent_of(call, node.wanted)
         spec = adding.spec(node.item, node.wanted)
         jobs.append(FlowJob(node.queue, spec, node.parent, parent_id, node.wanted.on_failure))
-    return AddFlow(jobs, numbered=True)
+    return AddFlow(jobs, numbered=True, prefix=prefix_of(call))
 
 
 async def add_flow(call: Call) -> Reply:

@@ -225,7 +225,7 @@ def _leave_to_worker(state: State, parent: Job, child: Job) -> None:
     if parent.state == FAILED:
         return
     record = parent.named()
-    record.deferred = told_failed(child)
+    record.deferred = told_failed(child, parent.tied().prefix)
     if parent.state == DELAYED:
         record.delay = 0
         places.undelay(state, parent)
@@ -266,5 +266,5 @@ def fail_parents(state: State, limit: int) -> None:
 def _reason(parent: Job, child: Job) -> str:
     """Return why a parent failed, as its dialect says it."""
     if parent.opts.rejoin_last:
-        return f"child {child.id} failed"
+        return told_failed(child, parent.tied().prefix)
     return f"Child job {child.id} failed: {child.error or 'unknown error'}"

@@ -47,8 +47,10 @@ def check_depth(state: State, parent: Job, child: Job | None = None, *, below: i
         above = found
 
 
-def attach(state: State, child: Job, parent: Job, on_failure: OnChildFailure | None = None) -> None:
-    """Let a job wait for another one, however that ended or will. on_failure: None leaves it as it is.
+def attach(
+    state: State, child: Job, parent: Job, on_failure: OnChildFailure | None = None, prefix: str | None = None
+) -> None:
+    """Let a job wait for another one, however that ended or will. on_failure, prefix (of FlowLinks): None leaves it as it is.
 
     The parent stays in its state, and goes on from `waiting-children` when that was the last child it waited for.
     """
@@ -56,6 +58,8 @@ def attach(state: State, child: Job, parent: Job, on_failure: OnChildFailure | N
     links.parent, links.parent_queue = parent.id, parent.queue
     if on_failure is not None:
         links.on_failure = on_failure
+    if prefix is not None:
+        family.prefix = prefix
     if child.id in family.children:
         end = family.children[child.id]
         if end is None or child.finished:

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from quorumq.node.machine import events as happened
-from quorumq.node.machine.bounds import JobId, LockToken, QueueName
+from quorumq.node.machine.bounds import JobId, Key, LockToken, QueueName
 from quorumq.node.machine.lifecycle import births, endings, flows, removal, runs
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import DIES, GOES_ON, Changed, Counted
@@ -33,6 +33,7 @@ from quorumq.node.machine.state.job import (
     DELAYED,
     IGNORED,
     PROCESSED,
+    QUEUE_PREFIX,
     UNSUCCESSFUL,
     WAIT,
     WAITING,
@@ -86,11 +87,13 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
     """Add trees of jobs to their queues, all of them or none; nobody takes one of them before all are there.
 
     numbered: ids are those of BullMQ, a queue's next number or a name within the queue, and a job that is there already becomes a
-    child of its new parent unless another one lives; else ids are the cluster's own, and none may be taken.
+    child of its new parent unless another one lives; else ids are the cluster's own, and none may be taken.  prefix: what BullMQ's words
+    for a job have before its queue.
     """
 
     jobs: list[FlowJob]
     numbered: bool = False
+    prefix: Key = QUEUE_PREFIX
 
     def apply(self, state: State, entry: Entry) -> AddedFlow:
         self.check_size(state)
@@ -111,7 +114,7 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
             for each, job in zip(self.jobs, jobs, strict=True):
                 parent = jobs[each.parent] if each.parent >= 0 else outside(state, each)
                 if parent is not None:
-                    flows.attach(state, job, parent, each.on_failure)
+                    flows.attach(state, job, parent, each.on_failure, self.prefix)
             for position, (each, job) in enumerate(zip(self.jobs, jobs, strict=True)):
                 if position not in present:
                     births.settle(state, state.queues[each.queue], job, each.job)

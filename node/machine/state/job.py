@@ -43,6 +43,8 @@ PAST_MAX = 40
 # What a lock lasts when nobody says it.
 LOCK_MS = 30_000
 RUNS_MAX = 20
+# What BullMQ's clients call queues with, unless a setting says otherwise.
+QUEUE_PREFIX = "bull"
 
 
 class Backoff(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
@@ -267,7 +269,8 @@ class FlowLinks(msgspec.Struct, gc=False, array_like=True):
 
     parent: id of the job that waits for this one.  parent_queue: that one's queue.  on_failure: what becomes of it when this one
     fails for good.  children: by id, in order of addition; None for one that is pending.  pending, failed: how many of them.
-    waived: whether the job may complete though children are pending, because a failed child let it go on.
+    waived: whether the job may complete though children are pending, because a failed child let it go on.  prefix: of queues with a bare
+    name, as BullMQ's clients who gave it children call them.
     """
 
     parent: str | None = None
@@ -277,6 +280,7 @@ class FlowLinks(msgspec.Struct, gc=False, array_like=True):
     pending: int = 0
     failed: int = 0
     waived: bool = False
+    prefix: str = QUEUE_PREFIX
 
 
 class TiedDependencies(Dependencies, gc=False, array_like=True):

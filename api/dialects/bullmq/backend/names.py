@@ -8,7 +8,6 @@ and those of BullMQ Proxy no colon.
 from __future__ import annotations
 
 from quorumq.api.errors import Invalid
-from quorumq.node.machine.state.bullmq.names import NAMING
 
 QUALIFIED_CHARS_MAX = 200
 
@@ -35,11 +34,6 @@ def named_for_token(qualified: str, default_prefix: str) -> str:
     """Return what the patterns of a token are held against: the bare name where the prefix is the default. Raises Invalid."""
     prefix, name = split(qualified)
     return name if prefix == default_prefix else qualified
-
-
-def with_prefix(text: str, default_prefix: str) -> str:
-    """Return a text of the state that names a job, with the default prefix where that is left out."""
-    return text.replace(f"{NAMING}:", f"{NAMING}{default_prefix}:", 1) if text.startswith(f"{NAMING}:") else text
 
 
 def qualified_of(named: str, default_prefix: str) -> str:

@@ -192,6 +192,7 @@ def named_job(asked: Asked, new: New) -> NamedJob:
         on_failure="wait" if parent is None else parent.policy,
         to_children=bool(new.waits),
         repeat_key=new.repeat_job_key,
+        prefix=asked.server.config.queue_prefix,
     )
 
 
@@ -254,7 +255,7 @@ def shown(job: Job, prefix: str) -> dict[str, Any]:
         found["parent"] = DECODE(record.parent)
     more = {
         "repeatJobKey": record.repeat_key,
-        "deferredFailure": None if record.deferred is None else names.with_prefix(record.deferred, prefix),
+        "deferredFailure": record.deferred,
         "processedBy": record.processed_by,
     }
     return found | {name: value for name, value in more.items() if value is not None}

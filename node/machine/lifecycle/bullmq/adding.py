@@ -69,7 +69,7 @@ def _bear(state: State, queue: Queue, own: str, named: NamedJob, parent: Job | N
     if named.to_children:
         job.tied()
     if parent is not None:
-        flows.attach(state, job, parent, named.on_failure)
+        flows.attach(state, job, parent, named.on_failure, named.prefix)
     run_at = None if named.due_from is None else named.due_from + ceil(spec.opts.delay_ms)
     births.settle(state, queue, job, spec, run_at=run_at, to_children=named.to_children)
     return job
@@ -85,7 +85,7 @@ def _stand_in(state: State, present: Job, named: NamedJob, parent: Job | None) -
         if present.state == FAILED:
             _await_failed(present, parent, named)
         else:
-            flows.attach(state, present, parent, named.on_failure)
+            flows.attach(state, present, parent, named.on_failure, named.prefix)
         record = present.named()
         record.parent_key, record.parent = named.parent_key, named.parent_json
     name = present.queue
@@ -98,6 +98,7 @@ def _await_failed(child: Job, parent: Job, named: NamedJob) -> None:
     """Let a parent wait for a job that failed before: until that is retried."""
     links, family = child.tied(), parent.tied()
     links.parent, links.parent_queue, links.on_failure = parent.id, parent.queue, named.on_failure
+    family.prefix = named.prefix
     if child.id not in family.children:
         family.children[child.id] = None
         family.pending += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from quorumq.node.machine.state.job import WAIT, JobSpec, OnChildFailure
+from quorumq.node.machine.state.job import QUEUE_PREFIX, WAIT, JobSpec, OnChildFailure
 
 
 class NamedJob(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
@@ -13,7 +13,8 @@ class NamedJob(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid
     job: its id within the queue, empty for the queue's next number; data; options.  timestamp: when it was made, by its producer's
     clock.  due_from: what its delay counts from, where its producer chose a time; None for now.  parent: queue and id of the job that
     waits for it.  parent_key, parent_json: the same as the client sent it.  on_failure: what becomes of that one when this one fails for
-    good.  to_children: it waits for children, that there are or will be.  repeat_key: the scheduler that makes it.
+    good.  to_children: it waits for children, that there are or will be.  repeat_key: the scheduler that makes it.  prefix: what its client
+    calls queues with a bare name with.
     """
 
     job: JobSpec
@@ -25,6 +26,7 @@ class NamedJob(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid
     on_failure: OnChildFailure = WAIT
     to_children: bool = False
     repeat_key: str | None = None
+    prefix: str = QUEUE_PREFIX
 
 
 class QueueFacts(msgspec.Struct, gc=False, array_like=True):

@@ -13,13 +13,11 @@ from quorumq.node.machine.state.job import Job, own_id, scoped_id
 if TYPE_CHECKING:
     from quorumq.node.machine.state.state import State
 
-NAMING = "child "
 
-
-def told_failed(child: Job) -> str:
-    """Return in BullMQ's words that a child failed, with its `prefix:name:id`; the default prefix, which the edge knows, is left out."""
+def told_failed(child: Job, prefix: str) -> str:
+    """Return in BullMQ's words that a child failed, with its `prefix:name:id`. prefix: the default one, of queues with a bare name."""
     name = child.queue
-    return f"{NAMING}{name[1:] if name.startswith('@') else f':{name}'}:{own_id(child)} failed"
+    return f"child {name[1:] if name.startswith('@') else f'{prefix}:{name}'}:{own_id(child)} failed"
 
 
 def find(state: State, queue: str, own: str) -> Job | None:
