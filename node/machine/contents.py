@@ -153,7 +153,13 @@ def _head(state: State, queue: Queue, after: str, hand: _Hand) -> str:
         (queue.rate_level, queue.rate_at, queue.number, queue.window_at, queue.window_count, queue.held_until),
         groups,
         (len(queue.jobs), len(queue.ready), queue.parked, len(queue.delayed), len(queue.active)),
-        (len(queue.waiting_children), len(queue.completed), len(queue.failed), queue.completed_bytes),
+        (
+            len(queue.waiting_children),
+            len(queue.completed),
+            len(queue.failed),
+            queue.completed_bytes,
+            queue.failed_bytes,
+        ),
         (
             queue.prioritized,
             queue.lowered,
@@ -270,7 +276,9 @@ def _keys(state: State, begin: int) -> Iterator[tuple[Any, int]]:
 
 def _logs(state: State, begin: int) -> Iterator[tuple[Any, int]]:
     for item in islice(state.logs.by_job.items(), begin, None):
-        yield (*item, state.logs.long.get(item[0])), sum(len(line.message) + RECORD_BYTES for line in item[1])
+        job_id, lines = item
+        told = (job_id, lines, job_id in state.logs.long, state.logs.sizes[job_id])
+        yield told, sum(len(line.message) + RECORD_BYTES for line in lines)
 
 
 def _crons(state: State, begin: int) -> Iterator[tuple[Any, int]]:

@@ -558,7 +558,7 @@ def reading(pieces: Iterable[bytes]) -> Generator[None, None, tuple[State, int, 
             for until, key, holder in piece.keys:
                 unique_keys.place_key(state, queue, key, holder, until)
         elif isinstance(piece, LogsPiece):
-            state.logs.by_job.update(piece.lines)
+            state.logs.restore(piece.lines)
         elif isinstance(piece, LongLogsPiece):
             for job_id in piece.ids:
                 state.logs.restore_long(job_id)

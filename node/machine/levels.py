@@ -24,6 +24,8 @@ Level 1, each rule with what holds below it:
 * The figures of a registered worker follow the jobs that are taken with its id as owner. Below: heartbeats alone change them.
 * `worker.unregister` with `heard_at` leaves a worker alone that has been heard of since. Below: there is no such field, and what
   goes with a connection is forgotten when it has been silent for long enough.
+* Failed jobs of a queue are bounded in bytes (`QueueSettings.keep_failed_bytes`), and so are the failed runs that a job remembers
+  (`RUNS_CHARS_MAX`, `STEP_CHARS_MAX`) and log lines (`state/logs.py`). Below: in number.
 * `retention.set`, `retention.thin` and `queue.follow_retention`; what is set for a queue itself is noted (`QueueSettings.own`). Below:
   they cannot be, and nothing is noted.
 * The digest chains entries and outcomes, and another one what the state holds (`machine.py`, `contents.py`); `State.mark` stays 0.

@@ -111,6 +111,32 @@ async def test_jobs_are_named_with_the_prefix_that_queues_have(serve: Serve, pre
     await backend.close()
 
 
+async def test_of_stack_traces_the_newest_stay_and_of_a_reason_its_beginning(client: Client) -> None:
+    backend = await connect(client)
+    newest, long = 64 << 10, 300 << 10
+    for at, (sent, left) in enumerate(
+        (
+            (["a" * long, "b" * 1000, "c" * long], ["a" * newest, "b" * 1000, "c" * newest]),
+            ([str(number) * newest for number in range(10)], [str(number) * newest for number in range(3, 10)]),
+            (["\0" * long], ["\0" * newest]),
+            (["a", "b" * (200 << 10)], ["a", "b" * (200 << 10)]),
+        ),
+        1,
+    ):
+        await backend.call("addJob", "bull:q", new())
+        await backend.call("moveToActive", "bull:q", "t", TAKING)
+        fields = {"failedReason": "r" * long, "stacktrace": msgspec.json.encode(sent)}
+        await backend.call("moveToFailed", "bull:q", str(at), "t", "r" * long, ALL, None, fields)
+        shown = await backend.call("getJobData", "bull:q", str(at))
+        assert msgspec.json.decode(shown["stacktrace"]) == left
+        assert shown["failedReason"] == "r" * newest
+    await backend.call("addJob", "bull:q", new())
+    await backend.call("moveToActive", "bull:q", "t", TAKING)
+    wrong = {"stacktrace": msgspec.json.encode("x" * (1 << 20))}
+    assert await code_of(backend.call("moveToFailed", "bull:q", "5", "t", "r", ALL, None, wrong)) == 2
+    await backend.close()
+
+
 async def test_what_goes_at_a_time_is_read_of_call_and_options(client: Client) -> None:
     backend = await connect(client)
     jobs = client.server.node.machine.state.jobs

@@ -407,6 +407,7 @@ class TestRetention:
             "completedBytes": 256 << 20,
             "failed": 10_000,
             "failedAgeMs": 604_800_000,
+            "failedBytes": 256 << 20,
             "own": [],
         }
         wanted = {"completed": 1_000, "failed": 5_000, "failedAgeMs": None}
@@ -415,13 +416,17 @@ class TestRetention:
         assert (await client.send("PUT", path, {"completedBytes": 5}, headers=HEADERS)).json["completed"] == 1_000
         own = {"own": ["completed", "completedBytes", "failed", "failedAgeMs"]}
         assert (await client.get(path, headers=HEADERS)).json == before | wanted | own | {"completedBytes": 5}
+        own["own"].append("failedBytes")
+        wanted["failedBytes"] = 6
+        assert (await client.send("PUT", path, {"failedBytes": 6}, headers=HEADERS)).json["failed"] == 5_000
+        assert (await client.get(path, headers=HEADERS)).json == before | wanted | own | {"completedBytes": 5}
         assert (await client.send("DELETE", path, headers=HEADERS)).json == before
 
     async def test_one_setting_holds_for_all_queues_but_those_with_their_own(self, client: Client) -> None:
         """Open Archiver's own numbers, for every queue that there is or will be."""
         path, own = "/admin/retention", "/admin/queues/{}/retention"
         built_in = {"ok": True, "completed": 10_000, "completedBytes": 256 << 20, "failed": 10_000}
-        built_in["failedAgeMs"] = 604_800_000
+        built_in |= {"failedAgeMs": 604_800_000, "failedBytes": 256 << 20}
         assert (await client.get(path, headers=HEADERS)).json == built_in
         await client.send("PUT", own.format("special"), {"completed": 2}, headers=HEADERS)
         wanted = {"completed": 1_000, "failed": 5_000, "failedAgeMs": None}

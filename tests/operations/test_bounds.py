@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from quorumq.node.machine.lifecycle import clock, timing
-from quorumq.node.machine.operations import adding, groups, jobs, queues, repeatables, runs, schedules, settings
+from quorumq.node.machine.operations import adding, dlq, groups, jobs, queues, repeatables, runs, schedules, settings
+from quorumq.node.machine.operations.bullmq.changing import UpdateNamedData
 from quorumq.node.machine.refusals import DependencyNotFound, TooManyDependencies, TooManyQueues
 from quorumq.node.machine.state import Repeat, job_spec
 from tests.golden.test_golden import records
@@ -123,6 +125,74 @@ def test_bounds_that_shrink_let_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     assert left() == [3, 3, 3, 3]
     assert world.machine.state.overfull == {}
     world.check()
+
+
+def test_failed_jobs_that_weigh_too_much_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they weigh: their data, and the reasons and stacks of their runs."""
+    monkeypatch.setattr("quorumq.node.machine.lifecycle.retention.TRIM_STEP", 10)
+    world = World()
+
+    def fail(queue: str = "q") -> None:
+        world.do(
+            runs.FailJob(
+                world.a_job("active", queue, max_attempts=1, data=b"x" * 60).id, error="y" * 10, stack="z" * 20
+            )
+        )
+
+    for _ in range(35):
+        fail()
+    queue = world.machine.state.queues["q"]
+    # The reason counts twice: as the job's, and as that of its run.
+    assert queue.failed_bytes == 3500
+    world.do(settings.SetRetention("q", keep_failed_bytes=500))
+    assert len(queue.failed) == 25
+    world.wait(1000)
+    assert (len(queue.failed), queue.failed_bytes, world.machine.state.overfull) == (5, 500, {})
+    fail()
+    assert len(queue.failed) == 5
+    world.do(settings.SetRetention("q", keep_failed_bytes=0))
+    # One always stays, and one that is given other data weighs what these do.
+    (job,) = queue.failed
+    world.do(UpdateNamedData("q", job.id, b"12"))
+    assert queue.failed_bytes == 42
+    world.check()
+    world.machine = world.restored()
+    world.do(dlq.RetryDlq("q"))
+    assert world.machine.state.queues["q"].failed_bytes == 0
+
+
+def test_below_level_1_failed_jobs_may_weigh_anything(leveled: World) -> None:
+    state = leveled.machine.state
+    leveled.push("q")
+    state.queues["q"].settings = msgspec.structs.replace(state.queues["q"].settings, keep_failed_bytes=1)
+    for _ in range(3):
+        leveled.a_job("failed", "other")
+    state.queues["other"].settings = state.queues["q"].settings
+    leveled.a_job("failed", "other")
+    assert len(state.queues["other"].failed) == (1 if state.level >= 1 else 4)
+
+
+def test_what_a_job_that_fails_again_and_again_keeps_is_bounded(
+    leveled: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quorumq.node.machine.lifecycle.runs.RUNS_CHARS_MAX", 100)
+    is_bounded = leveled.machine.state.level >= 1
+    job = leveled.a_job("active", max_attempts=50, backoff=0)
+
+    def fail(error: str, stack: str | None = None) -> None:
+        leveled.do(runs.FailJob(job.id, error=error, stack=stack))
+        leveled.pull("q")
+
+    for number in range(5):
+        fail(str(number) * 10, "s" * 20)
+    assert job.failures is not None
+    assert [run.attempt for run in job.failures.runs] == ([3, 4, 5] if is_bounded else [1, 2, 3, 4, 5])
+    # The newest one stays, whatever it has.
+    fail("e" * 5000)
+    assert [run.attempt for run in job.failures.runs] == ([6] if is_bounded else [1, 2, 3, 4, 5, 6])
+    assert job.failures.runs[-1].error == job.error == "e" * 5000
+    told = [step.error for step in job.timeline if step.error is not None]
+    assert len(told[-1]) == (1024 if is_bounded else 5000)
 
 
 def test_completed_jobs_that_weigh_too_much_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,9 @@ def page(world: World, start: int = 0, end: int = -1, *, asc: bool = True, own: 
 
 def checked(world: World) -> logs.Logs:
     found = world.machine.state.logs
-    sizes = {job_id: sum(map(logs.weight_of, found.by_job[job_id])) for job_id in found.long}
-    assert found.long == sizes
-    assert found.long_size == sum(sizes.values())
+    assert found.sizes == {job_id: sum(map(logs.weight_of, lines)) for job_id, lines in found.by_job.items()}
+    assert found.size == sum(found.sizes.values())
+    assert found.long_size == sum(found.sizes[job_id] for job_id in found.long)
     return found
 
 
@@ -80,7 +80,7 @@ def test_a_log_is_bounded_in_lines_and_bytes(world: World, monkeypatch: pytest.M
     world.add()
     assert add(world, "1", *"abcdef") == 4
     assert page(world) == "cdef"
-    monkeypatch.setattr(logs, "LONG_BYTES_MAX", 3 * (logs.LINE_BYTES + 1))
+    monkeypatch.setattr(logs, "JOB_BYTES_MAX", 3 * (logs.LINE_BYTES + 1))
     assert add(world, "1", "g") == 3
     assert add(world, "1", "x" * 2000) == 1
     checked(world)
@@ -106,6 +106,8 @@ def test_an_image_keeps_long_logs(world: World) -> None:
         world.add()
         add(world, own, *map(str, range(120)))
     add(world, "1", "last")
+    world.do(AddLog(world.add().id, "elsewhere"))
     restored = world.restored().state.logs
-    assert list(restored.long.items()) == list(checked(world).long.items())
-    assert restored.long_size == world.machine.state.logs.long_size
+    for table in ("by_job", "sizes", "long"):
+        assert list(getattr(restored, table).items()) == list(getattr(checked(world), table).items())
+    assert (restored.size, restored.long_size) == (world.machine.state.logs.size, world.machine.state.logs.long_size)

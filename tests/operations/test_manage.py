@@ -39,7 +39,7 @@ from quorumq.node.machine.operations.settings import (
     SetStallConfig,
 )
 from quorumq.node.machine.refusals import JobInWrongState, JobNotActive, JobNotFound, LockLost, LockRequired
-from quorumq.node.machine.state import Repeat, job_spec
+from quorumq.node.machine.state import Repeat, job_spec, logs
 from quorumq.node.machine.state.logs import LOG_LINES_MAX, LOGGED_JOBS_MAX
 from tests.support.world import World, encode
 
@@ -177,6 +177,22 @@ def test_logs_leave_with_their_job(world: World) -> None:
     world.do(AddLog(job.id, "m"))
     world.do(AckJob(job.id))
     assert world.ask(GetLogs(job.id)) == []
+
+
+def test_logs_are_bounded_in_bytes_from_level_1_on(leveled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = logs.LINE_BYTES + 1
+    monkeypatch.setattr(logs, "JOB_BYTES_MAX", 3 * weight)
+    monkeypatch.setattr(logs, "ALL_BYTES_MAX", 5 * weight)
+    jobs = [leveled.a_job(queue=name) for name in "pqr"]
+    for job in jobs:
+        for message in "abcd":
+            leveled.do(AddLog(job.id, message))
+    left = ["".join(line.message for line in leveled.ask(GetLogs(job.id))) for job in jobs]
+    # All together have room for five lines: with the third job's first two lines the first one's go, with its third the second one's.
+    assert left == (["", "", "bcd"] if leveled.machine.state.level >= 1 else ["abcd"] * 3)
+    found = leveled.machine.state.logs
+    assert found.size == sum(found.sizes.values()) == weight * sum(map(len, left))
+    assert leveled.restored().state.logs.sizes == found.sizes
 
 
 def test_the_logs_of_the_job_logged_to_longest_ago_go_first() -> None:

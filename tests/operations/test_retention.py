@@ -69,6 +69,7 @@ OWN: dict[str, tuple[Callable[[], Operation], str]] = {
     "bytes": (lambda: SetRetention("q", keep_completed_bytes=256 << 20), "completed_bytes"),
     "failed": (lambda: SetDlqConfig("q", max_entries=10_000), "failed"),
     "age": (lambda: SetDlqConfig("q", max_age_ms=604_800_000), "failed_age_ms"),
+    "failed bytes": (lambda: SetRetention("q", keep_failed_bytes=256 << 20), "failed_bytes"),
     "no age": (lambda: SetDlqConfig("q", max_age_ms=0), "failed_age_ms"),
 }
 
@@ -78,12 +79,12 @@ OWN: dict[str, tuple[Callable[[], Operation], str]] = {
 def test_a_queues_own_setting_wins(world: World, what: str, first: bool) -> None:
     """Also one that is what is built in, whether it was set before the default or after; only what was set is its own."""
     make, name = OWN[what]
-    default = SetDefaultRetention(3, 100, 2, HOUR_MS)
+    default = SetDefaultRetention(3, 100, 2, HOUR_MS, 50)
     for operation in (make(), default) if first else (default, make()):
         world.do(operation)
     found = world.ask(GetRetention("q"))
     assert found.own == (name,)
-    expected = {"completed": 3, "completed_bytes": 100, "failed": 2, "failed_age_ms": HOUR_MS}
+    expected = {"completed": 3, "completed_bytes": 100, "failed": 2, "failed_age_ms": HOUR_MS, "failed_bytes": 50}
     own = None if what == "no age" else getattr(Retention(), name)
     assert {field: getattr(found.retention, field) for field in expected} == expected | {name: own}
     world.machine = world.restored()

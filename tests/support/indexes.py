@@ -16,6 +16,7 @@ from quorumq.node.machine.state.job import (
     Job,
     due_rank_of,
     rank_of,
+    weight_of_failed,
 )
 from quorumq.node.machine.state.webhook import weight_of
 
@@ -51,7 +52,9 @@ def check_indexes(state: State) -> None:
         completed = sorted(by_state.pop(COMPLETED, []), key=lambda job: job.ending)
         assert list(queue.completed) == completed
         assert queue.completed_bytes == sum(len(job.data) + len(job.result or b"") for job in completed)
-        assert list(queue.failed) == sorted(by_state.pop(FAILED, []), key=lambda job: job.ending)
+        failed = sorted(by_state.pop(FAILED, []), key=lambda job: job.ending)
+        assert list(queue.failed) == failed
+        assert queue.failed_bytes == sum(map(weight_of_failed, failed))
         assert not by_state
         priorities = Counter(job.opts.priority for job in waiting + delayed)
         del priorities[0]

@@ -27,24 +27,26 @@ COUNT_MAX = 1_000_000_000
 BYTES_MAX = 1 << 50
 AGE_MS_MAX = 3_155_760_000_000
 ENCODE = msgspec.json.Encoder().encode
-Own = Literal["completed", "completedBytes", "failed", "failedAgeMs"]
+Own = Literal["completed", "completedBytes", "failed", "failedAgeMs", "failedBytes"]
 OWN: dict[str, Own] = {
     "completed": "completed",
     "completed_bytes": "completedBytes",
     "failed": "failed",
     "failed_age_ms": "failedAgeMs",
+    "failed_bytes": "failedBytes",
 }
 
 
 class DefaultRetention(Struct, forbid_unknown_fields=True, kw_only=True, rename="camel"):
     """What queues keep that have no setting of their own for it. completed, failed: the last so many.  completedBytes: of their
-    data and results.  failedAgeMs: null for as long as there is room."""
+    data and results.  failedAgeMs: null for as long as there is room.  failedBytes: of their data, reasons and stack traces."""
 
     ok: Literal[True] = True
     completed: int
     completed_bytes: int
     failed: int
     failed_age_ms: int | None
+    failed_bytes: int
 
 
 class Retention(DefaultRetention, forbid_unknown_fields=True, kw_only=True, rename="camel"):
@@ -74,6 +76,10 @@ class RetentionBody(Struct, forbid_unknown_fields=True, rename="camel"):
     failed_age_ms: Annotated[
         Age | UnsetType | None,
         Meta(description="Milliseconds that a failed job is kept, null for no bound; 7 days where nothing is set."),
+    ] = UNSET
+    failed_bytes: Annotated[
+        Bytes | UnsetType,
+        Meta(description="Bytes of their data, reasons and stack traces; 256 MB where nothing is set."),
     ] = UNSET
 
 
@@ -118,15 +124,18 @@ async def put_default(call: Call) -> Reply:
     body = read(call, BODY)
     # The operation's word for keeping jobs for good is 0.
     age_ms = 0 if body.failed_age_ms is None else given(body.failed_age_ms)
-    wanted = SetDefaultRetention(given(body.completed), given(body.completed_bytes), given(body.failed), age_ms)
+    wanted = SetDefaultRetention(
+        given(body.completed), given(body.completed_bytes), given(body.failed), age_ms, given(body.failed_bytes)
+    )
     return success(await call.write(wanted, default_shown))
 
 
 def changes(name: str, body: RetentionBody) -> list[Operation]:
     """Return what has to be set."""
     made: list[Operation] = []
-    if body.completed is not UNSET or body.completed_bytes is not UNSET:
-        made.append(SetRetention(name, given(body.completed), given(body.completed_bytes)))
+    wanted = SetRetention(name, given(body.completed), given(body.completed_bytes), given(body.failed_bytes))
+    if wanted != SetRetention(name):
+        made.append(wanted)
     if body.failed is not UNSET or body.failed_age_ms is not UNSET:
         # The operation's word for keeping jobs for good is 0.
         age_ms = 0 if body.failed_age_ms is None else given(body.failed_age_ms)
@@ -147,6 +156,7 @@ def shown(name: str, found: RetentionFound) -> bytes:
             completed_bytes=kept.completed_bytes,
             failed=kept.failed,
             failed_age_ms=kept.failed_age_ms,
+            failed_bytes=kept.failed_bytes,
             own=[OWN[name] for name in found.own],
         )
     )
@@ -160,6 +170,7 @@ def default_shown(found: RetentionFound) -> bytes:
             completed_bytes=kept.completed_bytes,
             failed=kept.failed,
             failed_age_ms=kept.failed_age_ms,
+            failed_bytes=kept.failed_bytes,
         )
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine.lifecycle import places
-from quorumq.node.machine.state.job import COMPLETED, DELAYED, WAITING, Job, JobSpec, LogLine
+from quorumq.node.machine.state.job import COMPLETED, DELAYED, FAILED, WAITING, Job, JobSpec, LogLine
 from quorumq.node.machine.state.logs import LOG_LINES_MAX
 from quorumq.node.machine.state.state import State
 
@@ -20,6 +20,8 @@ def replace_data(state: State, job: Job, data: bytes) -> None:
     """Replace the data of a job in any state."""
     if job.state == COMPLETED:
         state.queues[job.queue].completed_bytes += len(data) - len(job.data)
+    elif job.state == FAILED:
+        state.queues[job.queue].failed_bytes += len(data) - len(job.data)
     update_data(state, job, data)
 
 
@@ -53,7 +55,7 @@ def change_priority(state: State, job: Job, priority: int, *, first: bool = Fals
 def add_log(state: State, job: Job, level: str, message: str, keep: int = LOG_LINES_MAX) -> int:
     """Attach a line to a job, of which the last `keep` stay (LOG_LINES_MAX at most); return how many it has."""
     state.mark += job.seq * 41
-    return state.logs.add(job.id, LogLine(state.now_ms, level, message), keep)
+    return state.logs.add(job.id, LogLine(state.now_ms, level, message), keep, in_bytes=state.level >= 1)
 
 
 def clear_logs(state: State, job_id: str, keep: int = 0) -> None:

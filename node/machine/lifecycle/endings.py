@@ -44,6 +44,7 @@ from quorumq.node.machine.state.job import (
     Job,
     Keep,
     Moment,
+    weight_of_failed,
 )
 from quorumq.node.machine.state.queue import Queue
 from quorumq.node.machine.state.state import State
@@ -184,6 +185,7 @@ def enter_dlq(
         return
     job.ending = ending
     queue.failed.add(ending, job)
+    queue.failed_bytes += weight_of_failed(job)
     state.timers.set(job, timing.due_at(state, job))
     state.emit(DlqAdded(queue.name, job.id, reason))
     if keep is not None:

@@ -18,6 +18,7 @@ from quorumq.node.machine.state.job import (
     holds_for_a_time,
     rank_of,
     weight,
+    weight_of_failed,
 )
 from quorumq.node.machine.state.queue import Queue
 from quorumq.node.machine.state.state import State
@@ -95,6 +96,7 @@ def leave(state: State, queue: Queue, job: Job) -> None:
         queue.completed_bytes -= weight(job)
     elif job_state == FAILED:
         queue.failed.remove(job.ending)
+        queue.failed_bytes -= weight_of_failed(job)
     elif job_state == WAITING_CHILDREN:
         del queue.waiting_children[job.id]
         stop_waiting(state, job)
@@ -191,6 +193,7 @@ def place(state: State, queue: Queue, job: Job) -> None:
         queue.completed_bytes += weight(job)
     else:
         queue.failed.add(job.ending, job)
+        queue.failed_bytes += weight_of_failed(job)
     if priority and job_state in (WAITING, DELAYED):
         queue.priorities[priority] = queue.priorities.get(priority, 0) + 1
     if job.unique_key is not None and not job.finished and not holds_for_a_time(job):

@@ -38,6 +38,11 @@ def weighs_too_much(queue: Queue) -> bool:
     return queue.completed_bytes > queue.settings.keep_completed_bytes and len(queue.completed) > 1
 
 
+def failed_weigh_too_much(state: State, queue: Queue) -> bool:
+    """Whether the failed jobs of a queue take more bytes than they may; one is always kept. Below level 1 they may take any."""
+    return state.level >= 1 and queue.failed_bytes > queue.settings.keep_failed_bytes and len(queue.failed) > 1
+
+
 def note_overfull(state: State, queue: Queue) -> None:
     """Remember a queue that holds more finished jobs than it may, and forget one that does not."""
     settings = queue.settings
@@ -45,6 +50,7 @@ def note_overfull(state: State, queue: Queue) -> None:
         len(queue.completed) > settings.keep_completed
         or weighs_too_much(queue)
         or len(queue.failed) > settings.dlq.max_entries
+        or failed_weigh_too_much(state, queue)
     ):
         state.overfull[queue.name] = None
     else:
@@ -75,13 +81,20 @@ def surplus_of(state: State, ended: Ranked, keep: Keep) -> int:
 
 
 def trim_dlq(state: State, queue: Queue) -> None:
-    """Drop the oldest jobs of a dead letter queue that holds more than it may."""
-    surplus = len(queue.failed) - queue.settings.dlq.max_entries
-    if state.level >= 1 and surplus > TRIM_STEP:
-        removal.drop_failed(state, queue, TRIM_STEP)
-        note_overfull(state, queue)
-    else:
+    """Drop the oldest jobs of a dead letter queue that holds more than it may, in number or in bytes.
+
+    From level 1 on TRIM_STEP at most; the entries that follow go on.
+    """
+    most = TRIM_STEP if state.level >= 1 else UNBOUNDED
+    surplus = min(len(queue.failed) - queue.settings.dlq.max_entries, most)
+    if surplus > 0:
         removal.drop_failed(state, queue, surplus)
+        most -= surplus
+    while most > 0 and failed_weigh_too_much(state, queue):
+        removal.drop_failed(state, queue, 1)
+        most -= 1
+    if most <= 0:
+        note_overfull(state, queue)
 
 
 def thin_finished(state: State, retention: Retention, limit: int) -> int:

@@ -12,9 +12,11 @@ from quorumq.node.machine.state.job import (
     EXPLICIT_FAIL,
     FAILED,
     MAX_ATTEMPTS,
+    RUNS_CHARS_MAX,
     RUNS_MAX,
     STALLED,
     STALLED_TOO_OFTEN,
+    STEP_CHARS_MAX,
     TIMED_OUT,
     TIMEOUT,
     Failures,
@@ -24,6 +26,7 @@ from quorumq.node.machine.state.job import (
     Run,
     ceil,
     rank_of,
+    weight_of_run,
 )
 from quorumq.node.machine.state.limits import UNLIMITED
 from quorumq.node.machine.state.queue import Queue, ready_since
@@ -310,10 +313,22 @@ def end_run(state: State, job: Job, error: str | None, reason: str, stack: str |
         job.failures = Failures()
     job.failures.runs.append(Run(job.attempts, started_at, state.now_ms, reason, error, stack))
     del job.failures.runs[:-RUNS_MAX]
+    told = error
+    if state.level >= 1:
+        forget_long_runs(job.failures.runs)
+        told = error if error is None else error[:STEP_CHARS_MAX]
     if started_at is not None:
         job.remember_step(Moment(ACTIVE, started_at))
-    job.remember_step(Moment(FAILED, state.now_ms, error, job.attempts))
+    job.remember_step(Moment(FAILED, state.now_ms, told, job.attempts))
     locks.unlock(state, job)
+
+
+def forget_long_runs(runs: list[Run]) -> None:
+    """Forget the oldest failed runs of a job beyond RUNS_CHARS_MAX of errors and stacks; the newest one stays."""
+    left, size = len(runs) - 1, weight_of_run(runs[-1])
+    while left > 0 and (size := size + weight_of_run(runs[left - 1])) <= RUNS_CHARS_MAX:
+        left -= 1
+    del runs[:left]
 
 
 def retry(state: State, queue: Queue, job: Job, delay_ms: int) -> None:

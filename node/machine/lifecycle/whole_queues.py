@@ -107,8 +107,9 @@ def configure(state: State, queue: Queue, settings: QueueSettings) -> None:
     queue.settings = settings
     if settings.stall != before.stall:
         timing.retime(state, queue, ACTIVE)
-    if settings.dlq != before.dlq:
+    if settings.dlq != before.dlq or settings.keep_failed_bytes != before.keep_failed_bytes:
         retention.trim_dlq(state, queue)
+    if settings.dlq != before.dlq:
         timing.retime(state, queue, FAILED)
     if settings.rate != before.rate:
         queue.fill_bucket(state.now_ms)

@@ -25,13 +25,15 @@ class SetDefaultRetention(Operation, frozen=True, tag="retention.set"):
     """Set how many finished jobs queues keep that have no setting of their own for it; what is not given stays.
 
     completed, failed: the last so many.  completed_bytes: of data and results.  failed_age_ms: milliseconds, 0 for as long as
-    there is room.  It holds for new queues, too. What queues hold beyond it goes at once.
+    there is room.  failed_bytes: of data and of what their runs left. It holds for new queues, too. What queues hold beyond it
+    goes at once.
     """
 
     completed: int | None = None
     completed_bytes: int | None = None
     failed: int | None = None
     failed_age_ms: int | None = None
+    failed_bytes: int | None = None
 
     def apply(self, state: State, entry: Entry) -> RetentionFound:
         retention = self.changed(state.retention)
@@ -46,7 +48,7 @@ class SetDefaultRetention(Operation, frozen=True, tag="retention.set"):
         return msgspec.structs.replace(before, **given)
 
 
-GIVEN = ("completed", "completed_bytes", "failed", "failed_age_ms")
+GIVEN = ("completed", "completed_bytes", "failed", "failed_age_ms", "failed_bytes")
 
 
 @operation(emits=(happened.DlqExpired, *GOES_ON), since=1)

@@ -174,20 +174,24 @@ class SetDlqConfig(Operation, frozen=True, tag="queue.set_dlq_config"):
 GIVEN_DLQ = ("auto_retry", "auto_retry_interval_ms", "max_auto_retries", "max_age_ms", "max_entries")
 
 
-@operation(emits=(happened.QueueCreated,), refuses=(TooManyQueues,))
+@operation(emits=(happened.QueueCreated, happened.DlqExpired), refuses=(TooManyQueues,), newer={"keep_failed_bytes": 1})
 class SetRetention(Operation, frozen=True, tag="queue.set_retention"):
-    """Set how many completed jobs of a queue are kept, and how many bytes of data and results; what is not given stays."""
+    """Set how many completed jobs of a queue are kept, and how many bytes of data and results; what is not given stays.
+
+    keep_failed_bytes: how many bytes of failed jobs, their data and what their runs left.
+    """
 
     queue: QueueName
     keep_completed: int | None = None
     keep_completed_bytes: int | None = None
+    keep_failed_bytes: int | None = None
 
     def apply(self, state: State, entry: Entry) -> None:
         given = {name: value for name in GIVEN_RETENTION if (value := getattr(self, name)) is not None}
         configure(state, self.queue, own=owned(state, state.queue(self.queue).settings, given), **given)
 
 
-GIVEN_RETENTION = ("keep_completed", "keep_completed_bytes")
+GIVEN_RETENTION = ("keep_completed", "keep_completed_bytes", "keep_failed_bytes")
 
 
 # What settings of a queue are called among what all queues keep.
@@ -196,6 +200,7 @@ OWNED = {
     "keep_completed_bytes": "completed_bytes",
     "max_entries": "failed",
     "max_age_ms": "failed_age_ms",
+    "keep_failed_bytes": "failed_bytes",
 }
 
 

@@ -43,6 +43,9 @@ PAST_MAX = 40
 # What a lock lasts when nobody says it.
 LOCK_MS = 30_000
 RUNS_MAX = 20
+# Of the errors and stacks of those runs together, and of the error that a step of the past tells: characters. From feature level 1 on.
+RUNS_CHARS_MAX = 256 << 10
+STEP_CHARS_MAX = 1_024
 # What BullMQ's clients call queues with, unless a setting says otherwise.
 QUEUE_PREFIX = "bull"
 
@@ -540,6 +543,22 @@ class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
         if self.state == COMPLETED and self.finished_at is not None:
             steps.append(Moment(COMPLETED, self.finished_at))
         return steps
+
+
+def weight_of_run(run: Run) -> int:
+    """Return the characters that a failed run left."""
+    return len(run.error or "") + len(run.stack or "")
+
+
+def weight_of_failed(job: Job) -> int:
+    """Return what a failed job counts for: its data, and what its runs left; it does not change unless its data do."""
+    record, failures = job.record, job.failures
+    return (
+        len(job.data)
+        + len(job.error or "")
+        + (0 if failures is None else sum(map(weight_of_run, failures.runs)))
+        + (0 if record is None else len(record.stacks or b""))
+    )
 
 
 def scoped_id(queue: str, own: str) -> str:

@@ -30,6 +30,7 @@ from quorumq.node.machine.state.ranked import Ranked
 
 KEEP_COMPLETED = 10_000
 KEEP_COMPLETED_BYTES = 256 * 1024 * 1024
+KEEP_FAILED_BYTES = 256 * 1024 * 1024
 # Bucket n of a histogram counts durations whose milliseconds have n binary digits; the last one holds 18 hours and more.
 BUCKETS = 28
 # Jobs looked at on each side of a priority for the one that has been ready longest, and priorities looked at.
@@ -68,7 +69,7 @@ class QueueSettings(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     default_keep_completed, default_keep_failed: for jobs whose options do not say what is kept.  default_stalls_allowed: in
     the place of `Options.stalls_allowed`, for jobs that have one.  own: names of Retention that were set for this queue; the
     others follow the default of all queues.  groups: what holds for groups as far as they have no settings of their own; None for
-    the usual. From feature level 1 on.
+    the usual.  keep_failed_bytes: of failed jobs, by `weight_of_failed`. Both from feature level 1 on.
     """
 
     paused: bool = False
@@ -84,24 +85,32 @@ class QueueSettings(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     default_stalls_allowed: int | None = None
     own: tuple[str, ...] = ()
     groups: GroupSettings | None = None
+    keep_failed_bytes: int = KEEP_FAILED_BYTES
 
 
 class Retention(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """How many finished jobs a queue keeps. completed, failed: the last so many.  completed_bytes: of data and results.
 
-    failed_age_ms: so long, None for as long as there is room.
+    failed_age_ms: so long, None for as long as there is room.  failed_bytes: of data and of what their runs left.
     """
 
     completed: int = KEEP_COMPLETED
     completed_bytes: int = KEEP_COMPLETED_BYTES
     failed: int = DlqConfig().max_entries
     failed_age_ms: int | None = DlqConfig().max_age_ms
+    failed_bytes: int = KEEP_FAILED_BYTES
 
 
 def retention_of(settings: QueueSettings) -> Retention:
     """Return what a queue with these settings keeps."""
     dlq = settings.dlq
-    return Retention(settings.keep_completed, settings.keep_completed_bytes, dlq.max_entries, dlq.max_age_ms)
+    return Retention(
+        settings.keep_completed,
+        settings.keep_completed_bytes,
+        dlq.max_entries,
+        dlq.max_age_ms,
+        settings.keep_failed_bytes,
+    )
 
 
 def own_retention(settings: QueueSettings, default: Retention) -> tuple[str, ...]:
@@ -115,7 +124,11 @@ def with_retention(settings: QueueSettings, retention: Retention) -> QueueSettin
     """Return settings that keep so much."""
     dlq = msgspec.structs.replace(settings.dlq, max_entries=retention.failed, max_age_ms=retention.failed_age_ms)
     return msgspec.structs.replace(
-        settings, keep_completed=retention.completed, keep_completed_bytes=retention.completed_bytes, dlq=dlq
+        settings,
+        keep_completed=retention.completed,
+        keep_completed_bytes=retention.completed_bytes,
+        keep_failed_bytes=retention.failed_bytes,
+        dlq=dlq,
     )
 
 
@@ -194,6 +207,7 @@ class Queue:
         "counters",
         "delayed",
         "failed",
+        "failed_bytes",
         "failures",
         "group_settings",
         "group_uses",
@@ -236,6 +250,7 @@ class Queue:
         self.completed = Ranked()
         self.completed_bytes = 0
         self.failed = Ranked()
+        self.failed_bytes = 0
         # Who holds a unique key.
         self.unique: dict[str, str] = {}
         # Of those keys the ones that are free at a time of their own, and not when their job is finished.

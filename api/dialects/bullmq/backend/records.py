@@ -39,6 +39,10 @@ from .rows import Asked, Json, Key, Text, Word, json_text
 ENCODE = msgspec.json.Encoder().encode
 MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 DECODE = msgspec.json.decode
+TEXTS = msgspec.json.Decoder(list[str]).decode
+# Of the stack traces that a failed run leaves, together, and of one where they are more; at six bytes a character, one always stays.
+STACKS_BYTES_MAX = 512 << 10
+STACK_CHARS_MAX = 64 << 10
 # What is a job's own among its options.
 OWN = ("jobId", "deduplication", "debounce")
 KNOWN_MAX = 4_096
@@ -352,7 +356,26 @@ class Fields(Struct, rename="camel"):
 
     @property
     def stacks(self) -> bytes | None:
-        return None if self.stacktrace is UNSET else json_text("stacktrace", self.stacktrace)
+        return None if self.stacktrace is UNSET else newest_stacks(json_text("stacktrace", self.stacktrace))
+
+
+def newest_stacks(text: bytes) -> bytes:
+    """Return stack traces as they came where they are short enough; else the newest of them, each cut. Raises Invalid."""
+    if len(text) <= STACKS_BYTES_MAX:
+        return text
+    try:
+        stacks = TEXTS(text)
+    except msgspec.MsgspecError:
+        raise Invalid("stacktrace must be an array of texts") from None
+    kept: list[bytes] = []
+    left = STACKS_BYTES_MAX - len(b"[]")
+    for stack in reversed(stacks):
+        shown = ENCODE(stack[:STACK_CHARS_MAX])
+        left -= len(shown) + len(b",")
+        if left < 0:
+            break
+        kept.append(shown)
+    return b"[%b]" % b",".join(reversed(kept))
 
 
 def places(asked: Asked, key: str) -> list[tuple[str, str]]:

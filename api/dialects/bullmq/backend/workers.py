@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from quorumq.api.errors import Invalid
+from quorumq.api.values import NOTE_CHARS_MAX
 from quorumq.node.machine.lifecycle.bullmq.running import NO_LOCK, Wish
 from quorumq.node.machine.operations.bullmq.running import (
     AwaitNamedChildren,
@@ -29,7 +30,7 @@ from .records import Fields, KeepArgs, Taking, places, taken
 from .rows import Args, Asked, Json, Key, Right, Row, Text, Word, json_text, nothing, write
 
 CONSUME: Right = "consume"
-REASON_CHARS_MAX = 1 << 20
+REASON_CHARS_MAX = NOTE_CHARS_MAX
 LOCKS_MAX = 10_000
 COUNT_MAX = 1 << 50
 
