@@ -157,6 +157,9 @@ async def test_events_are_read_once(backend: Backend) -> None:
     event_id = await backend.call("publishEvent", "bull:q", {"event": "mine"})
     assert await asyncio.wait_for(reading, 5) == [event_id, [[event_id, ["event", "mine"]]]]
     assert await backend.call("readEvents", "bull:q", "$", 20) == [event_id, []]
+    assert await backend.call("readEvents", "bull:q", "$", -1) == [event_id, []]
+    assert await backend.call("readEvents", "bull:q", "0", -1) == [event_id, [[event_id, ["event", "mine"]]]]
+    assert await backend.call("readEvents", "bull:new", "$", -1) == ["0-0", []]
     assert await backend.call("trimEvents", "bull:q", 0) == 1
     for name, args in (
         ("publishEvent", [{"n": "1"}]),

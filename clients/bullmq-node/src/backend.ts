@@ -24,7 +24,8 @@ const COMMAND: Record<string, string> = {
 /** How much longer than a wait itself its answer may take before it is over for us. */
 const GRACE_MS = 5_000;
 const LIMIT = 0x7fffffff;
-const FIRST_READING_MS = 200;
+/** Has a reading wait for nothing. */
+const AT_ONCE = -1;
 
 type Options = Record<string, any>;
 type Raw = [streamName: string, entries: [id: string, fields: string[]][]][] | null;
@@ -51,6 +52,7 @@ export class QuorumqBackend extends EventEmitter implements IQueueBackend {
   private appears?: Promise<void>;
   private isReleased = false;
   private position?: string;
+  private begun?: Promise<void>;
 
   /** owner: the backend whose connection it shares; closing this one leaves that alone. */
   constructor(
@@ -87,6 +89,8 @@ export class QuorumqBackend extends EventEmitter implements IQueueBackend {
       const suffix = this.opts.name ? `:w:${this.opts.name}` : '';
       await (this.appears ??= this.appear(this.clientName(suffix)));
     }
+    // Whoever is told that a reader of events is ready misses none from then on, whatever becomes of nodes.
+    await this.begun;
   }
 
   private async appear(name: string): Promise<void> {
@@ -96,6 +100,7 @@ export class QuorumqBackend extends EventEmitter implements IQueueBackend {
   }
 
   async setName(name: string): Promise<void> {
+    if (this.kind === 'events' && (this.opts.lastEventId ?? '$') === '$') void this.beginReading();
     await this.link.ready();
     await (this.appears = this.appear(name));
   }
@@ -602,12 +607,19 @@ export class QuorumqBackend extends EventEmitter implements IQueueBackend {
     return this.write('publishEvent', [told, maxEvents]);
   }
 
+  /** Learns which id `$` is: had a long reading begun with it, the next node would begin that at a later moment. */
+  private beginReading(): Promise<void> {
+    return (this.begun ??= this.link.read('readEvents', this.qualifiedName, ['$', AT_ONCE]).then(
+      ([position]) => void (this.position ??= position),
+      () => void (this.begun = undefined),
+    ));
+  }
+
   async readEvents(id: string, blockTimeout: number): Promise<Raw> {
     // `$` is the moment of the first reading: what happens between two of them is not lost.
+    if (id === '$' && this.position === undefined) await this.beginReading();
     const from = id === '$' ? (this.position ?? '$') : id;
-    const asked = blockTimeout > 0 ? blockTimeout : LIMIT;
-    // Which id that is has to be known before long: were the node lost meanwhile, the next one would begin at a later moment.
-    const ms = from === '$' ? Math.min(asked, FIRST_READING_MS) : asked;
+    const ms = blockTimeout > 0 ? blockTimeout : LIMIT;
     const answer = await this.blocked('readEvents', [from, ms], ms);
     if (!answer) return null;
     const [next, entries] = answer as [string, [string, string[]][]];

@@ -290,15 +290,34 @@ test('whoever adds a job hears of it before a worker of the process has it', asy
   assert.deepEqual(order, ['added', 'taken']);
 });
 
-test('the moment at which reading events begins is soon an id, and stays it', async () => {
+test('the moment at which reading events begins is an id before a reader is ready, and stays it', async () => {
   const asked = [];
-  const one = await node(({ name, args }) => {
+  let isLost = false;
+  const answer = ({ name, args }, at) => {
     if (name !== 'readEvents') return [0, 0];
     asked.push(args);
-    return args[0] === '$' ? [0, ['7-0', []]] : [0, ['8-0', [['8-0', ['event', 'x']]]]];
-  });
-  const made = backend([one], {}, { blocking: true });
-  assert.equal(await made.readEvents('$', 10_000), null);
+    if (args[0] !== '$') return [0, ['8-0', [['8-0', ['event', 'x']]]]];
+    if (isLost) return [0, ['7-0', []]];
+    isLost = true;
+    // A node that is lost with the answer: the reader is not ready until another one has given it.
+    for (const socket of at.sockets) socket.terminate();
+  };
+  const nodes = [await node(answer), await node(answer)];
+  const made = backend(nodes, {}, { blocking: true });
+  const named = made.setName('n');
+  await made.waitUntilReady();
+  assert.deepEqual(asked, [['$', -1], ['$', -1]]);
+  await named;
   assert.deepEqual(await made.readEvents('$', 10_000), [['bull:q:events', [['8-0', ['event', 'x']]]]]);
-  assert.deepEqual(asked, [['$', 200], ['7-0', 10_000]]);
+  assert.deepEqual(asked.slice(2), [['7-0', 10_000]]);
+});
+
+test('a reader that begins at an id, or has not begun, is ready without one', async () => {
+  const one = await node(({ name }) => (name === 'readEvents' ? undefined : [0, 0]));
+  const begun = createQuorumqBackend('q', { connection: { nodes: [one.url] }, lastEventId: '5-0' }, { blocking: true });
+  backends.push(begun);
+  await begun.setName('n');
+  await begun.waitUntilReady();
+  await backend([one], {}, { blocking: true }).waitUntilReady();
+  assert.ok(one.calls.every(call => call.name !== 'readEvents'));
 });

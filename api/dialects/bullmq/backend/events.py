@@ -13,7 +13,6 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from quorumq.api.errors import Invalid
-from quorumq.cluster.errors import Unavailable
 from quorumq.node.machine.operations.bullmq.streams import (
     READ_EVENTS,
     LastEvent,
@@ -168,22 +167,25 @@ async def credit(asked: Asked, args: Grant) -> bool:
 
 
 async def read_events(asked: Asked, args: Once) -> tuple[str, list[ReadEvent]]:
-    """Return what comes after an id as soon as there is something, or none after `duration` ms (0: never), and where to read on."""
+    """Return what comes after an id as soon as there is something, or none after `duration` ms, and where to read on.
+
+    duration: 0 for as long as it takes, less for no wait at all.
+    """
     readers = asked.server.node.readers
     told = readers.join(asked.queue)
-    after = None
     try:
+        # It takes as long as it takes: a short duration would be over before each answer, and the call be sent again for ever.
+        after = await first(asked, args.since)
         async with asyncio.timeout(args.duration / 1000 if args.duration > 0 else None):
-            after = await first(asked, args.since)
             while True:
                 told.clear()
                 found = _look(asked, after, READ_EVENTS)
                 if found.events:
                     return written(found.last), found.events
+                if args.duration < 0:
+                    return written(after), []
                 await told.wait()
     except TimeoutError:
-        if after is None:
-            raise Unavailable("the newest event could not be asked for in time") from None
         return written(after), []
     finally:
         readers.leave(asked.queue, told)
