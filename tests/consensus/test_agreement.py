@@ -138,14 +138,14 @@ def test_learners_are_compared_and_do_not_count() -> None:
     assert member.found[0]
 
 
-def test_strangers_and_other_shapes_are_not_compared() -> None:
+def test_strangers_and_other_shapes_are_not_compared(caplog: pytest.LogCaptureFixture) -> None:
     member = Member()
     member.comes_to(5, GOOD)
     for peer in ("n2", "n3"):
         member.hears(peer, 5, BAD, shape="other")
     for peer in ("n7", "n8", "n9"):
         member.hears(peer, 5, BAD)
-    assert member.found == (False, [])
+    assert (member.found, caplog.records) == ((False, []), [])
 
 
 def test_a_new_life_is_believed_anew() -> None:

@@ -284,13 +284,10 @@ class Alone(Surroundings):
 class Driven:
     """One engine, fed by hand: n1 of three, as a follower of n2 or as their leader."""
 
-    def __init__(self, directory: Path, cluster_id: str) -> None:
+    def __init__(self, directory: Path, cluster_id: str, **settings: int) -> None:
         self.around = Alone(cluster_id)
-        self.engine = Engine(
-            Cluster(directory).config("n1", snapshot_log_entries=10**9, election_min_ms=60_000, election_max_ms=60_001),
-            Recorder(),
-            self.around,
-        )
+        usual = {"snapshot_log_entries": 10**9, "election_min_ms": 60_000, "election_max_ms": 60_001}
+        self.engine = Engine(Cluster(directory).config("n1", **(usual | settings)), Recorder(), self.around)
 
     async def start(self) -> None:
         await self.engine.start()

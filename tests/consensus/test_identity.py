@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from quorumq.cluster import identity
+from quorumq.cluster.belonging import Belonging
+from quorumq.cluster.errors import LogDamaged
 from quorumq.cluster.identity import IdentityFile
 from tests.consensus.disks import MemoryDisk
 
@@ -30,6 +36,17 @@ def test_changes_that_come_together_are_all_on_the_disk() -> None:
     stored = identity.load(held, "n1", "test")
     assert stored == file.held
     assert (stored.whole, stored.cluster_id, stored.founders) == (True, "c" * 32, ["n1", "n2"])
+
+
+@pytest.mark.parametrize("named", ["c", "d", ""], ids=["its own", "another", "none yet"])
+def test_a_log_is_of_the_cluster_that_the_data_is_of(named: str) -> None:
+    file = made(MemoryDisk())
+    file.remember_cluster("c" * 32)
+    rest: Any = None
+    belonging = Belonging(SimpleNamespace(cluster_id=named * 32), rest, rest, rest, file, rest, rest)  # type: ignore[arg-type]
+    with pytest.raises(LogDamaged, match="the log of cluster") if named == "d" else contextlib.nullcontext():
+        belonging.remember()
+    assert file.held.cluster_id == "c" * 32
 
 
 def test_a_change_that_cannot_be_written_is_not_in_force_and_does_not_keep_others_back() -> None:

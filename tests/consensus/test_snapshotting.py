@@ -49,9 +49,9 @@ class Slow:
 
 
 @contextlib.asynccontextmanager
-async def leading(directory: Path) -> AsyncIterator[tuple[Driven, Slow]]:
+async def leading(directory: Path, **settings: int) -> AsyncIterator[tuple[Driven, Slow]]:
     """A node that leads others played by the test, whose snapshots are done when the test says so."""
-    driven, slow = Driven(directory, ID), Slow()
+    driven, slow = Driven(directory, ID, **settings), Slow()
     driven.around.snapshot_writer = lambda: slow  # type: ignore[method-assign,assignment,return-value]
     driven.around.addresses = {}  # type: ignore[attr-defined]
     await driven.start()
@@ -153,6 +153,22 @@ def test_a_transfer_goes_on_only_with_the_node_that_began_it() -> None:
     assert installed == [images["b"]]
 
 
+def test_a_piece_counts_only_where_the_one_before_it_ends() -> None:
+    name = snapshots.file_name(7, 2)
+    content = files(b"a" * 1000, name=name)["a"]
+    disk, sent, installed = MemoryDisk(), [], []
+    receiver = Receiver(
+        disk,
+        lambda peer, message: sent.append(message["offset"]) or True,  # type: ignore[func-returns-value]
+        lambda name, head, done: installed.append(name),
+    )
+    receiver.begin("n2", {"name": name, "size": len(content)})
+    for begins, ends in ((300, 500), (0, 200), (0, 200), (400, 600), (100, 300), (200, len(content))):
+        receiver.piece("n2", {"name": name, "offset": begins, "data": content[begins:ends]})
+    assert (sent, installed) == ([0, 200], [name])
+    assert disk.read(name) == content
+
+
 def test_pieces_on_their_way_to_the_disk_do_not_count_for_a_transfer_that_took_their_place() -> None:
     disk, sent = MemoryDisk(immediate=False), []
     receiver = Receiver(disk, lambda peer, message: sent.append(message) or True, lambda name, head, done: None)  # type: ignore[func-returns-value]
@@ -244,7 +260,7 @@ def test_a_disk_that_takes_no_snapshot_ends_no_connection(step: str, monkeypatch
 
 
 async def test_a_snapshot_that_is_being_sent_stays_until_it_is(tmp_path: Path) -> None:
-    async with leading(tmp_path) as (driven, slow):
+    async with leading(tmp_path, tail_entries=0) as (driven, slow):
 
         async def another() -> str:
             slow.done = None
@@ -262,9 +278,49 @@ async def test_a_snapshot_that_is_being_sent_stays_until_it_is(tmp_path: Path) -
         assert driven.around.sent[-1][1]["type"] == "snapshot_begin"
         second, third = await another(), await another()
         assert disk.list() == [first, second, third]
-        driven.receive("n3", {"type": "snapshot_installed", "index": int(first.partition("-")[0], 16)})
+        # And so does the log behind it, which the peer needs then.
+        journal, index = driven.raft.journal, int(first.partition("-")[0], 16)
+        assert journal.base_index == index
+        driven.receive("n3", {"type": "snapshot_installed", "index": index})
         fourth = await another()
         assert disk.list() == [third, fourth]
+        assert journal.base_index == int(fourth.partition("-")[0], 16)
+
+
+async def test_a_snapshot_that_the_log_overtook_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with leading(tmp_path) as (driven, _):
+        begun: list[Any] = []
+        monkeypatch.setattr(driven.engine._driver, "step_by_step", lambda *work: begun.append(work))
+        replica = Replica(Recorder(), lambda batch, outcome: None)
+        replica.cluster_id = ID
+        head = Head(1, driven.raft.applied_index + 1, driven.raft.term, replica.head())
+        name = snapshots.write(driven.around.disks["snapshots"], "part", head, iter(()), lambda: None)
+        ended: list[bool] = []
+        driven.engine._snapshots._install(name, head, ended.append)
+        for _ in range(3):
+            driven.raft.propose(b"\x93\x00\x01\x90")
+            driven.acknowledge()
+        (steps, put_in_place), applied = begun.pop(), driven.raft.applied_index
+        assert applied > head.index and not ended
+        with pytest.raises(StopIteration) as built:
+            while True:
+                next(steps)
+        put_in_place(built.value.value)
+        assert (ended, begun, driven.raft.applied_index) == ([True], [], applied)
+
+
+async def test_a_node_whose_state_differs_writes_none(tmp_path: Path) -> None:
+    async with leading(tmp_path, snapshot_log_entries=3, snapshot_interval_ms=0) as (driven, slow):
+        driven.engine._agreement.apart = "its state differs"
+        for _ in range(5):
+            driven.raft.propose(b"\x93\x00\x01\x90")
+            driven.acknowledge()
+        assert slow.done is None
+        driven.engine._agreement.apart = ""
+        driven.engine._driver.drive()
+        assert slow.done is not None
 
 
 class Unanswering(MemoryDisk):

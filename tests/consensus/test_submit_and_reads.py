@@ -10,7 +10,14 @@ import pytest
 
 from quorumq.cluster.errors import ClusterError, EntryTooLarge, NotApplied, NotUnderstood, OutcomeUnknown
 from quorumq.cluster.reads import ROUND_S, Readers, Rounds
-from quorumq.cluster.replica import LEVEL, Batch, Replica, encode_batches, encode_cluster_id
+from quorumq.cluster.replica import (
+    _SESSIONS_PER_ORIGIN,
+    LEVEL,
+    Batch,
+    Replica,
+    encode_batches,
+    encode_cluster_id,
+)
 from quorumq.cluster.submit import RESEND_S, Inbox, Submitter
 from tests.consensus.counting import Recorder
 
@@ -158,6 +165,16 @@ def test_another_life_of_the_same_node_counts_anew() -> None:
     again = Replica(Recorder(), lambda batch, outcome: None)
     again.restore(replica.head(), machine.image())
     assert again.was_applied(Batch("n1", 19, 1, 1, b"")) and not again.was_applied(Batch("n1", 19, 2, 1, b""))
+
+
+def test_batches_of_the_last_lives_of_a_node_are_not_applied_again() -> None:
+    """What an earlier process sent may be under way for some time, and come again from whoever leads then."""
+    machine = Recorder()
+    replica = Replica(machine, lambda batch, outcome: None)
+    batches = [Batch("n1", epoch, 1, 1, bytes([epoch])) for epoch in range(_SESSIONS_PER_ORIGIN)]
+    for index, batch in enumerate(batches * 2):
+        replica.apply(2 + index, encode_batches(5, [batch]))
+    assert machine.applied == [batch.payload for batch in batches]
 
 
 def test_the_clock_of_the_log_never_goes_back() -> None:

@@ -164,6 +164,29 @@ async def test_a_snapshot_brings_no_term_and_no_index_that_cannot_be(
         await driven.engine.stop(transfer=False)
 
 
+@pytest.mark.parametrize(("owner", "index"), [("f", 50), ("e", 1)], ids=["its own", "another"])
+async def test_a_snapshot_is_of_this_cluster(tmp_path: Path, owner: str, index: int) -> None:
+    driven = Driven(tmp_path, "f" * 32)
+    await driven.start()
+    try:
+        driven.lead()
+        driven.acknowledge()
+        applied, term = driven.raft.applied_index, driven.raft.term + 1
+        driven.receive("n2", {**told(term, "append_entries"), "commit_index": 1})
+        assert (driven.engine.cluster_id(), driven.raft.is_leader) == ("f" * 32, False)
+        replica = Replica(Recorder(), lambda batch, outcome: None)
+        replica.cluster_id = owner * 32
+        disk = Disk(tmp_path / "made")
+        name = snapshots.write(disk, "part", Head(1, 50, 1, replica.head()), iter(()), lambda: None)
+        data = disk.read(name)
+        driven.receive("n2", {"type": "snapshot_begin", "name": name, "size": len(data)})
+        driven.receive("n2", {"type": "snapshot_piece", "name": name, "offset": 0, "data": data})
+        await until(lambda: not driven.engine._snapshots._receiver._busy)
+        assert driven.raft.applied_index == max(applied, index) and not driven.engine.failed.done()
+    finally:
+        await driven.engine.stop(transfer=False)
+
+
 async def test_a_snapshot_is_acknowledged_as_far_as_it_was_sent(tmp_path: Path) -> None:
     async with leading(tmp_path) as (driven, slow):
         snapshot = asyncio.create_task(driven.engine.snapshot(30.0))
@@ -268,6 +291,29 @@ async def test_leadership_goes_to_nobody_whose_state_differs(tmp_path: Path, mon
         monkeypatch.setattr(Agreement, "suspects", property(lambda self: ["n3"]))
         monkeypatch.setattr(driven.raft, "transfer", transfer)
         assert await driven.engine.transfer_leadership()
+        assert asked == ["n2"]
+    finally:
+        await driven.engine.stop(transfer=False)
+
+
+async def test_a_leader_whose_state_differs_gives_up_to_those_that_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven = Driven(tmp_path, "f" * 32)
+    await driven.start()
+    try:
+        driven.lead()
+        asked: list[str] = []
+
+        def transfer(peer: str) -> bool:
+            asked.append(peer)
+            driven.raft.step_down()
+            return True
+
+        monkeypatch.setattr(driven.raft, "transfer", transfer)
+        driven.engine._agreement._conclude(["n2"], 4)
+        driven.engine._driver.drive()
+        await until(lambda: asked)
         assert asked == ["n2"]
     finally:
         await driven.engine.stop(transfer=False)
