@@ -250,3 +250,8 @@ async def test_it_is_logged_whose_answers_had_to_go(
     await client.post("/queues/q/jobs", {"data": 1}, headers=key("k3") | headers)
     assert caplog.records[-1].getMessage().startswith("2 idempotency keys are forgotten altogether")
     assert caplog.records[-1].levelname == "ERROR"
+    # By the leader alone.
+    client.engine.become_leader(False)
+    client.engine.clock = lambda: wall_ms() + 150_000
+    await client.post("/queues/q/jobs", {"data": 1}, headers=key("k4") | headers)
+    assert len([record for record in caplog.records if record.name == "quorumq.keys"]) == 2

@@ -153,12 +153,17 @@ class Members(LocalEngine):
     """An engine that sees the members that it is told to see."""
 
     there: dict[str, bool] = {"n1": True, "n2": True, "n3": True}
+    # Those that are there and take no entries.
+    stuck: frozenset[str] = frozenset()
 
     def status(self) -> Any:
         status = super().status()
         mine = status.members[0]
         members = [
-            msgspec.structs.replace(mine, id=node, connected=connected) for node, connected in self.there.items()
+            msgspec.structs.replace(
+                mine, id=node, connected=connected, lag=9 if node in self.stuck else 0, match_index=1
+            )
+            for node, connected in self.there.items()
         ]
         return msgspec.structs.replace(status, members=members)
 
@@ -181,7 +186,7 @@ class Leader:
 
 
 async def test_the_leader_spreads_loses_and_takes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LOOK_S", 0.01), ("LOST_S", 0.02), ("BACK_S", 0.02)):
+    for name, value in (("LOOK_S", 0.01), ("LOST_S", 0.02), ("STUCK_S", 0.02), ("BACK_S", 0.02)):
         monkeypatch.setattr(assignment, name, value)
     leader = Leader()
     leader.engine.there = {"n1": True, "n2": True, "n3": True}
@@ -193,6 +198,10 @@ async def test_the_leader_spreads_loses_and_takes_back(monkeypatch: pytest.Monke
     leader.engine.there["n2"] = False
     await leader.until({"n1": 15, "n3": 15})
     leader.engine.there["n2"] = True
+    await leader.until({"n1": 10, "n2": 10, "n3": 10})
+    leader.engine.stuck = frozenset({"n2"})
+    await leader.until({"n1": 15, "n3": 15})
+    leader.engine.stuck = frozenset()
     await leader.until({"n1": 10, "n2": 10, "n3": 10})
     # One that leaves in order is served by others at once, one that is no member any more is forgotten.
     await leader.do(LeavePushing("n3"))

@@ -9,7 +9,7 @@ import pytest
 
 from quorumq.node.leader import crons
 from quorumq.node.leader.crons import fires_of
-from quorumq.node.leader.crontime import next_due_ms
+from quorumq.node.leader.crontime import InvalidSchedule, next_due_ms
 from quorumq.node.machine.operations.jobs import PushJobs
 from quorumq.node.machine.operations.queues import DrainQueue
 from quorumq.node.machine.operations.runs import AckJob
@@ -156,6 +156,25 @@ async def test_a_cron_that_cannot_be_worked_out_holds_up_no_other(
     assert (await local.node.ask(GetCron("broken"))).next_due == START_MS + SECOND
 
 
+async def test_a_leader_that_is_one_again_tries_anew_what_it_could_not_work_out(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: Any) -> int:
+        raise InvalidSchedule("not known here yet")
+
+    cron = await add(local, schedule="* * * * * *", next_due_ms=START_MS + SECOND)
+    local.now_ms += SECOND
+    with monkeypatch.context() as patched:
+        patched.setattr(crons, "next_due_ms", unknown)
+        wake(local)
+        await local.settle()
+    assert cron.executions == 0
+    for leads in (False, True):
+        local.engine.become_leader(leads)
+    await local.settle()
+    assert cron.executions == 1
+
+
 async def test_an_edge_whose_clock_is_behind_makes_nothing_fire_early(local: Local) -> None:
     cron = await add(local, schedule="* * * * * *", next_due_ms=START_MS - 5 * SECOND)
     await local.settle()
@@ -202,6 +221,14 @@ def test_due_times_of_a_cron_are_worked_out_in_order() -> None:
     cron.schedule = "* * * * *"
     cron.next_due = 60_000
     assert list(fires_of(cron, 400_000, 9)) == [CronFire("c", 60_000, 420_000, 5)]
+
+
+@pytest.mark.parametrize(
+    ("set_at", "now_ms"), [(4000, 5000), (6000, 7000), (4000, 90_000)], ids=["due", "set later", "missed"]
+)
+def test_a_due_time_names_the_setting_that_it_is_of(set_at: int, now_ms: int) -> None:
+    cron = Cron("c", "q", job_spec("", b"1"), None, 1000, None, 5000, set_at, set_by=7)
+    assert {fire.set_by for fire in fires_of(cron, now_ms, 9)} == {7}
 
 
 def test_a_time_that_passed_while_a_repetition_was_added_fires() -> None:

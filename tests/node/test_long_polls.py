@@ -44,7 +44,8 @@ async def test_whoever_waits_hears_of_what_came_with_a_snapshot(local: Local) ->
     assert not end.done() and not polling.done() and not told.is_set()
     local.machine.restore(list(elsewhere.image()))
     assert told.is_set()
-    assert await end is True and await polling == ["came"]
+    async with asyncio.timeout(30):
+        assert await end is True and await polling == ["came"]
     readers.leave("q", told)
 
 

@@ -18,8 +18,10 @@ from quorumq.node.machine.operations.runs import PullJobs
 from quorumq.node.machine.operations.schedules import AddCron
 from quorumq.node.machine.state import job_spec
 from quorumq.node.machine.state.job import Dependencies, Extra
+from quorumq.node.machine.state.outcomes import Outcome
 from quorumq.node.machine.state.schedule import Cron
 from quorumq.node.rewinding import TIMES, rewound
+from tests.golden.test_fields import present_pieces, samples
 from tests.golden.test_golden import IMAGES, world_of_everything
 from tests.support.world import START_MS, World
 
@@ -122,6 +124,29 @@ def test_old_images_are_set_back(path: Path) -> None:
     again = Machine()
     again.restore(machine.image())
     assert again.full_digest() == machine.full_digest()
+
+
+def records(value: Any) -> Iterator[msgspec.Struct]:
+    """Every record in `value`, itself among them."""
+    if isinstance(value, msgspec.Struct):
+        yield value
+        value = [getattr(value, name) for name in value.__struct_fields__]
+    elif isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from records(one)
+
+
+def test_every_time_is_set_back_wherever_it_is() -> None:
+    """In whichever piece of an image, and however deep."""
+    header, *others = samples(present_pieces())
+    # All samples are small, and so times of just after the one that it is set back to.
+    header.now_ms = YEAR_MS
+    pieces = list(image.unframe(rewound(map(image.frame, [header, *others]), 0)))
+    found = [(type(one), name, getattr(one, name)) for one in records(pieces) for name in TIMES.get(type(one), ())]
+    assert [each for each in found if each[2] is not None and each[2] > 0] == []
+    assert {kind for kind, _, _ in found} >= set(TIMES) - {Dependencies, Extra, Outcome}
 
 
 def structs(kind: Any, seen: set[Any]) -> Iterator[type[msgspec.Struct]]:
