@@ -15,32 +15,25 @@ settings.register_profile("long", max_examples=2000, **PATIENT)
 settings.load_profile("quick")
 
 LONGEST = ("simulation", "cluster", "kubernetes", "packaging", "chaos")
-REAL_PROCESSES = (
-    "chaos",
-    "cli",
-    "clients",
-    "cluster",
-    "deploy",
-    "documentation",
-    "kubernetes",
-    "packaging",
-    "versions",
+IN_REAL_TIME = (
+    *("api", "chaos", "cli", "clients", "cluster", "consensus", "deploy"),
+    *("documentation", "kubernetes", "outgoing", "packaging", "versions"),
 )
-"""Folders whose tests start nodes, which miss a deadline when the machine stands still."""
+"""Folders whose tests start nodes or servers, which miss a deadline when the machine stands still."""
 APART = ("tests/simulation/test_simulation.py",)
 """Files whose tests share nothing."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write the answers of the scenarios anew")
-    parser.addoption("--again", action="store_true", help="run a test of real processes that failed once more")
+    parser.addoption("--again", action="store_true", help="run a test of nodes that failed once more")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The folders whose tests take longest come first, so that of two processes none has a long one left at the end."""
     if config.getoption("again"):
         for item in items:
-            if _folder(item) in REAL_PROCESSES:
+            if _folder(item) in IN_REAL_TIME:
                 item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=lambda item: LONGEST.index(folder) if (folder := _folder(item)) in LONGEST else len(LONGEST))
 

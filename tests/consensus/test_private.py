@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -25,7 +26,12 @@ def open_to_all() -> Iterator[None]:
 
 def modes(directory: Path) -> dict[str, int]:
     found = {".": directory} | {str(path.relative_to(directory)): path for path in directory.rglob("*")}
-    return {name: stat.S_IMODE(path.stat().st_mode) for name, path in found.items()}
+    there: dict[str, int] = {}
+    for name, path in found.items():
+        # A running node may just have renamed it.
+        with contextlib.suppress(FileNotFoundError):
+            there[name] = stat.S_IMODE(path.stat().st_mode)
+    return there
 
 
 def assert_private(directory: Path) -> None:
