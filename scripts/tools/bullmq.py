@@ -162,7 +162,9 @@ async def suite(arguments: argparse.Namespace) -> int:
             with (out / f"{name}.log").open("wb") as log:
                 async with killing as killed:
                     more = ["-t", arguments.test] if arguments.test else []
-                    more += [f"--testTimeout={arguments.patience}"] if arguments.patience else []
+                    # What a test leaves behind is cleaned up by hooks, which have a time of their own.
+                    limits = ("testTimeout", "hookTimeout") if arguments.patience else ()
+                    more += [f"--{limit}={arguments.patience}" for limit in limits]
                     await ended(
                         str(harness / "run.sh"), *more,
                         folder=out, environment=environment | {"SUITE": name, "REPORT": str(report)},
