@@ -109,25 +109,32 @@ async def adapter(arguments: argparse.Namespace) -> int:
 async def leaders_killed(cluster: LocalCluster, every_s: float, down_s: float = DOWN_S) -> AsyncIterator[list[str]]:
     """Kill the leader every so often, and start it again; yield who was. Raises an ExceptionGroup with what went wrong with a node."""
     killed: list[str] = []
+    over = asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), seconds)
 
     async def go_on() -> None:
-        while True:
-            await asyncio.sleep(every_s)
+        await pause(every_s)
+        while not over.is_set():
             leader = await cluster.leader()
             await leader.kill()
             killed.append(leader.id)
-            await asyncio.sleep(down_s)
+            await pause(down_s)
             await leader.start()
             await cluster.ready(timeout_s=BACK_S)
+            await pause(every_s)
 
-    # A node that does not come back ends whatever runs meanwhile, which would wait for the next kill for ever.
+    # A node that does not come back ends whatever runs meanwhile, which would wait for the next kill for ever. One that is down at the
+    # end is started: whoever comes next has all of them.
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(go_on()) if every_s else None
+        if every_s:
+            group.create_task(go_on())
         try:
             yield killed
         finally:
-            if task is not None:
-                task.cancel()
+            over.set()
 
 
 async def suite(arguments: argparse.Namespace) -> int:

@@ -31,6 +31,29 @@ async def test_a_node_that_does_not_come_back_ends_the_run() -> None:
     assert raised.group_contains(ClusterTrouble, match="n1 is not ready") and killed == ["n1"]
 
 
+async def test_a_node_that_is_down_when_the_run_ends_is_started_again() -> None:
+    """The next run would have two nodes else, and nobody who leads once one of these is killed."""
+    up, down = {"n1"}, asyncio.Event()
+
+    class Cluster:
+        async def leader(self) -> Any:
+            async def kill() -> None:
+                up.clear()
+                down.set()
+
+            async def start() -> None:
+                up.add("n1")
+
+            return types.SimpleNamespace(id="n1", kill=kill, start=start)
+
+        async def ready(self, *, timeout_s: float) -> None:
+            assert up
+
+    async with leaders_killed(Cluster(), every_s=0.001, down_s=3_600) as killed:  # type: ignore[arg-type]
+        await down.wait()
+    assert (killed, up) == (["n1"], {"n1"})
+
+
 async def test_nobody_is_killed_where_no_kills_are_asked_for() -> None:
     async with leaders_killed(Dying(), every_s=0) as killed:  # type: ignore[arg-type]
         pass
