@@ -192,6 +192,9 @@ async def test_a_call_that_is_sent_again_is_made_once(serve: Serve) -> None:
         await late.call("publishEvent", "bull:q", {"event": "mine"})
     assert failed.value.code == 5
     assert await late.call("publishEvent", "bull:q", {"event": "mine"}) == second
+    # Nobody has the answer to a call that is not made yet, whatever he says.
+    late.acknowledged = 99
+    assert await late.call("publishEvent", "bull:q", {"event": "mine"}) not in (first, second)
 
 
 async def test_a_session_is_its_tokens(serve: Serve, tmp_path: Path) -> None:

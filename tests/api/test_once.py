@@ -169,6 +169,20 @@ async def test_the_way_a_token_is_written_makes_no_other_client(serve: Serve) ->
     assert answers[0].body == answers[1].body
 
 
+@pytest.mark.parametrize("level", [0, 1])
+async def test_each_part_of_a_request_is_done_and_no_part_again(client: Client, level: int) -> None:
+    client.engine.machine.level = level
+
+    async def put(kept: int, headers: dict[str, str]) -> set[int]:
+        body = {"completed": kept, "failed": kept}
+        found = (await client.send("PUT", "/admin/queues/q/retention", body, headers=headers)).json
+        return {found["completed"], found["failed"]}
+
+    assert await put(5, key()) == {5}
+    assert await put(9, {}) == {9}
+    assert await put(5, key()) == {9}
+
+
 async def test_a_key_of_before_the_level_is_known_for_its_day(client: Client) -> None:
     client.engine.machine.level = 0
     first = await client.post("/queues/q/jobs", {"data": 1}, headers=key())

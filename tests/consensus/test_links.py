@@ -1,4 +1,4 @@
-"""When a link dials: not before this node listens, and again at once when its peer has shown that it is there."""
+"""When a link dials, and where; and which of a peer's connections counts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,5 +77,50 @@ async def test_a_peer_that_has_shown_itself_is_not_left_waiting(
         links.moved("n2", "127.0.0.1:1")
         for _ in range(2):
             await asyncio.wait_for(dials.get(), 5)
+    finally:
+        await links.stop()
+
+
+async def test_of_a_peers_connections_the_newest_counts_until_it_is_no_member(tmp_path: Path) -> None:
+    async def nobody() -> None:
+        pass
+
+    links = links_of(tmp_path, nobody)
+    ended: list[str] = []
+    links.listener = SimpleNamespace(peer_reset=ended.append)  # type: ignore[assignment]
+    closed: list[tuple[str, str]] = []
+
+    def connection(name: str) -> Any:
+        return SimpleNamespace(peer="n2", close=lambda why: closed.append((name, why)))
+
+    old, new = connection("old"), connection("new")
+    try:
+        links.add_peer("n2", links.config.peers["n2"])
+        for each in (old, new):
+            links.inbound_ready("n2", each)
+        assert closed == [("old", "replaced")]
+        links.inbound_lost(old)
+        assert ended == []
+        links.drop_peer("n2")
+        assert closed[1:] == [("new", "not a member any more")] and not links.known("n2")
+        links.inbound_lost(new)
+        assert ended == []
+        links.add_peer("n2", links.config.peers["n2"])
+        links.inbound_ready("n2", new)
+        links.inbound_lost(new)
+        assert ended == ["n2"]
+    finally:
+        await links.stop()
+
+
+async def test_the_settings_know_better_than_the_log_where_a_peer_is(tmp_path: Path) -> None:
+    async def nobody() -> None:
+        pass
+
+    links = links_of(tmp_path, nobody)
+    try:
+        links.add_peer("n2", "n2:1")
+        links.add_peer("n9", "n9:1")
+        assert (links.addresses["n2"], links.addresses["n9"]) == (links.config.peers["n2"], "n9:1")
     finally:
         await links.stop()

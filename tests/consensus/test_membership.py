@@ -16,6 +16,8 @@ def test_add_promote_remove() -> None:
     assert four.voters == ["n1", "n2", "n3", "n4"]
     left = four.removing("n2", {"n1", "n3", "n4"})
     assert left.voters == ["n1", "n3", "n4"] and left.removed == ["n2"]
+    # Whatever else changes.
+    assert left.adding("n5", "n5:7790").promoting("n5").removing("n4", {"n1", "n3", "n5"}).removed == ["n2", "n4"]
     back = left.adding("n2", "n2:7790")
     assert back.removed == []
     assert decode(back.encode()) == back

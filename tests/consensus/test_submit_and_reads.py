@@ -131,6 +131,18 @@ def test_the_inbox_keeps_order_and_drops_what_it_knows() -> None:
     replica.apply(2, encode_batches(5, [first, second]))
     inbox.put(first)
     assert len(inbox) == 0, "it was applied"
+    assert not inbox._known, "which the replica knows from here on"
+
+
+def test_a_leader_that_was_deposed_takes_again_what_it_had() -> None:
+    """Its entries may be lost; whoever still waits sends his batch again."""
+    inbox = Inbox(Replica(Recorder(), lambda batch, outcome: None))
+    batch = Batch("n1", 7, 1, 1, b"x")
+    inbox.put(batch)
+    assert inbox.take(1000) == [batch]
+    inbox.clear()
+    inbox.put(batch)
+    assert inbox.take(1000) == [batch]
 
 
 def test_the_inbox_bounds_an_entry() -> None:
@@ -235,6 +247,19 @@ def test_a_round_of_five_needs_two_others() -> None:
     assert answers == [10]
 
 
+def test_a_round_that_is_begun_again_is_confirmed_anew() -> None:
+    rounds = Rounds(lambda number: None)
+    answers: list[int | None] = []
+    rounds.ask(answers.append)
+    rounds.drive(leads=True, ready=True, commit_index=10, quorum=3, now=0.0)
+    rounds.confirmed("n2", 1, 3)
+    rounds.drive(leads=True, ready=True, commit_index=11, quorum=3, now=ROUND_S * 1.5)
+    rounds.confirmed("n3", 2, 3)
+    assert answers == [], "n2 may follow another leader by now"
+    rounds.confirmed("n2", 2, 3)
+    assert answers == [11]
+
+
 def test_no_answer_before_an_entry_of_the_own_term() -> None:
     numbers: list[int] = []
     rounds = Rounds(numbers.append)
@@ -283,6 +308,20 @@ def test_readers_share_a_question_and_wait_for_the_apply() -> None:
     readers.answered(3, None, applied_index=20)
     readers.drive(None, 2, 5.0)
     assert done[-1] == ("c", False)
+
+
+def test_a_leader_in_another_term_is_asked_anew() -> None:
+    asked: list[int] = []
+    done: list[bool] = []
+    readers = Readers(lambda leader, question: asked.append(question) or True)  # type: ignore[func-returns-value]
+    readers.wait(5.0, done.append)
+    readers.drive("n2", 1, 0.0)
+    readers.drive("n2", 2, 0.1)
+    assert asked == [1, 2]
+    readers.answered(1, 1, applied_index=20)
+    assert done == []
+    readers.answered(2, 20, applied_index=20)
+    assert done == [True]
 
 
 def test_a_reader_does_not_wait_for_ever_for_an_index_that_never_comes() -> None:
