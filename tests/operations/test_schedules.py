@@ -312,6 +312,19 @@ def test_overlaps_that_are_skipped_use_up_no_limit(leveled: World) -> None:
             world.do(AckJob(job_id))
         assert not world.ask(ListCrons())
     assert world.machine.state.queues["q"].counters.pushed == (1 if ended else 3)
+    assert not world.machine.state.schedule.skipped
+
+
+def test_a_cron_that_is_set_anew_has_skipped_nothing(world: World) -> None:
+    add(world)
+    for number in (1, 2):
+        fire(world, START_MS + number * EVERY_MS)
+    assert world.machine.state.schedule.skipped == {"c": 1}
+    due = add(world, max_limit=1).cron.next_due
+    (first,) = world.pull_ids(count=10)
+    world.do(AckJob(first))
+    fire(world, due)
+    assert world.ask(ListCrons()) == []
 
 
 def test_a_cron_that_moves_to_another_queue_is_told_to_both(world: World) -> None:

@@ -61,6 +61,21 @@ def test_a_job_given_back_unseen_gives_its_start_back(world: World) -> None:
     assert len(world.pull(count=2)) == 1
 
 
+def test_what_is_given_back_when_its_window_is_over_begins_none(world: World) -> None:
+    fill(world)
+    world.do(SetWindow("q", 1, 500))
+    [job] = world.pull()
+    world.wait(500)
+    world.do(ReleaseJobs([(job.id, job.fence)]))
+    world.wait(300)
+    assert len(world.pull()) == 1
+    # The one under way began just now.
+    world.wait(499)
+    assert world.pull() == []
+    world.wait(1)
+    assert len(world.pull()) == 1
+
+
 def test_another_window_goes_on_with_what_has_started(world: World) -> None:
     fill(world)
     world.do(SetWindow("q", 3, 500))
