@@ -8,8 +8,10 @@ that a field with a rule cannot be read past it; a test fails on a field that co
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Meta
@@ -85,10 +87,21 @@ class Field(NamedTuple):
     rule: Rule
 
 
+def hints_of(kind: Any) -> dict[str, Any]:
+    """Return the annotations of a struct, in which a name is what it is in the struct's module.
+
+    `get_type_hints` lets a function that is written there look among the struct's own names first, where a field hides what it calls.
+    """
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        found |= inspect.get_annotations(base, globals=vars(sys.modules[base.__module__]), locals={}, eval_str=True)
+    return found
+
+
 @functools.cache
 def fields_with_rules(kind: Any) -> tuple[Field, ...]:
     """Return the fields that have a rule, in the order in which they are checked: `CHECKED` of the struct first, then as declared."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = hints_of(kind)
     found = {}
     for field in msgspec.structs.fields(kind):
         rules = [meta.extra["rule"] for meta in getattr(hints[field.name], "__metadata__", ()) if meta.extra]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterator
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 import quorumq.api.dialects
 from quorumq.api.errors import Invalid
 from quorumq.api.mounts import main_dialects
 from quorumq.api.request import Route
-from quorumq.api.rules import apply, fields_with_rules, says
+from quorumq.api.rules import apply, fields_with_rules, hints_of, says
 from quorumq.node.machine.operation import Operation
 from quorumq.node.node import Node
 from tests.api.conftest import Client
@@ -124,6 +126,46 @@ def test_rules_are_applied_in_order_and_once() -> None:
     with pytest.raises(Invalid, match="count is required"):
         apply(type(body)())
     assert apply(type(body)(count=2.0, owner="")).owner is None
+
+
+class Noted(msgspec.Struct):
+    """A rule that is written into the annotation, and calls something that has the name of the field."""
+
+    shout: Annotated[str | None, says(reads=lambda name, value: shout(value), bound=9)] = None
+
+
+class NotedTwice(Noted):
+    again: Annotated[str | None, says(reads=lambda name, value: shout(value), bound=9)] = None
+
+
+def shout(value: str) -> str:
+    return value.upper()
+
+
+def test_a_rule_calls_what_its_module_knows_whatever_the_fields_are_called() -> None:
+    assert apply(NotedTwice(shout="a", again="b")) == NotedTwice(shout="A", again="B")
+    assert list(hints_of(NotedTwice)) == ["shout", "again"]
+
+
+VALUES: tuple[Any, ...] = (
+    "", "x", "2000-01-01T00:00:00Z", 0, -1, 1.5, 1e308, 10**400, math.inf, True, [], ["x"], [None], [[]], [{"id": "x"}], {},
+    {"id": "x"}, {"message": 1}, {"x": None}, Raw(b"1"), Raw(b"{}"), Raw(b"[]"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(BODIES))
+def test_a_rule_reads_or_refuses_whatever_is_sent(name: str) -> None:
+    """What a rule raises that is no refusal is a 500 to the client."""
+    for field in fields_with_rules(BODIES[name]):
+        for value in VALUES:
+            # A field whose type is JSON as it was sent holds nothing else.
+            if field.rule.reads is not None and (Raw in kinds_in(get_type_hints(BODIES[name])[field.name])) == (
+                isinstance(value, Raw)
+            ):
+                try:
+                    field.rule.reads(field.spelled, value)
+                except Invalid:
+                    continue
 
 
 def fields(route: Route) -> Iterator[tuple[str, Any]]:

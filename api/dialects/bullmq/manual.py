@@ -30,7 +30,7 @@ from quorumq.node.machine.state.job import Job
 
 from . import errors, job_object, replies
 from .lookup import job_of, prefix_of
-from .values import DAY_MS, MILLIS_MAX, Body, any_json, flag, note, number, queue_of, read, shown
+from .values import DAY_MS, MILLIS_MAX, Body, any_json, as_note, flag, note, number, queue_of, read, shown
 
 LOCK_MS = 30_000
 WAIT_MS_MAX = 60_000
@@ -59,15 +59,11 @@ def as_error(name: str, value: Any) -> Any:
     """Return the reason, or of an Error what is looked at, each cut to its bound."""
     if isinstance(value, dict):
         return {
-            word: value[word] if value[word] is None else note(value[word])
+            word: value[word] if value[word] is None else as_note(value[word])
             for word in ("name", "message", "stack")
             if word in value
         }
-    return note(value)
-
-
-def as_note(name: str, value: Any) -> str | None:
-    return note(value)
+    return as_note(value)
 
 
 class NextBody(Body):
@@ -105,10 +101,7 @@ class FailedBody(Body):
     fetch_next: FetchNext = None
     lock_duration: LockDuration = None
     unrecoverable: Annotated[bool | None, flag("No further run, whatever the attempts left.", default=False)] = None
-    stack: Annotated[
-        str | None,
-        says("What the stacktrace shows of this run; left out, the reason.", reads=as_note, bound=NOTE_CHARS_MAX),
-    ] = None
+    stack: Annotated[str | None, note("What the stacktrace shows of this run; left out, the reason.")] = None
 
 
 class HeldBody(Body):

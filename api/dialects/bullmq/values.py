@@ -210,7 +210,7 @@ def opaque_field(name: str, value: Raw | UnsetType) -> bytes:
     return bytes(value)
 
 
-def note(value: Any) -> str | None:
+def as_note(value: Any) -> str | None:
     """Read what is kept for people to read, cut to its bound; what is no text is written as JavaScript would."""
     if value is None or isinstance(value, UnsetType):
         return None
@@ -267,6 +267,11 @@ def one_of(text: str, allowed: tuple[str, ...]) -> Meta:
         return allowed[allowed.index(value)]
 
     return says(text, reads=reads, bound=max(map(len, allowed)), default=allowed[0])
+
+
+def note(what: str, **more: Unpack[Said]) -> Meta:
+    """What is kept for people to read, cut to its bound."""
+    return says(what, reads=lambda name, value: as_note(value), bound=NOTE_CHARS_MAX, **more)
 
 
 def key(what: str, chars_max: int = KEY_CHARS_MAX, **more: Unpack[Said]) -> Meta:
