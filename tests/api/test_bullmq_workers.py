@@ -182,8 +182,10 @@ async def test_short_forms_of_what_is_kept(bull: Bull) -> None:
 
 async def test_one_that_is_not_there(bull: Bull) -> None:
     for method in ("GET", "DELETE"):
-        answer = await bull.send(method, "/workers/nobody")
-        assert (answer.status, answer.body) == (404, b"Worker not found")
+        # A name that no queue can have is in no operation either: each one is held against its types where it is applied.
+        for name in ("nobody", "x" * 5_000, "a:b", "no"):
+            answer = await bull.send(method, f"/workers/{name}")
+            assert (answer.status, answer.body) == (404, b"Worker not found")
     assert (await bull.post("/workers", body() | {"queue": "a b{c}"})).status == 200
     assert (await bull.get("/workers/a%20b%7Bc%7D")).json["queue"] == "a b{c}"
     assert (await bull.delete("/workers/a%20b%7Bc%7D")).body == b"OK"

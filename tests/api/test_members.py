@@ -54,6 +54,7 @@ async def test_what_is_refused(client: Client, method: str, path: str, body: Any
         ({"id": "", "address": "h:1"}, "id must be"),
         ({"id": "n2", "address": "h"}, "address"),
         ({"id": "n2", "address": "h:99999"}, "address"),
+        ({"id": "n2", "address": "h" * 300 + ":1"}, "address"),
         ({"id": 2, "address": "h:1"}, "str"),
         ([], "object"),
     ],

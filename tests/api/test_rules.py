@@ -6,13 +6,14 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Iterator
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
 from msgspec import Raw
 
 import quorumq.api.dialects
+from quorumq.api.dialects.bullmq.backend.table import ROWS as SOCKET_ROWS
 from quorumq.api.errors import Invalid
 from quorumq.api.mounts import main_dialects
 from quorumq.api.request import Route
@@ -104,6 +105,48 @@ def test_there_are_bodies_of_every_kind() -> None:
 @pytest.mark.parametrize("name", sorted(BODIES.keys() - ADMIN.keys()))
 def test_what_can_be_long_has_a_bound(name: str) -> None:
     assert unbounded(BODIES[name]) == []
+
+
+def socket_args() -> set[Any]:
+    """Return what calls of BullMQ's backend protocol take."""
+    return set().union(*(bodies_in(row.takes) for row in SOCKET_ROWS.values()))
+
+
+def is_loose(hint: Any) -> bool:
+    """Whether a type that msgspec itself reads may hold a text, bytes or a collection of any length."""
+    metas = [meta for meta in getattr(hint, "__metadata__", ()) if isinstance(meta, msgspec.Meta)]
+    inner = hint.__origin__ if hasattr(hint, "__metadata__") else hint
+    kind, parts = get_origin(inner) or inner, get_args(inner)
+    if kind is Literal:
+        return False
+    if kind in (*LONG, Any) and not (kind is tuple and parts and Ellipsis not in parts):
+        return all(meta.max_length is None for meta in metas) or any(map(is_loose, parts))
+    return any(map(is_loose, parts))
+
+
+def loose_fields(body: Any) -> list[str]:
+    hints = get_type_hints(body, include_extras=True)
+    return [name for name in body.__struct_fields__ if is_loose(hints[name])]
+
+
+@pytest.mark.parametrize(
+    "body",
+    sorted([*socket_args(), *ADMIN.values()], key=lambda body: f"{body.__module__}.{body.__name__}"),
+    ids=lambda body: f"{body.__module__.rpartition('.')[2]}.{body.__name__}",
+)
+def test_what_msgspec_reads_has_its_bound_in_its_type(body: Any) -> None:
+    assert loose_fields(body) == []
+
+
+def test_a_type_without_a_bound_is_found() -> None:
+    class Args(msgspec.Struct):
+        text: str | None
+        names: Annotated[list[str], msgspec.Meta(max_length=5)]
+        many: list[Annotated[str, msgspec.Meta(max_length=5)]]
+        raw: msgspec.Raw
+        fine: tuple[Annotated[str, msgspec.Meta(max_length=5)], int] | Literal["x"] | None
+
+    assert loose_fields(Args) == ["text", "names", "many", "raw"]
 
 
 def test_a_field_without_a_bound_is_found() -> None:

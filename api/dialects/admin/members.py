@@ -20,6 +20,9 @@ from ...settings.values import NODE_ID
 from .reading import read
 
 LEVEL_MAX = 1_000_000
+NODE_CHARS_MAX = 63
+# A name of the DNS, a colon and a port.
+ADDRESS_CHARS_MAX = 259
 REFUSED = "The change cannot be made now; `error` says why. Nothing was changed."
 ENCODE = msgspec.json.Encoder().encode
 
@@ -56,14 +59,29 @@ class Members(Struct, forbid_unknown_fields=True, kw_only=True):
 class AddBody(Struct):
     """A node that is to join."""
 
-    id: Annotated[str, Meta(description="Its NODE_ID.", extra_json_schema={"pattern": f"^{NODE_ID.pattern}$"})]
+    id: Annotated[
+        str,
+        Meta(
+            description="Its NODE_ID.",
+            max_length=NODE_CHARS_MAX,
+            extra_json_schema={"pattern": f"^{NODE_ID.pattern}$"},
+        ),
+    ]
     address: Annotated[
-        str, Meta(description="host:port of its peer listener.", extra_json_schema={"pattern": "^.+:[0-9]{1,5}$"})
+        str,
+        Meta(
+            description="host:port of its peer listener.",
+            max_length=ADDRESS_CHARS_MAX,
+            extra_json_schema={"pattern": "^.+:[0-9]{1,5}$"},
+        ),
     ]
 
 
 class TransferBody(Struct):
-    to: Annotated[str | None, Meta(description="Who is to lead; left out, the voter that is furthest ahead.")] = None
+    to: Annotated[
+        Annotated[str, Meta(max_length=NODE_CHARS_MAX)] | None,
+        Meta(description="Who is to lead; left out, the voter that is furthest ahead."),
+    ] = None
 
 
 class LevelBody(Struct):

@@ -37,7 +37,7 @@ from quorumq.node.machine.state.pusher import Pusher
 from ...outgoing.client import Headers, Target
 from ...outgoing.egress import URL_CHARS_MAX, CallPolicy
 from . import job_object, replies
-from .values import MILLIS_MAX, check_name, is_integer, opaque, shown
+from .values import MILLIS_MAX, can_be_named, check_name, is_integer, opaque, shown
 from .values import plain as written
 
 TIMEOUT_MS = 3_000
@@ -345,7 +345,10 @@ async def register(call: Call) -> Reply:
 
 async def remove(call: Call) -> Reply:
     """Remove the endpoint of a queue."""
-    return Reply(200, await call.write(RemovePusher(call.path["queue"]), ok), TEXT)
+    queue = call.path["queue"]
+    if not can_be_named(queue):
+        raise PusherNotFound(queue)
+    return Reply(200, await call.write(RemovePusher(queue), ok), TEXT)
 
 
 def covered(grant: Grant, pushers: list[Pusher]) -> list[Pusher]:
