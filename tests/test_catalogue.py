@@ -87,9 +87,12 @@ def test_an_operation_survives_its_bytes(info: OperationInfo) -> None:
 
 @operations
 def test_a_text_of_an_operation_has_a_bound(info: OperationInfo) -> None:
-    # Whatever clients of BullMQ's backend protocol send is bounded by the length of their messages.
-    if info.record not in OVER_SOCKET:
-        assert [name for name, most in bounds_of(info.record) if most < 0] == []
+    assert [name for name, most in bounds_of(info.record) if most < 0] == []
+
+
+@queries
+def test_a_text_of_a_query_has_a_bound(query: type[Query]) -> None:
+    assert [name for name, most in bounds_of(query) if most < 0] == []
 
 
 def test_what_is_longer_than_its_type_says_is_found() -> None:

@@ -36,6 +36,9 @@ RawJson = Annotated[bytes, bounded(DATA_BYTES_MAX, "JSON text, opaque to the ser
 Key = Annotated[str, bounded(KEY_CHARS_MAX + 1, "A name or a key; what is one character too long is nobody's.")]
 PathKey = Annotated[str, bounded(PATH_CHARS_MAX, "The same where it stands in a path.")]
 Note = Annotated[str, bounded(NOTE_CHARS_MAX, "For people to read.")]
+LongText = Annotated[
+    str, bounded(DATA_BYTES_MAX, "A text of a client, long as data may be; what it says is nobody's affair.")
+]
 # A record inside another one.
 Record = Annotated[bytes, bounded(2 << 30, "An operation's record.")]
 

@@ -8,7 +8,7 @@ from itertools import chain, islice
 
 import msgspec
 
-from quorumq.node.machine.bounds import QueueName
+from quorumq.node.machine.bounds import Key, QueueName
 from quorumq.node.machine.operation import Query, query
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import ACTIVE, COMPLETED, DELAYED, FAILED, WAITING, WAITING_CHILDREN, Job, rank_of
@@ -134,7 +134,7 @@ class ListJobs(Query, frozen=True):
     """
 
     queue: QueueName
-    state: str | tuple[str, ...] | None = None
+    state: Key | tuple[Key, ...] | None = None
     limit: int | None = None
     offset: int = 0
 
@@ -220,7 +220,7 @@ class ListStatus(Query, frozen=True):
     """
 
     queue: QueueName
-    status: str
+    status: Key
     offset: int = 0
     limit: int | None = None
     newest: bool = False

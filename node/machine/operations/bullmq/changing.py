@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import Literal
 
 from quorumq.node.machine import events as happened
-from quorumq.node.machine.bounds import JobId, QueueName, RawJson
+from quorumq.node.machine.bounds import JobId, Key, QueueName, RawJson
 from quorumq.node.machine.lifecycle import changes, places, revival, runs, unique_keys
 from quorumq.node.machine.lifecycle.bullmq import running
 from quorumq.node.machine.lifecycle.telling import tell_of_queue as tell
@@ -163,7 +163,7 @@ class FreeNamedKey(Operation, frozen=True, tag="bullmq.free_key"):
     """Give a deduplication id back, so that the next add with it adds a job. job_id: only if that job holds it. True when it was held."""
 
     queue: QueueName
-    key: str
+    key: Key
     job_id: JobId | None = None
 
     def apply(self, state: State, entry: Entry) -> bool:
@@ -200,7 +200,7 @@ class NamedKeyHolder(Query, frozen=True):
     """The id, within its queue, of the job that holds a deduplication id; None when none does."""
 
     queue: QueueName
-    key: str
+    key: Key
 
     def answer(self, state: State) -> str | None:
         queue = state.queues.get(self.queue)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from quorumq.node.machine.bounds import JobId, QueueName
+from quorumq.node.machine.bounds import JobId, Key, QueueName
 from quorumq.node.machine.operation import Query, query
 from quorumq.node.machine.operations.adding import resolve
 from quorumq.node.machine.operations.queue_reads import STATUSES
@@ -59,7 +59,7 @@ class CountTypes(Query, frozen=True):
     """How many jobs of a queue are of each type, in the order asked. due_before: of the delayed ones those due earlier, in ms."""
 
     queue: QueueName
-    kinds: tuple[str, ...]
+    kinds: tuple[Key, ...]
     due_before: int | None = None
 
     def answer(self, state: State) -> list[int]:
@@ -107,7 +107,7 @@ class ListRanges(Query, frozen=True):
     """
 
     queue: QueueName
-    kinds: tuple[str, ...]
+    kinds: tuple[Key, ...]
     start: int = 0
     end: int = 1
     asc: bool = False
@@ -164,7 +164,7 @@ class IsOfType(Query, frozen=True):
 
     queue: QueueName
     own: JobId
-    kind: str
+    kind: Key
 
     def answer(self, state: State) -> bool:
         job = found(state, self.queue, self.own)

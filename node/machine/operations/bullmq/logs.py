@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from quorumq.node.machine.bounds import JobId, QueueName
+from quorumq.node.machine.bounds import JobId, LongText, QueueName
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.adding import resolve
 from quorumq.node.machine.operations.bullmq.lists import found
@@ -20,7 +20,7 @@ class AppendLog(Operation, frozen=True, tag="bullmq.add_log"):
 
     queue: QueueName
     own: JobId
-    message: str
+    message: LongText
     keep: int | None = None
 
     def apply(self, state: State, entry: Entry) -> Counted:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from quorumq.node.machine import events as happened
-from quorumq.node.machine.bounds import QueueName
+from quorumq.node.machine.bounds import Key, LongText, QueueName
 from quorumq.node.machine.lifecycle import whole_queues
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import Counted
@@ -26,7 +26,7 @@ class SetMeta(Operation, frozen=True, tag="bullmq.set_meta"):
     """Set fields of a queue; `paused` (whatever its text), `concurrency`, `max` and `duration` act at once. Answers how many are new."""
 
     queue: QueueName
-    fields: dict[str, str]
+    fields: dict[Key, LongText]
 
     def apply(self, state: State, entry: Entry) -> Counted:
         queue = state.queue(self.queue)
@@ -40,7 +40,7 @@ class RemoveMeta(Operation, frozen=True, tag="bullmq.remove_meta"):
     """Remove fields of a queue, and with them what they set. Answers how many there were."""
 
     queue: QueueName
-    names: list[str]
+    names: list[Key]
 
     def apply(self, state: State, entry: Entry) -> Counted:
         queue = state.queues.get(self.queue)
@@ -82,7 +82,7 @@ class GetMetaFields(Query, frozen=True):
     """Some fields of a queue, in the order asked; None for one that it does not have."""
 
     queue: QueueName
-    names: tuple[str, ...]
+    names: tuple[Key, ...]
 
     def answer(self, state: State) -> list[str | None]:
         fields = GetMeta(self.queue).answer(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from quorumq.node.machine.bounds import QueueName
+from quorumq.node.machine.bounds import Key, QueueName
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import Counted
 from quorumq.node.machine.refusals import TooManyClients
@@ -19,11 +19,11 @@ class NotePresence(Operation, frozen=True, tag="bullmq.note_presence"):
     whole: those who came are all that it has.  sessions: that have a connection there, and were not heard of for a while.
     """
 
-    node: str
+    node: Key
     came: list[Client] = []
-    left: list[str] = []
+    left: list[Key] = []
     whole: bool = False
-    sessions: list[str] = []
+    sessions: list[Key] = []
 
     def apply(self, state: State, entry: Entry) -> Counted:
         presence, now_ms = state.bullmq.presence, state.now_ms

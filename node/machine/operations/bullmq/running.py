@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine import events as happened
-from quorumq.node.machine.bounds import JobId, QueueName, RawJson
+from quorumq.node.machine.bounds import JobId, LockToken, LongText, QueueName, RawJson
 from quorumq.node.machine.lifecycle.bullmq import running
 from quorumq.node.machine.lifecycle.bullmq.running import Taken, Wish
 from quorumq.node.machine.operation import Entry, Operation, operation
@@ -41,7 +41,7 @@ class CompleteRun(Operation, frozen=True, tag="bullmq.complete"):
 
     queue: QueueName
     job_id: JobId
-    token: str
+    token: LockToken
     result: RawJson | None = None
     keep: Keep | None = None
     next: Wish | None = None
@@ -57,8 +57,8 @@ class FailRun(Operation, frozen=True, tag="bullmq.fail"):
 
     queue: QueueName
     job_id: JobId
-    token: str
-    reason: str = ""
+    token: LockToken
+    reason: LongText = ""
     stacks: RawJson | None = None
     keep: Keep | None = None
     next: Wish | None = None
@@ -76,10 +76,10 @@ class DelayRun(Operation, frozen=True, tag="bullmq.delay"):
 
     queue: QueueName
     job_id: JobId
-    token: str
+    token: LockToken
     delay_ms: int | float = 0
     skip_attempt: bool = False
-    reason: str | None = None
+    reason: LongText | None = None
     stacks: RawJson | None = None
     next: Wish | None = None
 
@@ -103,8 +103,8 @@ class RetryRun(Operation, frozen=True, tag="bullmq.retry_run"):
 
     queue: QueueName
     job_id: JobId
-    token: str
-    reason: str | None = None
+    token: LockToken
+    reason: LongText | None = None
     stacks: RawJson | None = None
 
     def apply(self, state: State, entry: Entry) -> None:
@@ -117,7 +117,7 @@ class GiveBack(Operation, frozen=True, tag="bullmq.give_back"):
 
     queue: QueueName
     job_id: JobId
-    token: str
+    token: LockToken
 
     def apply(self, state: State, entry: Entry) -> int:
         return running.give_back(state, self.queue, self.job_id, self.token)
@@ -132,7 +132,7 @@ class AwaitNamedChildren(Operation, frozen=True, tag="bullmq.await_children"):
 
     queue: QueueName
     job_id: JobId
-    token: str
+    token: LockToken
     children: list[tuple[QueueName, JobId]] = []
 
     def apply(self, state: State, entry: Entry) -> bool:
@@ -149,7 +149,7 @@ class ExtendNamedLocks(Operation, frozen=True, tag="bullmq.extend_locks"):
 
     queue: QueueName
     job_ids: list[JobId]
-    tokens: list[str]
+    tokens: list[LockToken]
     lock_ms: DurationMs = 30_000
 
     def apply(self, state: State, entry: Entry) -> list[str]:

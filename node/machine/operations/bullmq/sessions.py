@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quorumq.node.machine.bounds import Key, Record
 from quorumq.node.machine.lifecycle import clock
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query, read_operation
 from quorumq.node.machine.operations.requests import reply_decoder, stored
@@ -26,10 +27,10 @@ class CallOnce(Operation, frozen=True, tag="bullmq.once"):
     operation: the record's bytes.  now_ms: what time it is, as the client says; only where CLOCK=clients.
     """
 
-    session: str
+    session: Key
     number: int
     acknowledged: int
-    operation: bytes
+    operation: Record
     now_ms: int | None = None
 
     def inner(self) -> Operation:
@@ -60,7 +61,7 @@ class CallOnce(Operation, frozen=True, tag="bullmq.once"):
 class IsAnswered(Query, frozen=True):
     """Whether a call of a session has been made."""
 
-    session: str
+    session: Key
     number: int
 
     def answer(self, state: State) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
-from quorumq.node.machine.bounds import QueueName
+from quorumq.node.machine.bounds import Note, QueueName
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import Counted
 from quorumq.node.machine.refusals import TooManyQueues
@@ -22,7 +22,7 @@ READ_EVENTS = 1_000
 READ_BYTES = 1 << 20
 """One reading ends with the event that passes either."""
 
-Texts = Annotated[tuple[tuple[str, str], ...], Meta(description="Names and texts, `event` first.")]
+Texts = Annotated[tuple[tuple[Note, Note], ...], Meta(description="Names and texts, `event` first.")]
 
 
 class Published(msgspec.Struct, frozen=True, gc=False):
