@@ -206,6 +206,8 @@ def bare_imports(path: Path) -> list[str]:
     return found
 
 
+# It loads the whole tree in a process of its own, which a machine that does much else takes minutes for.
+@pytest.mark.timeout(600)
 def test_no_module_goes_by_two_names() -> None:
     ours = [path for folder in (*PACKAGES, "tests", "scripts", "examples", "quorumq") for path in modules(folder)]
     assert {name_of(path): found for path in ours if (found := bare_imports(path))} == {}
