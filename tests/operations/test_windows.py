@@ -61,6 +61,16 @@ def test_a_job_given_back_unseen_gives_its_start_back(world: World) -> None:
     assert len(world.pull(count=2)) == 1
 
 
+def test_a_rate_counts_what_was_taken_and_saves_up_no_more_than_its_limit(world: World) -> None:
+    fill(world)
+    world.do(SetRateLimit("q", 1, 500))
+    [job] = world.pull(count=5)
+    world.do(ReleaseJobs([(job.id, job.fence)]))
+    assert world.pull(count=5) == [job]
+    world.wait(5_000)
+    assert len(world.pull(count=5)) == 1
+
+
 def test_what_is_given_back_when_its_window_is_over_begins_none(world: World) -> None:
     fill(world)
     world.do(SetWindow("q", 1, 500))
