@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol, TypeVar
 
 from quorumq.cluster.errors import NotUnderstood, Removed
-from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.seams import Clock
 
 T = TypeVar("T")
@@ -39,7 +39,9 @@ class Driver:
     failed: asyncio.Future[None]
     """Gets the error that ended this node."""
 
-    def __init__(self, pace: Pace, metrics: Metrics, step: Callable[[], None], stalled: Callable[[], None]) -> None:
+    def __init__(
+        self, pace: Pace, metrics: ReplicationMetrics, step: Callable[[], None], stalled: Callable[[], None]
+    ) -> None:
         self._pace = pace
         self._metrics = metrics
         self._step = step

@@ -39,7 +39,7 @@ from quorumq.cluster.logwatch import LogWatch
 from quorumq.cluster.membership import ChangeRefused, Membership
 from quorumq.cluster.membership import decode as decode_membership
 from quorumq.cluster.messages import check
-from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.presence import Presence
 from quorumq.cluster.raft import LEADER, ROLES, Raft
 from quorumq.cluster.replica import Replica, StateMachine
@@ -69,7 +69,7 @@ class Engine:
         self.machine = machine
         self._around = surroundings or Surroundings()
         self._replica = Replica(machine, lambda batch, outcome: self._exchange.settled(batch, outcome))
-        self.metrics = Metrics()
+        self.metrics = ReplicationMetrics()
         self._hearing = Hearing()
         self._driver = Driver(self._around, self.metrics, self._step, self._hearing.lost)
         self._poke = self._driver.poke

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from quorumq.cluster.driver import Driver
 from quorumq.cluster.health import DiskHealth, SlowWrites
 from quorumq.cluster.log import Log
-from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.raft import Raft
 from quorumq.cluster.seams import Clock
 
@@ -30,7 +30,7 @@ class LogWatch:
         disk: DiskHealth,
         raft: Raft,
         driver: Driver,
-        metrics: Metrics,
+        metrics: ReplicationMetrics,
         *,
         wall_ms: Callable[[], int],
         could_go_on: Callable[[], bool],

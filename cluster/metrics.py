@@ -32,7 +32,7 @@ class Histogram:
         return sum(self.counts)
 
 
-class Metrics(msgspec.Struct):
+class ReplicationMetrics(msgspec.Struct):
     """One node's figures since its process started."""
 
     sync_seconds: Histogram = msgspec.field(default_factory=lambda: Histogram(SECONDS))

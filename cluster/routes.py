@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from quorumq.cluster.messages import Malformed
-from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.metrics import ReplicationMetrics
 
 log = logging.getLogger("quorumq.peers")
 
@@ -65,7 +65,7 @@ class Routes:
         self,
         node_id: str,
         links: Ways,
-        metrics: Metrics,
+        metrics: ReplicationMetrics,
         *,
         members: Callable[[], Collection[str]],
         up: Callable[[str], None],

@@ -22,7 +22,7 @@ from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.driver import Driver
 from quorumq.cluster.errors import Unavailable
 from quorumq.cluster.frames import Message
-from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.raft import Raft
 from quorumq.cluster.replica import Replica
 from quorumq.cluster.seams import Clock
@@ -62,7 +62,7 @@ class Snapshotting:
         replica: Replica,
         driver: Driver,
         around: SnapshotSurroundings,
-        metrics: Metrics,
+        metrics: ReplicationMetrics,
         *,
         cluster_id: Callable[[], str],
         installed: Callable[[], None],

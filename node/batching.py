@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from quorumq.cluster.errors import ClusterError, EntryTooLarge, NotApplied, NotUnderstood, Unavailable
-from quorumq.node.engine import Engine
+from quorumq.node.engine import ReplicatedLog
 from quorumq.node.machine.operation import Operation, read_operation
 from quorumq.node.machine.refusals import OperationNotKnown, Refusal
 
@@ -41,7 +41,9 @@ class _Pending(msgspec.Struct, gc=False):
 class Batcher:
     """Collects operations into batches for the engine and hands each caller its own outcome."""
 
-    def __init__(self, engine: Engine, *, batch_bytes: int = BATCH_BYTES, under_way_max: int = UNDER_WAY_MAX) -> None:
+    def __init__(
+        self, engine: ReplicatedLog, *, batch_bytes: int = BATCH_BYTES, under_way_max: int = UNDER_WAY_MAX
+    ) -> None:
         self._engine = engine
         self._batch_bytes = batch_bytes
         self._under_way_max = under_way_max

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from quorumq.cluster.status import Status
 
 
-class Engine(Protocol):
+class ReplicatedLog(Protocol):
     """The replicated log as the node sees it: propose, read_index, roles."""
 
     node_id: str

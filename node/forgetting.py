@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from quorumq.node.engine import Engine
+from quorumq.node.engine import ReplicatedLog
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operation import Entry
 
@@ -20,7 +20,7 @@ TELL_AFTER_MS = 60_000
 class Forgetting:
     """Looks at the state after every entry; the leader tells, once a minute of the log's clock at most."""
 
-    def __init__(self, engine: Engine, machine: Machine) -> None:
+    def __init__(self, engine: ReplicatedLog, machine: Machine) -> None:
         self._engine = engine
         self._machine = machine
         self._told = (0, 0)

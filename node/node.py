@@ -18,7 +18,7 @@ import msgspec
 from quorumq.cluster.errors import Unavailable
 from quorumq.node.batching import Batcher
 from quorumq.node.connected import Connected
-from quorumq.node.engine import Engine
+from quorumq.node.engine import ReplicatedLog
 from quorumq.node.forgetting import Forgetting
 from quorumq.node.leader.assignment import AssignmentDuty
 from quorumq.node.leader.clock import ClockDuty
@@ -87,7 +87,7 @@ class Node:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ReplicatedLog,
         machine: Machine,
         *,
         write_timeout_s: float = WRITE_TIMEOUT_S,

@@ -20,7 +20,7 @@ from quorumq.cluster.addresses import parted
 from quorumq.cluster.errors import ClusterError, EntryTooLarge
 from quorumq.cluster.metrics import Histogram
 from quorumq.node.batching import Batcher
-from quorumq.node.engine import Engine
+from quorumq.node.engine import ReplicatedLog
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operation import Entry, Operation
 from quorumq.node.machine.operations.jobs import MoveToWait
@@ -90,7 +90,7 @@ class PushWorkers:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ReplicatedLog,
         machine: Machine,
         batcher: Batcher,
         clock: Callable[[], int],

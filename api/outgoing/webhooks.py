@@ -19,7 +19,7 @@ import msgspec
 
 from quorumq.cluster.errors import ClusterError
 from quorumq.node.batching import Batcher
-from quorumq.node.engine import Engine
+from quorumq.node.engine import ReplicatedLog
 from quorumq.node.leader.duty import LeaderDuty
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operation import Entry, Operation
@@ -56,7 +56,7 @@ class WebhookDeliveries(LeaderDuty):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ReplicatedLog,
         machine: Machine,
         batcher: Batcher,
         *,

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from quorumq.node.batching import Batcher
-from quorumq.node.engine import Engine
+from quorumq.node.engine import ReplicatedLog
 from quorumq.node.leader.duty import TimedDuty
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operation import Entry, Operation
@@ -73,7 +73,7 @@ class AssignmentDuty(TimedDuty):
 
     again_s = AGAIN_S
 
-    def __init__(self, engine: Engine, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
+    def __init__(self, engine: ReplicatedLog, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
         super().__init__(engine, machine, batcher, clock)
         self._presences: dict[str, NodePresence] = {}
         self._seen: tuple[Pushers | None, int] = (None, -1)

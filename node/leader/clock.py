@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from quorumq.node.batching import Batcher
-from quorumq.node.engine import Engine
+from quorumq.node.engine import ReplicatedLog
 from quorumq.node.leader.duty import TimedDuty
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operation import Operation
@@ -26,7 +26,7 @@ class ClockDuty(TimedDuty):
 
     again_s = AGAIN_S
 
-    def __init__(self, engine: Engine, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
+    def __init__(self, engine: ReplicatedLog, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
         super().__init__(engine, machine, batcher, clock)
         self.beats = 0
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from quorumq.node.batching import Batcher
-from quorumq.node.engine import Engine
+from quorumq.node.engine import ReplicatedLog
 from quorumq.node.leader.crontime import InvalidSchedule, next_due_ms
 from quorumq.node.leader.duty import TimedDuty
 from quorumq.node.machine.machine import Machine
@@ -37,7 +37,7 @@ class CronDuty(TimedDuty):
 
     again_s = AGAIN_S
 
-    def __init__(self, engine: Engine, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
+    def __init__(self, engine: ReplicatedLog, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
         super().__init__(engine, machine, batcher, clock)
         self._aside: dict[str, int] = {}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from quorumq.cluster.errors import ClusterError
 from quorumq.node.batching import Batcher
-from quorumq.node.engine import Engine
+from quorumq.node.engine import ReplicatedLog
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operation import Entry, Operation
 from quorumq.node.machine.refusals import Refusal
@@ -30,7 +30,7 @@ SLEEP_S_MAX = 1.0
 class LeaderDuty(ABC):
     """Looks for something to do when this node begins to lead, and after each entry while it leads."""
 
-    def __init__(self, engine: Engine, machine: Machine, batcher: Batcher) -> None:
+    def __init__(self, engine: ReplicatedLog, machine: Machine, batcher: Batcher) -> None:
         self._engine = engine
         self._machine = machine
         self._batcher = batcher
@@ -66,7 +66,7 @@ class TimedDuty(LeaderDuty):
 
     again_s: float
 
-    def __init__(self, engine: Engine, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
+    def __init__(self, engine: ReplicatedLog, machine: Machine, batcher: Batcher, clock: Callable[[], int]) -> None:
         super().__init__(engine, machine, batcher)
         self._clock = clock
         self._under_way: asyncio.Future[Any] | None = None

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from quorumq.cluster.driver import Driver
-from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.seams import Clock
 from quorumq.cluster.surroundings import Surroundings
 
@@ -20,7 +20,7 @@ def driver(stalled: object = None) -> tuple[Driver, list[float]]:
         if isinstance(stalled, Exception):
             raise stalled
 
-    made = Driver(Surroundings(), Metrics(), lambda: steps.append(Clock.now()), stall)
+    made = Driver(Surroundings(), ReplicationMetrics(), lambda: steps.append(Clock.now()), stall)
     made.attach(asyncio.get_running_loop())
     return made, steps
 

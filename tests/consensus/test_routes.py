@@ -10,7 +10,7 @@ import pytest
 
 from quorumq.cluster import messages
 from quorumq.cluster.messages import Malformed
-from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.routes import ASK_S, FRESH_S, Routes
 
 Message = dict[str, Any]
@@ -70,7 +70,7 @@ class Member:
         self.happened: list[str] = []
         self.full: list[tuple[str, bool]] = []
         self.refuses = False
-        self.metrics = Metrics()
+        self.metrics = ReplicationMetrics()
         self.routes = Routes(
             name,
             self,

@@ -13,7 +13,7 @@ from typing import Any
 
 from quorumq.cluster.errors import ClusterError, NotApplied, Unavailable
 from quorumq.cluster.membership import ChangeRefused, Membership, Seat
-from quorumq.cluster.metrics import Metrics
+from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.status import Member, Status
 
 
@@ -43,7 +43,7 @@ class LocalEngine:
         self._stopped = False
         self._listeners: list[Callable[[bool], None]] = []
         self._failed: asyncio.Future[None] | None = None
-        self.metrics = Metrics()
+        self.metrics = ReplicationMetrics()
         self.clock_offset_ms = 0
         self.silent_s = 0.0
         self.membership = Membership({node_id: Seat("127.0.0.1:7790", True)})

@@ -13,7 +13,7 @@ from quorumq.api.metrics import CONTENT_TYPE, Labels, Page
 from quorumq.api.outgoing.services import Outgoing
 from quorumq.api.reply import Reply
 from quorumq.api.request import Call
-from quorumq.cluster.metrics import Metrics as Replication
+from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.version import VERSION
 from quorumq.node.machine.operations.queue_reads import QueueFigure, QueueFigures, Total
 from quorumq.node.machine.operations.schedules import ListCrons
@@ -291,7 +291,7 @@ async def write_node(page: Page, call: Call) -> None:
     page.histogram("quorumq_write_seconds", "Time from an operation's request to its local apply", host.writes)
 
 
-def write_replication(page: Page, found: Replication) -> None:
+def write_replication(page: Page, found: ReplicationMetrics) -> None:
     """Write what the replication counts of itself."""
     for name, field, text in HISTOGRAMS:
         one = getattr(found, field)

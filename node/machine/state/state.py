@@ -44,7 +44,7 @@ from quorumq.node.machine.state.schedule import Schedule
 from quorumq.node.machine.state.spent import Spent
 from quorumq.node.machine.state.timers import Timers
 from quorumq.node.machine.state.webhook import Webhooks
-from quorumq.node.machine.state.worker import FAILURES_SHOWN, TOTAL_MAX, Worker, Workers
+from quorumq.node.machine.state.worker import FAILURES_SHOWN, TOTAL_MAX, Worker, WorkerTable
 
 # Distinct option records kept to be shared.
 SHARED_MAX = 4_096
@@ -94,7 +94,7 @@ class State:
         self.group_limits = GroupLimits()
         # Crons, and jobs that are to follow others.
         self.schedule = Schedule()
-        self.workers = Workers()
+        self.workers = WorkerTable()
         self.webhooks = Webhooks()
         self.pushers = Pushers()
         # What requests with an idempotency key were answered.

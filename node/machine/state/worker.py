@@ -43,7 +43,7 @@ class Gone(msgspec.Struct, gc=False, array_like=True):
     failed: int = 0
 
 
-class Workers:
+class WorkerTable:
     """All registrations by id, in order of registration, and in order of the last sign of life."""
 
     __slots__ = ("_fresh", "_stale", "by_id", "gone", "queues")
