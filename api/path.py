@@ -34,7 +34,7 @@ LEVEL_RETRY_S = 30
 BOM = b"\xef\xbb\xbf"
 
 
-async def meant(call: Call) -> Mapping[str, str]:
+async def resolve_job_id(call: Call) -> Mapping[str, str]:
     """Return the path's parameters, with the id percent-decoded where only a job of that name is there.
 
     An id is taken as it stands in the path first, so that one with a percent sign in it is found. A job that the token is
@@ -63,7 +63,7 @@ async def answer(
     call.template = found.template
     try:
         if dialect.undecoded and "%" in path.get("id", ""):
-            call.path = await meant(call)
+            call.path = await resolve_job_id(call)
         if not grant.unlimited:
             await permit(call)
         if route.body != "none":

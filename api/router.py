@@ -21,7 +21,7 @@ class Dialect(Protocol):
 
     name: str
     routes: tuple[Route, ...]
-    # Parameters of paths that are taken as they came (but see `meant`); the others are percent-decoded.
+    # Parameters of paths that are taken as they came (but see `resolve_job_id`); the others are percent-decoded.
     undecoded: frozenset[str]
     # Parameters of paths that may be empty, because the dialect has words of its own for that.
     may_be_empty: frozenset[str]

@@ -296,13 +296,13 @@ def revive(found: Any) -> None:
                 stack.append(value)
             elif kind is dict:
                 if len(value) == 1:
-                    node[at] = value = meant(value)
+                    node[at] = value = revived(value)
                     if type(value) is not dict:
                         continue
                 stack.append(value)
 
 
-def meant(value: dict[str, Any]) -> Any:
+def revived(value: dict[str, Any]) -> Any:
     """Return what a map with one key stands for: itself, as a rule."""
     ((key, inner),) = value.items()
     try:

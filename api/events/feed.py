@@ -149,11 +149,11 @@ class Feed:
         self._machine = machine
         self._render = render
         self._counts = counts
-        self._heed = changed
+        self._on_change = changed
         self._listeners: dict[EventListener, None] = {}
-        self._ring: deque[Past] = deque()
-        self._ring_weight = 0
-        # Everything after this is in the ring.
+        self._recent: deque[Past] = deque()
+        self._recent_weight = 0
+        # Everything after this is among the recent ones.
         self._floor = Id(machine.index, PLACES)
         self._changed: dict[str, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -193,7 +193,7 @@ class Feed:
         """
         if last < self._floor or last.entry > self._machine.index:
             return None
-        return self._past(list(self._ring), last, queue)
+        return self._past(list(self._recent), last, queue)
 
     def _past(self, ring: list[Past], last: Id, queue: str) -> Iterator[Message]:
         for past in ring:
@@ -222,8 +222,8 @@ class Feed:
         events = entry.events
         if events is None:
             # Nobody wanted any, or the state was replaced as a whole.
-            self._ring.clear()
-            self._ring_weight = 0
+            self._recent.clear()
+            self._recent_weight = 0
             self._floor = Id(entry.index, PLACES)
             for listener in list(self._listeners):
                 listener.lost()
@@ -242,11 +242,11 @@ class Feed:
             self._timer = asyncio.get_running_loop().call_later(COALESCE_S, self._tell_counts)
 
     def _keep(self, past: Past) -> None:
-        self._ring.append(past)
-        self._ring_weight += weight(past)
-        while self._ring_weight > RING_WEIGHT:
-            oldest = self._ring.popleft()
-            self._ring_weight -= weight(oldest)
+        self._recent.append(past)
+        self._recent_weight += weight(past)
+        while self._recent_weight > RING_WEIGHT:
+            oldest = self._recent.popleft()
+            self._recent_weight -= weight(oldest)
             self._floor = Id(oldest.entry, PLACES)
 
     def _tell(self, messages: Sequence[Message]) -> None:
@@ -258,8 +258,8 @@ class Feed:
         changed, self._changed = self._changed, {}
         for queue in changed:
             self.publish("queue:counts", self._counts(self._machine.state, queue), queue=queue)
-            if self._heed is not None:
-                self._heed(queue)
+            if self._on_change is not None:
+                self._on_change(queue)
 
 
 def weight(past: Past) -> int:

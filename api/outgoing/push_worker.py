@@ -494,7 +494,7 @@ class PushWorkers:
                 log.debug("a result came too late: %s", error.code)
             elif not isinstance(error, ClusterError):
                 log.error("results could not be noted", exc_info=error)
-            self._let_go(deliveries)
+            self._release_all(deliveries)
         else:
             self._heard(deliveries, [] if future.cancelled() else future.result())
         if self._acks or self._others or self._returns:
@@ -514,14 +514,14 @@ class PushWorkers:
                 if delivery.job_id in waiting:
                     self._fail(delivery, waiting[delivery.job_id])
             deliveries = [delivery for delivery in deliveries if delivery.job_id not in waiting]
-        self._let_go(deliveries)
+        self._release_all(deliveries)
 
     def _fail(self, delivery: JobDelivery, error: str) -> None:
         """Have a run fail whose result the log does not take."""
         self._release(delivery)
         self._others.append((delivery, FailJob(delivery.job_id, delivery.token, error, chance=random.random())))
 
-    def _let_go(self, deliveries: list[JobDelivery]) -> None:
+    def _release_all(self, deliveries: list[JobDelivery]) -> None:
         for delivery in deliveries:
             self._release(delivery)
             self._held.pop(delivery, None)

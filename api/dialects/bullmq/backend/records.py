@@ -47,7 +47,7 @@ STACK_CHARS_MAX = 64 << 10
 OWN = ("jobId", "deduplication", "debounce")
 KNOWN_MAX = 4_096
 KNOWN_BYTES_MAX = 1_024
-_known: dict[tuple[Any, ...], Meant] = {}
+_known: dict[tuple[Any, ...], ReadOptions] = {}
 
 
 class NewParent(Struct):
@@ -103,14 +103,14 @@ class New(Struct, rename="camel"):
     group: int | None = None
 
 
-class Meant(Struct, frozen=True):
+class ReadOptions(Struct, frozen=True):
     """What a text of options means, with those wishes beside it that the client has worked out. has_time: whether it chose a timestamp."""
 
     options: Options
     has_time: bool
 
 
-def meant(new: New) -> Meant:
+def options_of(new: New) -> ReadOptions:
     """Say what a job's options mean. Raises Invalid."""
     dedup = new.dedup
     key = (new.name, new.opts, new.delay, new.priority, new.lifo, new.attempts, new.waits)
@@ -125,7 +125,7 @@ def meant(new: New) -> Meant:
     return found
 
 
-def read_options(new: New) -> Meant:
+def read_options(new: New) -> ReadOptions:
     text = json_text("opts", new.opts)
     try:
         found = MEMBERS(text)
@@ -156,7 +156,7 @@ def read_options(new: New) -> Meant:
         asked["dedup"] = read_dedup(new.dedup)
     if any(name in found for name in OWN):
         text = ENCODE({name: value for name, value in found.items() if name not in OWN})
-    return Meant(Options(**asked, sent=text), "timestamp" in found)
+    return ReadOptions(Options(**asked, sent=text), "timestamp" in found)
 
 
 def read_dedup(wish: NewDedup) -> Dedup:
@@ -178,7 +178,7 @@ def checked_id(value: str | None) -> str:
 
 def named_job(asked: Asked, new: New) -> NamedJob:
     """Make what goes into the log of a job to add. Raises Invalid, Forbidden."""
-    found = meant(new)
+    found = options_of(new)
     own = checked_id(new.id)
     timestamp = int(new.timestamp) if 0 <= new.timestamp <= 2 * MILLIS_MAX else 0
     spec = JobSpec(

@@ -50,13 +50,13 @@ def add(state: State, name: str, named: NamedJob) -> tuple[str, int, Job | None]
         if holder is not None:
             state.emit(JobDuplicated(name, holder))
             return holder.removeprefix(scoped_id(name, "")), 0, None
-    job = _bear(state, queue, own, named, parent)
+    job = _create(state, queue, own, named, parent)
     if until is not None and spec.unique_key is not None:
         unique_keys.hold(state, queue, spec.unique_key, until)
     return own, 0, job
 
 
-def _bear(state: State, queue: Queue, own: str, named: NamedJob, parent: Job | None) -> Job:
+def _create(state: State, queue: Queue, own: str, named: NamedJob, parent: Job | None) -> Job:
     spec = named.job
     job = births.create_record(state, queue, scoped_id(queue.name, own), spec)
     job.extra = ClientRecord(
@@ -169,4 +169,4 @@ def let_follow(state: State, limit: int) -> None:
         if find(state, name, own) is not None:
             own = str(queue.number)
         parent = None if named.parent is None else find(state, *named.parent)
-        _bear(state, queue, own, named, parent)
+        _create(state, queue, own, named, parent)
