@@ -508,6 +508,23 @@ async def test_what_waits_for_room_is_given_up_with_its_connection(
     assert not connections(client)
 
 
+async def test_what_waits_for_room_is_given_back_when_its_connection_breaks(
+    client: Client, tcp: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "UNDER_WAY_MAX", 1)
+    one = await tcp(client)
+    sent = [one.send("PULL", queue="q", timeout=30_000)]
+    await until(lambda: client.server.node.waiters.count == 1)
+    sent.append(one.send("PUSH", queue="other", data="x" * (3 << 20)))
+    (theirs,) = connections(client)
+    await until(lambda: theirs.waiting)
+    assert client.server.bodies.pending_bytes > 3 << 20
+    theirs.transport.abort()
+    await until(lambda: not client.server.bodies.pending_bytes)
+    broken = await asyncio.gather(*sent, return_exceptions=True)
+    assert all(isinstance(each, ConnectionError) for each in broken)
+
+
 async def test_a_client_that_does_not_read_is_not_listened_to(
     client: Client, tcp: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

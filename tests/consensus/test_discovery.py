@@ -64,6 +64,14 @@ def test_a_cluster_is_founded_in_two_steps_by_exactly_as_many_as_it_needs() -> N
     assert founded.found and founded.sees == ABC
 
 
+@pytest.mark.parametrize("silent", ["b", "c"])
+def test_nobody_is_bound_before_each_of_the_others_sees_the_same(silent: str) -> None:
+    """Two that were bound while the third sees others would wait for it for good, or found without it."""
+    others = [who(node, sees=[] if node == silent else ABC) for node in ("b", "c")]
+    decision = decide(who("a"), others, 3)
+    assert not decision.bind and decision.waits_for == "waiting for the others to agree"
+
+
 def test_one_more_does_not_hold_up_those_who_have_agreed() -> None:
     others = [who("b", founders=ABC), who("c", founders=ABC), who("d")]
     assert decide(who("a"), others, 3).bind

@@ -622,3 +622,17 @@ def test_what_cannot_be_trusted_is_said_and_nothing_is_changed() -> None:
     copy: Any = a_copy(disk, name, bytes(flipped))
     assert name in read_only(copy).doubt
     assert copy.read(name) == bytes(flipped) and copy.list() == disk.list()
+
+
+@pytest.mark.parametrize("noted", range(4))
+def test_a_note_that_is_put_in_place_of_another_holds_whatever_that_ones_number(noted: int) -> None:
+    """A start that found less than was noted says what is there now; an old note with a higher number would doubt it again."""
+    disk = MemoryDisk()
+    old = HeldFile(disk)
+    assert old.begin(Held(1, 100, 10, 1, 0))
+    for step in range(noted):
+        old.reached(1, 200 + step, 20 + step, 1, sync=True)
+    now = HeldFile(disk)
+    assert now.begin(Held(1, 50, 5, 1, 0))
+    found = held.read(disk)
+    assert found is not None and (found.size, found.last_index) == (50, 5)

@@ -13,6 +13,7 @@ from quorumq.cluster import identity
 from quorumq.cluster.belonging import Belonging
 from quorumq.cluster.errors import LogDamaged
 from quorumq.cluster.identity import IdentityFile
+from quorumq.cluster.presence import Presence
 from tests.consensus.disks import MemoryDisk
 
 
@@ -65,3 +66,32 @@ def test_a_change_that_cannot_be_written_is_not_in_force_and_does_not_keep_other
     stored = identity.load(held, "n1", "test")
     assert stored == file.held
     assert (stored.whole, stored.founders) == (False, ["n1"])
+
+
+def test_a_probation_that_cannot_be_written_off_goes_on_and_is_tried_again() -> None:
+    """Else the promises made from now on would not count after the next crash."""
+    ended: list[str] = []
+    later: list[Any] = []
+    driver: Any = SimpleNamespace(
+        loop=SimpleNamespace(call_later=lambda after_s, *call: later.append(call)), poke=lambda: ended.append("poked")
+    )
+    raft: Any = SimpleNamespace(id="n1", membership=SimpleNamespace(seats={"n1": None}))
+    rest: Any = None
+    probation = SimpleNamespace(writing=True, history=False)
+    presence = Presence(
+        raft,
+        driver,
+        rest,
+        probation,  # type: ignore[arg-type]
+        rest,
+        belongs=lambda: True,
+        has_history=lambda: True,
+        changed=lambda: ended.append("changed"),
+    )
+    presence._written(OSError(errno.ENOSPC, "no space"))
+    assert presence.probation is not None and not ended
+    ((call, *given),) = later
+    call(*given)
+    assert not probation.writing
+    presence._written(None)
+    assert presence.probation is None and ended == ["changed", "poked"]

@@ -281,3 +281,16 @@ def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         "n3 is reached directly again",
         "passes on what n1 and n3 tell each other: there is no link between them",
     ]
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_a_member_said_long_ago_of_its_links_leads_nowhere(silent: bool) -> None:
+    wires = Wires("n1", "n2", "n3")
+    wires.settle(1)
+    if silent:
+        # Its link stays, and it says no more whom it reaches.
+        wires.speaks_not.add("n2")
+    wires.settle(FRESH_S + 1)
+    wires.cut("n1", "n3")
+    wires.settle()
+    assert ("up n3" in wires.nodes["n1"].happened) == (not silent)
