@@ -1,6 +1,6 @@
 """How long a node takes for what clients do most: pushing, pulling and acknowledging, since it was started.
 
-Only what the request path measures; in what words it is shown is the dialect's.
+Only what the request path measures; how it is shown is the dialect's.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from quorumq.node.machine.operation import Operation
 from quorumq.node.machine.operations.adding import AddJobs
@@ -25,7 +24,6 @@ KINDS: dict[type[Operation], str] = {
     AckJobs: "ack",
     FinishAndPull: "ack",
 }
-SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class Latency:
@@ -47,13 +45,3 @@ class Latency:
         yield
         if not wait_ms:
             self.observe(operation, time.perf_counter() - began)
-
-    def shown(self) -> dict[str, Any]:
-        """Return averages and percentiles in milliseconds, to the microsecond."""
-        return {
-            "averages": {f"{kind}Ms": round(found.average_ms(), 3) for kind, found in self.kinds.items()},
-            "percentiles": {
-                kind: {name: found.percentile_ms(share) for name, share in SHARES.items()}
-                for kind, found in self.kinds.items()
-            },
-        }

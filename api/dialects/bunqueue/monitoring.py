@@ -268,10 +268,10 @@ async def stats(call: Call) -> Reply:
         cron_jobs=crons,
         cron_pending=pending,
         webhooks=webhooks,
-        push_per_sec=rates["pushPerSec"],
-        pull_per_sec=rates["pullPerSec"],
-        complete_per_sec=rates["completePerSec"],
-        fail_per_sec=rates["failPerSec"],
+        push_per_sec=rates.push_per_sec,
+        pull_per_sec=rates.pull_per_sec,
+        complete_per_sec=rates.complete_per_sec,
+        fail_per_sec=rates.fail_per_sec,
     )
     shown = Stats(ok=True, stats=sums, memory=used, collections=figures.summed(total))
     return Reply(200, ENCODE(shown))

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from quorumq.api.errors import Invalid
 from quorumq.api.host import Host
+from quorumq.api.latency import Latency
 from quorumq.api.reply import Reply
 from quorumq.api.request import CONSISTENCY, Call, Command, Parameter
 from quorumq.api.rows import ask, grouped, plain, write
@@ -28,7 +29,7 @@ from quorumq.node.machine.operations.overview import (
     Page,
     Portrait,
 )
-from quorumq.node.machine.operations.queue_reads import Counts, ListJobs, PriorityCounts, Totals
+from quorumq.node.machine.operations.queue_reads import ListJobs, PriorityCounts, Totals
 from quorumq.node.machine.operations.schedules import ListCrons
 from quorumq.node.machine.operations.workers import ListWorkers, WorkerList
 from quorumq.node.machine.state.queue import Limit
@@ -36,6 +37,7 @@ from quorumq.node.machine.state.queue import Limit
 from . import crons, figures, job_object, queues, replies, workers
 from .streams import Streams
 from .values import page, query_number, queue_of
+from .watch import Throughput
 
 ENCODE = msgspec.json.Encoder().encode
 # Queues, workers and crons on one page; further ones are to be asked for.
@@ -43,6 +45,7 @@ SHOWN_MAX = 10_000
 LISTED_MAX = 50
 PREVIEW = 10
 JOBS_SHOWN = 100
+SHARES = (0.5, 0.95, 0.99)
 COUNT = {"type": "integer", "minimum": 0}
 START = Parameter("start", "Minutes to skip, from the last one back.", {**COUNT, "default": 0})
 END = Parameter("end", "The last minute to show, counted from 0; -1 for all.", {"type": "integer", "default": -1})
@@ -85,15 +88,6 @@ class DashboardStats(Struct, forbid_unknown_fields=True, rename="camel"):
     total_completed: int
     total_failed: int
     uptime: int
-
-
-class Throughput(Struct, forbid_unknown_fields=True, rename="camel"):
-    """Jobs in a second since this node was last asked for them; zeros at first."""
-
-    push_per_sec: float
-    pull_per_sec: float
-    complete_per_sec: float
-    fail_per_sec: float
 
 
 class Percentiles(Struct, forbid_unknown_fields=True):
@@ -196,21 +190,26 @@ class DashboardCounts(Struct, forbid_unknown_fields=True):
     active: int
     completed: int
     failed: int
-    paused: int
     waiting_children: int = field(name="waiting-children")
+    paused: int
     total_completed: Annotated[int, Meta(description="Since the queue was created.")] = field(name="totalCompleted")
     total_failed: Annotated[int, Meta(description="Since the queue was created.")] = field(name="totalFailed")
 
 
-class DashboardQueue(replies.Body):
+class DashboardHead(replies.Body):
+    """What is there of a queue beside its jobs."""
+
     name: str
     counts: DashboardCounts
     paused: bool
     blocked_by: BlockedBy
     limited_groups: LimitedGroups
     priority_counts: dict[int, int]
-    dlq_preview: list[job_object.JobShown]
     timestamp: replies.Millis
+
+
+class DashboardQueue(DashboardHead):
+    dlq_preview: list[job_object.JobShown]
     jobs: list[job_object.JobShown] | UnsetType = UNSET
 
 
@@ -314,17 +313,16 @@ async def dashboard_queue(call: Call) -> Reply:
     limit = int(query_number("jobsLimit", call.query.get("jobsLimit") or str(JOBS_SHOWN), 0, COUNT_MAX))
     node = call.node
     found: Portrait = await node.ask(GetPortrait(name), stale=call.stale)
-    shown: dict[str, Any] = {
-        "ok": True,
-        "name": name,
-        "counts": counted(found.counts)
-        | {"totalCompleted": found.counters.completed, "totalFailed": found.counters.failed},
-        "paused": found.counts.paused,
-        "blockedBy": found.blocked_by,
-        "limitedGroups": found.limited_groups,
-        "priorityCounts": await node.ask(PriorityCounts(name), stale=True),
-        "timestamp": now_ms(),
-    }
+    shown = DashboardHead(
+        ok=True,
+        name=name,
+        counts=counted(found),
+        paused=found.counts.paused,
+        blocked_by=found.blocked_by,
+        limited_groups=found.limited_groups,
+        priority_counts=await node.ask(PriorityCounts(name), stale=True),
+        timestamp=now_ms(),
+    )
     dead = await node.ask(
         ListDlq(name, PREVIEW), lambda reply: [job_object.full_text(job) for job in reply.jobs], stale=True
     )
@@ -339,17 +337,20 @@ async def dashboard_queue(call: Call) -> Reply:
     return Reply(200, text + b"}")
 
 
-def counted(counts: Counts) -> dict[str, int]:
-    return {
-        "waiting": counts.waiting,
-        "prioritized": 0,
-        "delayed": counts.delayed,
-        "active": counts.active,
-        "completed": counts.completed,
-        "failed": counts.failed,
-        "waiting-children": counts.waiting_children,
-        "paused": counts.waiting if counts.paused else 0,
-    }
+def counted(found: Portrait) -> DashboardCounts:
+    counts = found.counts
+    return DashboardCounts(
+        waiting=counts.waiting,
+        prioritized=0,
+        delayed=counts.delayed,
+        active=counts.active,
+        completed=counts.completed,
+        failed=counts.failed,
+        waiting_children=counts.waiting_children,
+        paused=counts.waiting if counts.paused else 0,
+        total_completed=found.counters.completed,
+        total_failed=found.counters.failed,
+    )
 
 
 def series(found: Series, start: int, end: int | None) -> bytes:
@@ -373,6 +374,15 @@ async def queue_metrics(call: Call) -> Reply:
 # -- Everything --------------------------------------------------------------------------------------------------------
 
 
+def latency_shown(found: Latency) -> LatencyShown:
+    """Return averages and percentiles in milliseconds, to the microsecond."""
+    push, pull, ack = (found.kinds[kind] for kind in ("push", "pull", "ack"))
+    return LatencyShown(
+        Averages(*(round(one.average_ms(), 3) for one in (push, pull, ack))),
+        Operations(*(Percentiles(*map(one.percentile_ms, SHARES)) for one in (push, pull, ack))),
+    )
+
+
 async def dashboard(call: Call) -> Reply:
     """Answer with everything there is on one page."""
     node, host = call.node, call.server.service(Host)
@@ -384,29 +394,29 @@ async def dashboard(call: Call) -> Reply:
     cron_count = await node.ask(ListCrons(), len, stale=True)
     blocked: Page = await node.ask(ListBlocked(LISTED_MAX), stale=True)
     disk = await host.disk.look(node)
-    shown = {
-        "ok": True,
-        "stats": figures.sums(DashboardStats, total, figures.uptime_s(call)),
-        "throughput": await call.server.service(Streams).watch.rates(),
-        "latency": host.latency.shown(),
-        "memory": figures.memory(),
-        "collections": figures.summed(total),
-        "workers": {
-            "total": len(found.workers),
-            "active": found.active,
-            "list": workers.listed(found)[:LISTED_MAX],
-            "truncated": len(found.workers) > LISTED_MAX,
-        },
-        "crons": {"total": cron_count, "list": every[:LISTED_MAX], "truncated": cron_count > LISTED_MAX},
-        # Queues that stand still because a limit of theirs is 0.
-        "blocked": {
-            "total": blocked.total,
-            "list": [{"queue": one.name, "blockedBy": one.blocked_by} for one in blocked.queues],
-            "truncated": blocked.total > LISTED_MAX,
-        },
-        "storage": {"diskFull": disk.full, "error": disk.error, "since": disk.since_ms},
-        "timestamp": now_ms(),
-    }
+    shown = Dashboard(
+        ok=True,
+        stats=figures.sums(DashboardStats, total, figures.uptime_s(call)),
+        throughput=await call.server.service(Streams).watch.rates(),
+        latency=latency_shown(host.latency),
+        memory=figures.memory(),
+        collections=figures.summed(total),
+        workers=WorkersListed(
+            len(found.workers),
+            found.active,
+            # Of another struct, which has the recorded order.
+            cast(Any, workers.listed(found)[:LISTED_MAX]),
+            len(found.workers) > LISTED_MAX,
+        ),
+        crons=CronsListed(cron_count, every[:LISTED_MAX], cron_count > LISTED_MAX),
+        blocked=BlockedListed(
+            blocked.total,
+            [BlockedShown(one.name, one.blocked_by) for one in blocked.queues],
+            blocked.total > LISTED_MAX,
+        ),
+        storage=StorageBrief(disk.full, disk.error, disk.since_ms),
+        timestamp=now_ms(),
+    )
     return Reply(200, ENCODE(shown))
 
 

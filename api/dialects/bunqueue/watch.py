@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from quorumq.api.events.feed import Feed
 from quorumq.api.host import Host
@@ -32,7 +33,6 @@ AGAIN_S = 30.0
 MEASURE_S = 10.0
 # Rates are of the time since somebody last asked for them, and of this long at least.
 SAMPLE_S = 1.0
-RATES = ("pushPerSec", "pullPerSec", "completePerSec", "failPerSec")
 ENCODE = msgspec.json.Encoder().encode
 
 
@@ -57,6 +57,15 @@ class Full:
         self.is_told = False
 
 
+class Throughput(Struct, forbid_unknown_fields=True, rename="camel"):
+    """Jobs in a second since this node was last asked for them; zeros at first."""
+
+    push_per_sec: float
+    pull_per_sec: float
+    complete_per_sec: float
+    fail_per_sec: float
+
+
 class Watch:
     """The thresholds of one node, and what is beyond them."""
 
@@ -77,7 +86,7 @@ class Watch:
         self._measure_at = 0.0
         # What had gone through all queues when somebody last asked, and the rates that he was told.
         self._seen: tuple[float, tuple[int, ...] | None] = (0.0, None)
-        self._rates = dict.fromkeys(RATES, 0.0)
+        self._rates = Throughput(0.0, 0.0, 0.0, 0.0)
 
     @property
     def interval_s(self) -> float:
@@ -85,7 +94,7 @@ class Watch:
         waits = [wait / 5 for wait in (self.idle_s, self.overload_s) if wait]
         return max(LOOK_MIN_S, min([LOOK_S, *waits]))
 
-    async def rates(self) -> dict[str, float]:
+    async def rates(self) -> Throughput:
         """Return how many jobs were pushed, taken, completed and failed in a second since this was last asked; at first zeros."""
         total: Total = await self._host.node.ask(Totals(), stale=True)
         now, sums = time.monotonic(), (total.pushed, total.pulled, total.completed, total.failed)
@@ -94,10 +103,8 @@ class Watch:
             self._seen = (now, sums)
             if seen is not None:
                 passed = now - seen_at
-                self._rates = {
-                    name: round((after - before) / passed, 2)
-                    for name, before, after in zip(RATES, seen, sums, strict=True)
-                }
+                rates = (round((after - before) / passed, 2) for before, after in zip(seen, sums, strict=True))
+                self._rates = Throughput(*rates)
         return self._rates
 
     async def look(self) -> None:
