@@ -161,6 +161,23 @@ class Engine:
 
     def _join(self, snapshot: str, index: int) -> None:
         """Put the parts together. `snapshot`: name of the one that the state came from, if any, and its `index`."""
+        self._join_raft(index)
+        self._join_storage(snapshot, index)
+        self._join_members()
+        self._handlers: dict[str, Callable[[str, Message], None]] = {
+            "present": self._on_present,
+            **dict.fromkeys(("relay", "relay_ask", "relay_open", "relay_closed"), self._routes.on_message),
+            "digests": self._agreement.on_digests,
+            "vitals": self._vitals.on_vitals,
+            "change": self._changes.on_change,
+            "changed": self._changes.on_changed,
+            **self._exchange.handlers(),
+            **self._snapshots.handlers(),
+        }
+        self._vote_or_not()
+
+    def _join_raft(self, index: int) -> None:
+        """The links to the others, ways round those that are cut, and what is replicated over them."""
         self._links = self._around.links(self.config, self)
         self._routes = Routes(
             self.node_id,
@@ -188,6 +205,9 @@ class Engine:
         self._belonging = Belonging(
             self._replica, self._raft, self._links, self._routes, self._identity, self._driver, self._readiness
         )
+
+    def _join_storage(self, snapshot: str, index: int) -> None:
+        """Snapshots, time, and whether disk and state are sound."""
         self._snapshots = Snapshotting(
             self.config,
             self._folder.snapshots,
@@ -227,6 +247,9 @@ class Engine:
             could_go_on=self._vitals.could_go_on,
             changed=self._vote_or_not,
         )
+
+    def _join_members(self) -> None:
+        """What all members understand, who they are, who leads them, and whether this node counts."""
         self._named = bool(self._replica.cluster_id and self._replica.membership)
         self._log.format = self._format()
         self._levels = Levels(
@@ -282,26 +305,6 @@ class Engine:
             raise_level=self._levels.raise_to,
             lone=self.config.lone,
         )
-        self._handlers: dict[str, Callable[[str, Message], None]] = {
-            "present": self._on_present,
-            **dict.fromkeys(("relay", "relay_ask", "relay_open", "relay_closed"), self._routes.on_message),
-            "digests": self._agreement.on_digests,
-            "vitals": self._vitals.on_vitals,
-            "change": self._changes.on_change,
-            "changed": self._changes.on_changed,
-            "batch": self._exchange.on_batch,
-            "batch_no": self._exchange.on_batch_no,
-            "read": self._exchange.on_read,
-            "read_index": self._exchange.on_read_index,
-            "round": self._exchange.on_round,
-            "round_ok": self._exchange.on_round_ok,
-            "snapshot_begin": self._snapshots.on_begin,
-            "snapshot_piece": self._snapshots.on_piece,
-            "snapshot_held": self._snapshots.on_held,
-            "snapshot_installed": self._snapshots.on_installed,
-            "snapshot_turn": self._snapshots.on_turn,
-        }
-        self._vote_or_not()
 
     def _probation_needed(self) -> bool:
         return not self._identity.held.whole and (bool(self._raft.peers) or bool(self.config.discover))
@@ -606,12 +609,9 @@ class Engine:
         if self._driver.stopped:
             return
         self._terms.check(message, self._raft.term, Clock.now())
-        handler = self._handlers.get(message["type"])
+        handler = self._handlers.get(message["type"], self._raft.receive)
         try:
-            if handler is not None:
-                handler(peer, message)
-            else:
-                self._raft.receive(peer, message)
+            handler(peer, message)
         except AssertionError as error:
             self._driver.fail(error)
             return

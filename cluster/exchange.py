@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from quorumq.cluster.driver import Driver
@@ -52,6 +53,17 @@ class Exchange:
     def attach(self, raft: Raft, routes: Routes, levels: Levels, presence: Presence) -> None:
         """Say by whom it goes. Before anything is asked."""
         self._raft, self._routes, self._levels, self._presence = raft, routes, levels, presence
+
+    def handlers(self) -> dict[str, Callable[[str, Message], None]]:
+        """Return who takes each type of message."""
+        return {
+            "batch": self.on_batch,
+            "batch_no": self.on_batch_no,
+            "read": self.on_read,
+            "read_index": self.on_read_index,
+            "round": self.on_round,
+            "round_ok": self.on_round_ok,
+        }
 
     def settled(self, batch: Batch, outcome: Any) -> None:
         """A batch was applied here."""

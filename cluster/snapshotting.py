@@ -256,6 +256,16 @@ class Snapshotting:
         """This node leads no more, or leads anew: peers ask their leader again for what they need."""
         self._senders.clear()
 
+    def handlers(self) -> dict[str, Callable[[str, Message], None]]:
+        """Return who takes each type of message."""
+        return {
+            "snapshot_begin": self.on_begin,
+            "snapshot_piece": self.on_piece,
+            "snapshot_held": self.on_held,
+            "snapshot_installed": self.on_installed,
+            "snapshot_turn": self.on_turn,
+        }
+
     def on_held(self, peer: str, message: Message) -> None:
         """`peer` holds a part of the snapshot that it is sent."""
         sender = self._senders.get(peer)

@@ -26,6 +26,8 @@ MACHINE = sorted((ROOT / "node" / "machine").rglob("*.py"))
 NO_CIRCLES = ("api", "cli", "cluster", "node")
 # A module that is longer is more than one reads at once.
 LINES_MAX = 700
+# A function that is longer does not stand on a screen.
+FUNCTION_LINES_MAX = 100
 NOT_DETERMINISTIC = {"asyncio", "time", "random", "os", "secrets", "uuid", "datetime", "threading", "socket", "locale"}
 
 
@@ -139,6 +141,18 @@ def test_no_module_is_longer_than_one_reads(package: str) -> None:
         name_of(path): lines
         for path in modules(package)
         if (lines := len(path.read_text("utf-8").splitlines())) > LINES_MAX
+    }
+    assert long == {}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_function_is_longer_than_a_screen(package: str) -> None:
+    long = {
+        f"{name_of(path)} {node.name}": lines
+        for path in modules(package)
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES_MAX
     }
     assert long == {}
 
