@@ -26,7 +26,7 @@ APART = ("tests/simulation/test_simulation.py",)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write the answers of the scenarios anew")
-    parser.addoption("--again", action="store_true", help="run a test of nodes that failed once more")
+    parser.addoption("--again", action="store_true", help="run a test of nodes that failed again, twice at most")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("again"):
         for item in items:
             if _folder(item) in IN_REAL_TIME:
-                item.add_marker(pytest.mark.flaky(reruns=1))
+                item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=10))
     items.sort(key=lambda item: LONGEST.index(folder) if (folder := _folder(item)) in LONGEST else len(LONGEST))
 
 
@@ -43,7 +43,7 @@ def _folder(item: pytest.Item) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Tell why a test was run once more: that it passed then does not make its failure nothing."""
+    """Tell why a test was run again: that it passed then does not make its failure nothing."""
     for report in terminalreporter.getreports("rerun"):
         terminalreporter.write_sep("_", f"failed at first, and was run again: {report.nodeid}")
         terminalreporter.write_line(report.longreprtext)
