@@ -15,9 +15,21 @@ settings.register_profile("long", max_examples=2000, **PATIENT)
 settings.load_profile("quick")
 
 LONGEST = ("simulation", "cluster", "kubernetes", "packaging", "chaos")
-IN_REAL_TIME = (
-    *("api", "chaos", "cli", "clients", "cluster", "consensus", "deploy"),
-    *("documentation", "kubernetes", "outgoing", "packaging", "versions"),
+IN_REAL_TIME = frozenset(
+    [
+        "api",
+        "chaos",
+        "cli",
+        "clients",
+        "cluster",
+        "consensus",
+        "deploy",
+        "documentation",
+        "kubernetes",
+        "outgoing",
+        "packaging",
+        "versions",
+    ]
 )
 """Folders whose tests start nodes or servers, which miss a deadline when the machine stands still."""
 APART = ("tests/simulation/test_simulation.py",)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from quorumq.node.machine.state import State
 
 # What can be resumed: so many events; one with a long text counts as several.
-RING_WEIGHT = 20_000
+RECENT_WEIGHT = 20_000
 # More than one entry ever has messages.
 PLACES = 10**9
 # Changes of a queue within this time are one change to those who follow its counts.
@@ -195,8 +195,8 @@ class Feed:
             return None
         return self._past(list(self._recent), last, queue)
 
-    def _past(self, ring: list[Past], last: Id, queue: str) -> Iterator[Message]:
-        for past in ring:
+    def _past(self, recent: list[Past], last: Id, queue: str) -> Iterator[Message]:
+        for past in recent:
             if past.entry < last.entry:
                 continue
             place = 0
@@ -244,7 +244,7 @@ class Feed:
     def _keep(self, past: Past) -> None:
         self._recent.append(past)
         self._recent_weight += weight(past)
-        while self._recent_weight > RING_WEIGHT:
+        while self._recent_weight > RECENT_WEIGHT:
             oldest = self._recent.popleft()
             self._recent_weight -= weight(oldest)
             self._floor = Id(oldest.entry, PLACES)

@@ -13,7 +13,8 @@ from typing import Any
 
 from quorumq.cluster.addresses import is_host, split_address
 
-NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NODE_ID_CHARS_MAX = 63
+NODE_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NODE_ID_CHARS_MAX - 1}}}")
 PEER_PORT = 7790
 
 

@@ -303,7 +303,7 @@ def test_ids() -> None:
 
 
 async def test_the_ring_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "RING_WEIGHT", 5)
+    monkeypatch.setattr(feed, "RECENT_WEIGHT", 5)
     machine = Machine()
     told = Feed(machine, render, lambda state, queue: b"{}")
     ear = Ear()

@@ -235,11 +235,17 @@ def test_a_round_begun_before_the_question_proves_nothing() -> None:
     assert answers[-1] == ("second", 12)
 
 
-def test_a_round_of_five_needs_two_others() -> None:
+def asked_of_five() -> tuple[Rounds, list[int | None]]:
+    """Return the rounds of a leader of five nodes, whom a reader has asked, and what that is told."""
     rounds = Rounds(lambda number: None)
     answers: list[int | None] = []
     rounds.ask(answers.append)
     rounds.drive(leads=True, ready=True, commit_index=10, quorum=3, now=0.0)
+    return rounds, answers
+
+
+def test_a_round_of_five_needs_two_others() -> None:
+    rounds, answers = asked_of_five()
     rounds.confirmed("n2", 1, 3)
     rounds.confirmed("n2", 1, 3)
     assert answers == [], "one of them, however often"
@@ -248,10 +254,7 @@ def test_a_round_of_five_needs_two_others() -> None:
 
 
 def test_a_round_that_is_begun_again_is_confirmed_anew() -> None:
-    rounds = Rounds(lambda number: None)
-    answers: list[int | None] = []
-    rounds.ask(answers.append)
-    rounds.drive(leads=True, ready=True, commit_index=10, quorum=3, now=0.0)
+    rounds, answers = asked_of_five()
     rounds.confirmed("n2", 1, 3)
     rounds.drive(leads=True, ready=True, commit_index=11, quorum=3, now=ROUND_S * 1.5)
     rounds.confirmed("n3", 2, 3)

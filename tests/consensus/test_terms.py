@@ -275,21 +275,27 @@ async def test_a_leader_is_confirmed_by_voters_of_its_term(tmp_path: Path, who: 
         await driven.engine.stop(transfer=False)
 
 
+def handing_over(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have each hand-over succeed at once; return to whom they were, as they come."""
+    asked: list[str] = []
+
+    def transfer(peer: str) -> bool:
+        asked.append(peer)
+        driven.raft.step_down()
+        return True
+
+    monkeypatch.setattr(driven.raft, "transfer", transfer)
+    return asked
+
+
 async def test_leadership_goes_to_nobody_whose_state_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driven = Driven(tmp_path, "f" * 32)
     await driven.start()
     try:
         driven.lead()
-        asked: list[str] = []
-
-        def transfer(peer: str) -> bool:
-            asked.append(peer)
-            driven.raft.step_down()
-            return True
-
+        asked = handing_over(driven, monkeypatch)
         # n3 would be chosen: of those that are equally far the one whose name comes last.
         monkeypatch.setattr(Agreement, "suspects", property(lambda self: ["n3"]))
-        monkeypatch.setattr(driven.raft, "transfer", transfer)
         assert await driven.engine.transfer_leadership()
         assert asked == ["n2"]
     finally:
@@ -303,14 +309,7 @@ async def test_a_leader_whose_state_differs_gives_up_to_those_that_agree(
     await driven.start()
     try:
         driven.lead()
-        asked: list[str] = []
-
-        def transfer(peer: str) -> bool:
-            asked.append(peer)
-            driven.raft.step_down()
-            return True
-
-        monkeypatch.setattr(driven.raft, "transfer", transfer)
+        asked = handing_over(driven, monkeypatch)
         driven.engine._agreement._conclude(["n2"], 4)
         driven.engine._driver.drive()
         await until(lambda: asked)

@@ -16,11 +16,10 @@ from quorumq.cluster.addresses import split_address
 from quorumq.cluster.membership import ChangeRefused
 from quorumq.cluster.status import Member
 
-from ...settings.values import NODE_ID
+from ...settings.values import NODE_ID, NODE_ID_CHARS_MAX
 from .reading import read
 
 LEVEL_MAX = 1_000_000
-NODE_CHARS_MAX = 63
 # A name of the DNS, a colon and a port.
 ADDRESS_CHARS_MAX = 259
 REFUSED = "The change cannot be made now; `error` says why. Nothing was changed."
@@ -63,7 +62,7 @@ class AddBody(Struct):
         str,
         Meta(
             description="Its NODE_ID.",
-            max_length=NODE_CHARS_MAX,
+            max_length=NODE_ID_CHARS_MAX,
             extra_json_schema={"pattern": f"^{NODE_ID.pattern}$"},
         ),
     ]
@@ -79,7 +78,7 @@ class AddBody(Struct):
 
 class TransferBody(Struct):
     to: Annotated[
-        Annotated[str, Meta(max_length=NODE_CHARS_MAX)] | None,
+        Annotated[str, Meta(max_length=NODE_ID_CHARS_MAX)] | None,
         Meta(description="Who is to lead; left out, the voter that is furthest ahead."),
     ] = None
 
