@@ -8,6 +8,7 @@ data. All of them have to agree; the texts are those of the documented server.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Set
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
@@ -140,6 +141,11 @@ def add(call: Call) -> AddFlow:
     nodes = decoded(call.body, FLOW.decode, loose_flow).jobs
     if nodes is None:
         raise Invalid("flow jobs must be an array")
+    return planned(nodes)
+
+
+def planned(nodes: list[FlowNode]) -> AddFlow:
+    """Check a flow, and say how it is added. Raises Invalid."""
     if len(nodes) > JOBS_MAX:
         raise Invalid(f"flow exceeds the {JOBS_MAX} job limit")
     by_id: dict[str, FlowNode] = {}
@@ -148,8 +154,10 @@ def add(call: Call) -> AddFlow:
         if node.id in by_id:
             raise Invalid(f"duplicate flow job id: {node.id}")
         by_id[str(node.id)] = node
+    # As sets: of 10,000 children each is looked for among all of them.
+    owned = {job_id: frozenset(cast(FlowInput, node.input).children_ids or ()) for job_id, node in by_id.items()}
     for node in nodes:
-        check_edges(node, by_id)
+        check_edges(node, by_id, owned)
     check_acyclic(by_id)
     return AddFlow(in_order(nodes, by_id))
 
@@ -217,14 +225,14 @@ def policy_of(given: FlowInput) -> OnChildFailure:
     return chosen[0] if chosen else "wait"
 
 
-def check_edges(node: FlowNode, by_id: dict[str, FlowNode]) -> None:
-    """Check that all that is said of a job's edges agrees. Raises Invalid."""
+def check_edges(node: FlowNode, by_id: dict[str, FlowNode], owned: Mapping[str, Set[str]]) -> None:
+    """Check that all that is said of a job's edges agrees. owned: the children of each job. Raises Invalid."""
     given = cast(FlowInput, node.input)
     depends, children = given.depends_on or [], given.children_ids or []
     wanted = set(depends)
     if len(wanted) != len(depends):
         raise Invalid(f"duplicate dependency in flow job: {node.id}")
-    if len(set(children)) != len(children):
+    if len(owned[str(node.id)]) != len(children):
         raise Invalid(f"duplicate child in flow job: {node.id}")
     for other in depends:
         if other not in by_id:
@@ -241,7 +249,7 @@ def check_edges(node: FlowNode, by_id: dict[str, FlowNode]) -> None:
         parent = by_id.get(given.parent_id)
         if parent is None:
             raise Invalid(f"flow parent not found: {given.parent_id}")
-        if node.id not in (cast(FlowInput, parent.input).children_ids or ()):
+        if node.id not in owned[given.parent_id]:
             raise Invalid(f"flow parent {given.parent_id} does not own child {node.id}")
         if edges.parent != given.parent_id or edges.queue != parent.queue:
             raise Invalid(f"flow child {node.id} metadata does not match parent {given.parent_id}")
@@ -289,7 +297,7 @@ def in_order(nodes: list[FlowNode], by_id: dict[str, FlowNode]) -> list[FlowJob]
         node = ahead.popleft()
         given, job_id = cast(FlowInput, node.input), str(node.id)
         children = given.children_ids or []
-        others = set(given.depends_on or ()) - set(children)
+        others = set(given.depends_on or ()).difference(children)
         place = -1 if given.parent_id is None else places[given.parent_id]
         depends = [one for one in given.depends_on or () if one in others]
         is_custom = given.custom_id is not None or given.job_id is not None
