@@ -44,7 +44,7 @@ def to_docs(call: Call) -> Reply | None:
     return Reply(302, b"", TEXT, b"Location: %bdocs\r\n%b" % (up.encode(), VARY))
 
 
-def places(apis: dict[str, str]) -> Reply:
+def show_apis(apis: dict[str, str]) -> Reply:
     """Tell a program what is where."""
     found = Places(True, "quorumq", VERSION, "/docs", "/openapi.json", "/readyz", apis)
     return Reply(200, msgspec.json.encode(found), headers=VARY)

@@ -15,11 +15,11 @@ from .auth import Access, Grant
 from .certificates import Certificate
 from .disk import DiskWatch
 from .door import Door, descriptor_max
-from .lately import Lately
 from .latency import Latency
 from .limits import Bodies, Pace, Proxies, RequestLimit
 from .metrics import DurationHistogram
 from .origins import Origins
+from .recent_keys import RecentKeys
 from .request import Call
 
 # Requests under way at once, long polls included; each takes a few kilobytes.
@@ -123,7 +123,7 @@ class Host:
             {"open", "job"} if config.metrics_auth else {"open", "job", "metrics"}
         )
         # Queues whose groups were limited as a pull said, lately.
-        self.groups_set = Lately(GROUPS_SET_S)
+        self.groups_set = RecentKeys(GROUPS_SET_S)
         self.disk = DiskWatch(config.data_path)
         self.writes = DurationHistogram()
         self.latency = Latency()

@@ -21,7 +21,7 @@ _STALL_S = 0.25
 
 
 class Pace(Protocol):
-    """How fast (cluster/surroundings.py)."""
+    """How fast (cluster/environment.py)."""
 
     tick_s: float
     slice_s: float

@@ -22,6 +22,7 @@ from quorumq.cluster.changes import Changes
 from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.discovery import Who
 from quorumq.cluster.driver import Driver
+from quorumq.cluster.environment import NodeEnvironment
 from quorumq.cluster.errors import LogDamaged, NotApplied, Unavailable
 from quorumq.cluster.exchange import Exchange
 from quorumq.cluster.finder import Finder
@@ -48,7 +49,6 @@ from quorumq.cluster.seams import Clock
 from quorumq.cluster.snapshotting import Snapshotting
 from quorumq.cluster.status import Readiness, Status, members
 from quorumq.cluster.submit import Done
-from quorumq.cluster.surroundings import Surroundings
 from quorumq.cluster.terms import RUN_AWAY, Terms
 from quorumq.cluster.vitals import Vitals
 
@@ -62,12 +62,12 @@ _ALONE_S = 1.5
 class Engine:
     """A member of the cluster."""
 
-    def __init__(self, config: ClusterConfig, machine: StateMachine, surroundings: Surroundings | None = None) -> None:
+    def __init__(self, config: ClusterConfig, machine: StateMachine, around: NodeEnvironment | None = None) -> None:
         config.validate()
         self.config = config
         self.node_id = config.node_id
         self.machine = machine
-        self._around = surroundings or Surroundings()
+        self._around = around or NodeEnvironment()
         self._replica = Replica(machine, lambda batch, outcome: self._exchange.settled(batch, outcome))
         self.metrics = ReplicationMetrics()
         self._hearing = Hearing()

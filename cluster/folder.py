@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from quorumq.cluster.surroundings import Surroundings
+from quorumq.cluster.environment import NodeEnvironment
 
 log = logging.getLogger("quorumq.cluster")
 
@@ -26,7 +26,7 @@ class Closes(Protocol):
 class Folder:
     """Takes the directory. Raises OSError when it is not to be had."""
 
-    def __init__(self, directory: Path, around: Surroundings) -> None:
+    def __init__(self, directory: Path, around: NodeEnvironment) -> None:
         self.root = around.disk(directory)
         self._lock = around.lock(directory)
         self.log = around.disk(directory / "log")

@@ -36,8 +36,8 @@ _INDEX_LEAP = 1 << 40
 _Put = Callable[[], Iterator[None]]
 
 
-class SnapshotSurroundings(Protocol):
-    """What snapshots need of the machine (cluster/surroundings.py)."""
+class SnapshotEnvironment(Protocol):
+    """What snapshots need of the machine (cluster/environment.py)."""
 
     def snapshot_writer(self) -> snapshots.Writer: ...
     def wall_ms(self) -> int: ...
@@ -61,7 +61,7 @@ class Snapshotting:
         raft: Raft,
         replica: Replica,
         driver: Driver,
-        around: SnapshotSurroundings,
+        around: SnapshotEnvironment,
         metrics: ReplicationMetrics,
         *,
         cluster_id: Callable[[], str],

@@ -31,9 +31,9 @@ from quorumq.node.machine.operations.requests import GetOutcome, Idempotent
 from quorumq.node.machine.operations.runs import FinishAndPull, Finished, Pulled, PullJobs, ReleaseJobs
 from quorumq.node.machine.refusals import KeyNeedsScope, LevelTooLow
 from quorumq.node.machine.state.job import COMPLETED, Job
+from quorumq.node.proposals import propose_once
 from quorumq.node.split_large import is_large, split_large
 from quorumq.node.stream_readers import StreamReaders
-from quorumq.node.telling import mention
 
 if TYPE_CHECKING:
     from quorumq.cluster.status import Status
@@ -402,7 +402,7 @@ class Node:
         if not taken:
             return
         # When that is not heard, their locks, or stall detection, bring them back.
-        mention(self.batcher, ReleaseJobs(taken, once and self._key(once)), self.timeout_s)
+        propose_once(self.batcher, ReleaseJobs(taken, once and self._key(once)), self.timeout_s)
 
     # -- Waiting for an end
 

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from quorumq.api.auth import Access, Grant, bearer_or_bare
-from quorumq.api.front import Places, places, to_docs
+from quorumq.api.front import Places, show_apis, to_docs
 from quorumq.api.openapi import document
 from quorumq.api.reply import HTML, JSON, Reply
 from quorumq.api.request import Answer, Call, Route
@@ -65,7 +65,7 @@ class Pages:
     async def root(self, call: Call) -> Reply:
         """Say what is where."""
         apis = {dialect.name: prefix or "/" for dialect, prefix in self._mounts if dialect.name in APIS}
-        return to_docs(call) or places(apis)
+        return to_docs(call) or show_apis(apis)
 
     async def openapi(self, call: Call) -> Reply:
         """Describe every route of this listener."""

@@ -37,7 +37,7 @@ from quorumq.node.machine.refusals import ChildrenFailed, ChildrenPending, Refus
 from quorumq.node.machine.state.job import LOCK_MS, Job
 from quorumq.node.machine.state.pusher import CLOSED, Circuit, Pushers
 from quorumq.node.machine.state.queue import Queue
-from quorumq.node.telling import AGAIN_S, insist, mention
+from quorumq.node.proposals import AGAIN_S, propose_once, propose_until_answered
 
 from .budget import SMALL_BYTES
 from .client import CannotConnect, Client, TimedOut
@@ -201,7 +201,7 @@ class PushWorkers:
             self._client.close()
 
     def _mention(self, operation: Operation) -> asyncio.Future[Any] | None:
-        return mention(self._batcher, operation, self._timeout_s)
+        return propose_once(self._batcher, operation, self._timeout_s)
 
     # -- What the log brings
 
@@ -475,7 +475,7 @@ class PushWorkers:
                 delivery.serving.calls -= 1
                 self._looking[delivery.serving] = None
         self._telling += 1
-        future = insist(self._batcher, operation, _turned_down, self._timeout_s, self._goes_on)
+        future = propose_until_answered(self._batcher, operation, _turned_down, self._timeout_s, self._goes_on)
         future.add_done_callback(partial(self._told, deliveries))
 
     def _goes_on(self) -> bool:
@@ -561,7 +561,9 @@ class PushWorkers:
         def wanted() -> bool:
             return not self._stopped and self._loop.time() < until and any(one in self._held for one in due)
 
-        insist(self._batcher, operation, _nothing, self._timeout_s, wanted).add_done_callback(self._extended)
+        propose_until_answered(self._batcher, operation, _nothing, self._timeout_s, wanted).add_done_callback(
+            self._extended
+        )
 
     def _extended(self, future: asyncio.Future[None]) -> None:
         error = None if future.cancelled() else future.exception()

@@ -25,7 +25,7 @@ from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operation import Entry, Operation
 from quorumq.node.machine.operations.webhooks import NoteDelivered, NoteUndeliverable
 from quorumq.node.machine.state.webhook import Delivery, Webhook
-from quorumq.node.telling import insist, mention
+from quorumq.node.proposals import propose_once, propose_until_answered
 
 from .client import Client, Target, TimedOut, lines_of
 from .egress import caller_of, webhook_policy
@@ -177,7 +177,7 @@ class WebhookDeliveries(LeaderDuty):
         except asyncio.CancelledError:
             # This node leads no more. What has arrived can still be said, to whoever leads now, and need not come again.
             if arrived is not None:
-                mention(self._batcher, arrived, NOTE_TIMEOUT_S)
+                propose_once(self._batcher, arrived, NOTE_TIMEOUT_S)
             raise
         if arrived is not None:
             await self._note(arrived)
@@ -228,7 +228,7 @@ class WebhookDeliveries(LeaderDuty):
     async def _note(self, operation: Operation) -> None:
         """Have the log take note of an outcome, however long that takes; not doing it means delivering again."""
         with contextlib.suppress(ClusterError):
-            await insist(self._batcher, operation, _nothing, NOTE_TIMEOUT_S, self._goes_on)
+            await propose_until_answered(self._batcher, operation, _nothing, NOTE_TIMEOUT_S, self._goes_on)
 
     def _goes_on(self) -> bool:
         return self._leads and not self._stopped

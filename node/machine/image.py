@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 
 from quorumq.cluster.errors import NotUnderstood
 from quorumq.node.machine.levels import KNOWN
-from quorumq.node.machine.lifecycle import places, retention, unique_keys
+from quorumq.node.machine.lifecycle import indexes, retention, unique_keys
 from quorumq.node.machine.state.bullmq import BullMQ
 from quorumq.node.machine.state.bullmq.facts import QueueFacts, weight_of_facts
 from quorumq.node.machine.state.bullmq.metas import weight_of as weight_of_meta
@@ -632,11 +632,11 @@ def _place(state: State, queue: Queue, jobs: list[Job]) -> None:
             created_at = job.created_at
         if job.run_at == created_at:
             job.run_at = created_at
-        places.place(state, queue, job)
+        indexes.restore(state, queue, job)
 
 
 def _close(state: State, queue: Queue | None) -> Iterator[None]:
-    """Put the jobs of a queue, which came by state, into the order of their births."""
+    """Put the jobs of a queue, which came by state, into the order of their creation."""
     if queue is None or not queue.jobs:
         return
     if state.level >= 1:

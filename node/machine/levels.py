@@ -8,7 +8,7 @@ Level 1, each rule with what holds below it:
 
 * `cron.fire`: a time that is skipped because the last job is unfinished does not use up the cron's limit. Below: it does.
 * A lifo job that comes back (a failed run, a stall, the end of a delay, dlq.retry), or waits for no other job any more, comes first.
-  Below: where its birth puts it.
+  Below: where its creation puts it.
 * A run that takes longer than its `timeout` is a stall, too: it counts as one, says `job:stalled`, and too many of them end the job.
   Below: it is a failed run and no more.
 * `job.clear_logs` and `key.free_of_job` with `known` are refused for an unknown job. Below: they do nothing.
@@ -49,7 +49,7 @@ Level 1, each rule with what holds below it:
   that has most loses its oldest, of which a digest stays: a repeat is refused as `key_forgotten`. One without a scope is refused,
   for its sender to send it again. Below: keys hold their token's text, the oldest of all go first, and a repeat of those is applied anew.
 * Flows (`flow.add` and its siblings, `job.remove` with `children`, `job.push` with `ties`): a job's record says what ties it to
-  others (`TiedDependencies`), and whatever ends, revives or removes it tells them (`lifecycle/families.py`). Below: no job is tied.
+  others (`TiedDependencies`), and whatever ends, revives or removes it tells them (`lifecycle/parents.py`). Below: no job is tied.
 * BullMQ's backend protocol (all operations named `bullmq.…`): streams of events, fields of queues, sessions, who is connected, long logs
   (`state/bullmq/`, `state/logs.py`). Below: there is none of it.
 """

@@ -163,7 +163,7 @@ def test_rules_are_applied_in_order_and_once() -> None:
         raise Invalid(f"{name}: {value}")
 
     assert says("A text.", low=1, default=5).extra_json_schema == {"x-default": 5, "minimum": 1}
-    body = BODIES["quorumq.api.dialects.bunqueue.taking.PullBody"](count=0, timeout=-1)
+    body = BODIES["quorumq.api.dialects.bunqueue.pulling.PullBody"](count=0, timeout=-1)
     with pytest.raises(Invalid, match="count must be at least 1"):
         apply(body)
     with pytest.raises(Invalid, match="count is required"):

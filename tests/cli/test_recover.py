@@ -17,12 +17,12 @@ from quorumq.cli import recover
 from quorumq.cluster import backup, codec, identity, snapshots
 from quorumq.cluster.disk import Disk
 from quorumq.cluster.engine import Engine
+from quorumq.cluster.environment import NodeEnvironment
 from quorumq.cluster.errors import LogDamaged
 from quorumq.cluster.identity import Identity
 from quorumq.cluster.log import Log
 from quorumq.cluster.membership import ChangeRefused
 from quorumq.cluster.replica import Batch, encode_batches
-from quorumq.cluster.surroundings import Surroundings
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operations.jobs import PushJobs
 from quorumq.node.machine.operations.runs import PullJobs
@@ -166,7 +166,7 @@ async def test_a_cluster_whose_term_ran_away_is_recovered(tmp_path: Path, caplog
         await cluster.nodes["n2"].submit(PushJobs("mail", [JobSpec(id="new", data=b"2")]))
 
 
-class Ahead(Surroundings):
+class Ahead(NodeEnvironment):
     """A machine whose clock is a year ahead."""
 
     def wall_ms(self) -> int:

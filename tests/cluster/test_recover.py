@@ -179,9 +179,9 @@ async def test_a_cluster_whose_term_ran_away_goes_on() -> None:
 YEAR_S = 365 * 24 * 3600
 # The program on a machine whose wall clock is a year ahead.
 AHEAD = f"""
-from quorumq.cluster.surroundings import Surroundings
-right = Surroundings.wall_ms
-Surroundings.wall_ms = lambda self: right(self) + {YEAR_S} * 1000
+from quorumq.cluster.environment import NodeEnvironment
+right = NodeEnvironment.wall_ms
+NodeEnvironment.wall_ms = lambda self: right(self) + {YEAR_S} * 1000
 from quorumq.cli.main import main
 main()
 """

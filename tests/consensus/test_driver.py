@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from quorumq.cluster.driver import Driver
+from quorumq.cluster.environment import NodeEnvironment
 from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.seams import Clock
-from quorumq.cluster.surroundings import Surroundings
 
 
 def driver(stalled: object = None) -> tuple[Driver, list[float]]:
@@ -20,7 +20,7 @@ def driver(stalled: object = None) -> tuple[Driver, list[float]]:
         if isinstance(stalled, Exception):
             raise stalled
 
-    made = Driver(Surroundings(), ReplicationMetrics(), lambda: steps.append(Clock.now()), stall)
+    made = Driver(NodeEnvironment(), ReplicationMetrics(), lambda: steps.append(Clock.now()), stall)
     made.attach(asyncio.get_running_loop())
     return made, steps
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from quorumq.cluster.engine import Engine
-from quorumq.cluster.surroundings import Surroundings
+from quorumq.cluster.environment import NodeEnvironment
 from tests.consensus.counting import Recorder
 from tests.consensus.disks import MemoryDisk, MemoryFile, _Handle
 from tests.consensus.test_engine import Cluster, fresh, until, write
@@ -141,7 +141,7 @@ class AtOnce:
         self._next = None
 
 
-class Machine(Surroundings):
+class Machine(NodeEnvironment):
     """A computer whose disks stay when the process on it ends, and are watched while `watching`."""
 
     def __init__(self, files: Files | None = None) -> None:

@@ -20,13 +20,13 @@ import pytest
 
 from quorumq.cluster import codec, messages
 from quorumq.cluster.engine import Engine
+from quorumq.cluster.environment import NodeEnvironment
 from quorumq.cluster.errors import NotUnderstood
 from quorumq.cluster.frames import frame
 from quorumq.cluster.handshake import PROTOCOL, LinkListener, proof_of
 from quorumq.cluster.log import Log
 from quorumq.cluster.raft import Raft
 from quorumq.cluster.replica import Batch, Replica, encode_batches
-from quorumq.cluster.surroundings import Surroundings
 from tests.consensus.counting import Recorder
 from tests.consensus.disks import MemoryDisk
 from tests.consensus.mutate import Mutator, Recorded, record
@@ -235,7 +235,7 @@ async def test_a_member_that_sends_nonsense_stops_nobody(tmp_path: Path, recorde
     await fuzz_by_a_member(tmp_path, recorded, seed, 3000)
 
 
-class Alone(Surroundings):
+class Alone(NodeEnvironment):
     """Memory for a disk, links that lead nowhere, and the id of the cluster whose messages were recorded."""
 
     def __init__(self, cluster_id: str) -> None:

@@ -101,7 +101,7 @@ DAMAGES: dict[str, Callable[[State], Any]] = {
     ),
     "a digest of a forgotten key": lambda state: state.outcomes._scopes["mailer"].forgotten.slices[0].add(9),
     "a key with a time of its own": lambda state: state.throttles.pop(),
-    "the number of the next birth": lambda state: setattr(state, "seq", state.seq + 1),
+    "the number of the next job": lambda state: setattr(state, "seq", state.seq + 1),
     "an id that is remembered": lambda state: state.remembered.add(("x",)),
 }
 

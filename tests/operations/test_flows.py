@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quorumq.node.machine.lifecycle.endings import CLIMB_MAX
+from quorumq.node.machine.lifecycle.finishing import CASCADE_MAX
 from quorumq.node.machine.lifecycle.flows import JOBS_MAX, LEVELS_MAX
 from quorumq.node.machine.operations.dlq import PurgeDlq, RetryDlq
 from quorumq.node.machine.operations.flows import (
@@ -265,7 +265,7 @@ def test_a_failure_climbs_as_far_as_the_policies_say(world: World, bull: bool) -
 def test_a_failure_that_climbs_far_goes_on_with_the_entries_that_follow(world: World) -> None:
     # A chain is built from its leaf, so that it may be deeper than a flow may be added.
     world.push("q", "job-0", max_attempts=1)
-    depth = CLIMB_MAX + 500
+    depth = CASCADE_MAX + 500
     for i in range(1, depth):
         world.push("q", f"job-{i}", max_attempts=1)
         world.do(AttachChild(f"job-{i - 1}", f"job-{i}"))

@@ -11,7 +11,7 @@ import pytest
 from quorumq.cluster.errors import NotUnderstood
 from quorumq.node.machine import levels
 from quorumq.node.machine.image import ImageDamaged
-from quorumq.node.machine.lifecycle import births, places, runs
+from quorumq.node.machine.lifecycle import creation, indexes, runs
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operation import CATALOGUE
 from quorumq.node.machine.operations.clock import AdvanceClock
@@ -101,7 +101,7 @@ def test_a_bug_in_the_passing_of_time_does_not_stop_the_log(monkeypatch: pytest.
 
     world = World()
     world.push(delay_ms=5)
-    monkeypatch.setattr(places, "undelay", broken)
+    monkeypatch.setattr(indexes, "undelay", broken)
     world.wait(5)
     assert world.machine.errors == 1
     assert world.push() == "job-2"
@@ -112,7 +112,7 @@ def test_running_out_of_memory_is_not_an_outcome(monkeypatch: pytest.MonkeyPatch
         raise MemoryError
 
     machine = Machine()
-    monkeypatch.setattr(births, "push", full)
+    monkeypatch.setattr(creation, "push", full)
     with pytest.raises(MemoryError):
         machine.apply(1, START_MS, [encode([PushJobs("q", [JobSpec("a", b"1")])])])
 

@@ -292,7 +292,7 @@ def test_cleaning_does_not_walk_over_all_that_wait(world: World) -> None:
     world.do(PushJobs("q", [job_spec(f"j{i}", b"1") for i in range(200)]))
     queue = world.machine.state.queues["q"]
     for state in ("delayed", "prioritized", "lowered"):
-        assert len(list(CleanQueue("q", 0, state).in_order_of_birth(queue))) <= 1
+        assert len(list(CleanQueue("q", 0, state).in_creation_order(queue))) <= 1
 
 
 @pytest.mark.parametrize("state", FINISHED)

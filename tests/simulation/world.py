@@ -15,10 +15,10 @@ import quorumq.cluster.seams
 from quorumq.cluster import snapshots
 from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.engine import Engine
+from quorumq.cluster.environment import NodeEnvironment
 from quorumq.cluster.errors import ClusterError, LogDamaged, Removed
 from quorumq.cluster.handshake import LinkListener
 from quorumq.cluster.log import _MARK, read_record
-from quorumq.cluster.surroundings import Surroundings
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operations.adding import AddJobs
 from quorumq.node.machine.operations.job_reads import GetJobState
@@ -103,7 +103,7 @@ class _SimWriter:
             self._end.cancel()
 
 
-class _SimSurroundings(Surroundings):
+class _SimEnvironment(NodeEnvironment):
     tick_s = 0.05
     slice_s = 0.0
 
@@ -256,7 +256,7 @@ class World:
         host.starting = True
         process = host.process = Process(name)
         machine = Machine()
-        engine = Engine(self.config(name), machine, _SimSurroundings(self, host))
+        engine = Engine(self.config(name), machine, _SimEnvironment(self, host))
         self._watch(name, engine)
         try:
             await self.loop.create_task(engine.start(), context=process.context())

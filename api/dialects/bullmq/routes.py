@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quorumq.api.front import VARY, accepts, places, to_docs
+from quorumq.api.front import VARY, accepts, show_apis, to_docs
 from quorumq.api.reply import TEXT, Reply
 from quorumq.api.request import Call, Route
 from quorumq.api.rows import Text, grouped, plain
@@ -16,7 +16,7 @@ async def banner(call: Call) -> Reply:
     if (docs := to_docs(call)) is not None:
         return docs
     if accepts(call, "application/json"):
-        return places({"bullmq": call.template.rstrip("/") or "/", "openarchiver": "/v1/jobs"})
+        return show_apis({"bullmq": call.template.rstrip("/") or "/", "openarchiver": "/v1/jobs"})
     return Reply(200, b"quorumq %b: BullMQ Proxy's API; its description is at /docs\n" % VERSION.encode(), TEXT, VARY)
 
 

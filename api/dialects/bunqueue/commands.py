@@ -28,7 +28,7 @@ from quorumq.node.machine.operations.runs import AckedBatch, AckJobs, Pulled, Pu
 from quorumq.node.machine.refusals import JobNotActive, JobNotFound, LockLost, Refusal
 from quorumq.node.node import Once
 
-from . import finishing, pull_groups, replies, taking
+from . import finishing, pull_groups, pulling, replies
 from .values import check_queue, read
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Commands:
             body = with_count(fields)
         call = CommandCall(host, request, self.rows[name][1], {"queue": queue}, {}, body, grant)
         bound = "detach" not in fields or value_of(fields["detach"]) is not True
-        show = one_with_token if name == "PULL" else taking.pulled_many
+        show = one_with_token if name == "PULL" else pulling.pulled_many
 
         def view(reply: Pulled) -> bytes | Refusal:
             if bound:
@@ -170,7 +170,7 @@ class Commands:
             return show(reply)
 
         async def handler(call: Call) -> Reply:
-            operation, wait_ms, group = taking.asked_for_several(call)
+            operation, wait_ms, group = pulling.asked_for_several(call)
             if group is not None:
                 await pull_groups.keep_to(call, pull_groups.usual_of(operation.queue, group))
             with host.latency.timing(operation, wait_ms):
@@ -246,7 +246,7 @@ def with_count(fields: Mapping[str, Raw]) -> bytes:
 
 
 def one_with_token(reply: Pulled) -> bytes:
-    text = taking.pulled_one(reply)
+    text = pulling.pulled_one(reply)
     if reply.tokens is None:
         return text
     return b'%b,"token":%b}' % (text[:-1], ENCODE(reply.tokens[0] if reply.tokens else None))

@@ -17,16 +17,16 @@ from . import (
     logs,
     monitoring,
     overview,
+    pulling,
     pushing,
     queues,
-    taking,
     webhooks,
     workers,
 )
 
 ROUTES: tuple[Route, ...] = (
     *pushing.ROUTES,
-    *taking.ROUTES,
+    *pulling.ROUTES,
     *finishing.ROUTES,
     *jobs.ROUTES,
     *locking.ROUTES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from quorumq.node.machine.lifecycle import places
+from quorumq.node.machine.lifecycle import indexes
 from quorumq.node.machine.state.job import COMPLETED, DELAYED, FAILED, WAITING, Job, JobSpec, LogLine
 from quorumq.node.machine.state.logs import LOG_LINES_MAX
 from quorumq.node.machine.state.state import State
@@ -29,9 +29,9 @@ def renew(state: State, job: Job, spec: JobSpec) -> None:
     """Give a job that waits other data and options; among those of its priority it keeps its place."""
     if job.opts != spec.opts:
         queue = state.queues[job.queue]
-        places.leave(state, queue, job)
+        indexes.leave(state, queue, job)
         job.opts = state.shared(spec.opts)
-        places.line_up(state, queue, job)
+        indexes.enqueue(state, queue, job)
     update_data(state, job, spec.data)
 
 
@@ -40,13 +40,13 @@ def change_priority(state: State, job: Job, priority: int, *, first: bool = Fals
     queue = state.queues[job.queue]
     opts = state.shared(msgspec.structs.replace(job.opts, priority=priority))
     if job.state in (WAITING, DELAYED):
-        places.leave(state, queue, job)
+        indexes.leave(state, queue, job)
         job.opts = opts
         if first:
-            places.come_first(state, job)
+            indexes.rejoin(state, job, first=True)
         elif not opts.lifo:
-            places.rejoin_by_options(state, job)
-        places.line_up(state, queue, job)
+            indexes.rejoin_by_options(state, job)
+        indexes.enqueue(state, queue, job)
     else:
         job.opts = opts
     state.mark += job.seq * 37

@@ -5,9 +5,9 @@ from __future__ import annotations
 from quorumq.node.machine.events import JobLockExpired, WorkerRemovedStale
 from quorumq.node.machine.lifecycle import (
     dependencies,
-    endings,
+    finishing,
     groups,
-    places,
+    indexes,
     removal,
     retention,
     revival,
@@ -50,7 +50,7 @@ def settle(state: State, limit: int = ADVANCE_MAX) -> int:
     if state.unreleased:
         dependencies.release_more(state, ADVANCE_MAX)
     if state.failing:
-        endings.fail_parents(state, ADVANCE_MAX)
+        finishing.fail_parents(state, ADVANCE_MAX)
     if state.overfull:
         retention.trim_more(state)
     if state.retiming:
@@ -101,7 +101,7 @@ def fire_timer(state: State, job: Job) -> None:
     elif job.expires_at and job.expires_at <= now_ms:
         removal.expire(state, job)
     elif job.state == DELAYED:
-        places.undelay(state, job)
+        indexes.undelay(state, job)
 
 
 def check_stalled(state: State, queue: Queue) -> None:

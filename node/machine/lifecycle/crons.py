@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine.events import CronDeleted, CronFired, CronSkipped
-from quorumq.node.machine.lifecycle import births, unique_keys
+from quorumq.node.machine.lifecycle import creation, unique_keys
 from quorumq.node.machine.state.job import DELAYED, WAITING, Job, next_id, scoped_id
 from quorumq.node.machine.state.schedule import Cron
 from quorumq.node.machine.state.state import State
@@ -28,7 +28,7 @@ def fire(state: State, cron: Cron, due_ms: int) -> None:
     else:
         # The id tells the due time, so that another attempt at the same one would find the job.
         job_id = next_id(f"cron:{cron.name}", due_ms)
-        births.push(state, cron.queue, (msgspec.structs.replace(cron.job, id=job_id, unique_key=key),))
+        creation.push(state, cron.queue, (msgspec.structs.replace(cron.job, id=job_id, unique_key=key),))
         if state.level >= 1:
             cron.last_id = job_id
         cron.executions += 1
@@ -45,7 +45,7 @@ def fire_repeating(state: State, cron: Cron, due_ms: int) -> None:
         state.emit(CronSkipped(cron.name, cron.queue, "overlap"))
         return
     cron.last_id = scoped_id(cron.queue, f"repeat:{cron.key}:{due_ms}")
-    births.push(state, cron.queue, (msgspec.structs.replace(cron.job, id=cron.last_id),))
+    creation.push(state, cron.queue, (msgspec.structs.replace(cron.job, id=cron.last_id),))
     cron.executions += 1
     cron.last_fired = state.now_ms
     state.emit(CronFired(cron.name, cron.queue))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quorumq.node.machine.events import FlowCompleted, JobWaiting, JobWaitingChildren
-from quorumq.node.machine.lifecycle import places, telling, timing
+from quorumq.node.machine.lifecycle import indexes, stream_events, timing
 from quorumq.node.machine.state.job import COMPLETED, WAITING, WAITING_CHILDREN, Dependencies, Job
 from quorumq.node.machine.state.queue import Queue
 from quorumq.node.machine.state.state import State
@@ -28,7 +28,7 @@ def wait_for(state: State, queue: Queue, job: Job, ids: tuple[str, ...]) -> None
             state.dependents.add(job_id, job)
     if dependencies.remaining:
         if state.streaming:
-            telling.tell_waiting_children(state, job, job.state)
+            stream_events.publish_waiting_children(state, job, job.state)
         job.state = WAITING_CHILDREN
         queue.waiting_children[job.id] = job
         state.timers.set(job, timing.due_at(state, job))
@@ -39,7 +39,7 @@ def release_dependents(state: State, done: Job) -> None:
     """Tell all that wait for a completed job; more than the entry may still tell are told in those to come."""
     count = state.dependents.count(done.id)
     if state.level >= 1:
-        cost = sum(map(_cost_of_telling, state.dependents.of(done.id))) if count <= state.release_budget else count
+        cost = sum(map(_cost_of_release, state.dependents.of(done.id))) if count <= state.release_budget else count
         if cost > state.release_budget:
             state.unreleased[done.id] = done.result
             return
@@ -53,7 +53,7 @@ def release_more(state: State, room: int) -> None:
         done_id, result = next(iter(state.unreleased.items()))
         count = 0
         for job in state.dependents.of(done_id):
-            room -= _cost_of_telling(job)
+            room -= _cost_of_release(job)
             count += 1
             if room <= 0:
                 break
@@ -73,15 +73,15 @@ def release(state: State, done_id: str, result: bytes | None, waiting: list[Job]
             dependencies.done_at = state.now_ms
             queue = state.queues[job.queue]
             state.emit(FlowCompleted(job.id, queue.name, len(set(dependencies.ids))))
-            places.leave(state, queue, job)
+            indexes.leave(state, queue, job)
             if job.opts.lifo and state.level >= 1:
-                places.come_first(state, job)
-            places.line_up(state, queue, job)
+                indexes.rejoin(state, job, first=True)
+            indexes.enqueue(state, queue, job)
             if job.state == WAITING:
                 state.emit(JobWaiting(queue.name, job.id))
 
 
-def _cost_of_telling(job: Job) -> int:
+def _cost_of_release(job: Job) -> int:
     """Return what it costs to tell a job of the end of one that it waits for: looking for that one among many counts as more."""
     dependencies = job.dependencies
     return 1 if dependencies is None else 1 + len(dependencies.remaining) // 200

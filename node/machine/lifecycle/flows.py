@@ -1,8 +1,8 @@
-"""Flows: ties between jobs that are made and cut because somebody asks for it; families.py has what follows from them."""
+"""Flows: ties between jobs that are made and cut because somebody asks for it; parents.py has what follows from them."""
 
 from __future__ import annotations
 
-from quorumq.node.machine.lifecycle import endings, families, places
+from quorumq.node.machine.lifecycle import finishing, indexes, parents
 from quorumq.node.machine.refusals import FlowCycle, FlowTooDeep, FlowTooLarge, ParentNotReplaceable
 from quorumq.node.machine.state.job import (
     ACTIVE,
@@ -54,24 +54,24 @@ def attach(
 
     The parent stays in its state, and goes on from `waiting-children` when that was the last child it waited for.
     """
-    links, family = child.tied(), parent.tied()
+    links, flow = child.tied(), parent.tied()
     links.parent, links.parent_queue = parent.id, parent.queue
     if on_failure is not None:
         links.on_failure = on_failure
     if prefix is not None:
-        family.prefix = prefix
-    if child.id in family.children:
-        end = family.children[child.id]
+        flow.prefix = prefix
+    if child.id in flow.children:
+        end = flow.children[child.id]
         if end is None or child.finished:
             return
         # What it knows is of an earlier job of that id.
-        family.failed -= end.how == UNSUCCESSFUL
-    family.children[child.id] = None
-    family.pending += 1
+        flow.failed -= end.how == UNSUCCESSFUL
+    flow.children[child.id] = None
+    flow.pending += 1
     if child.state == COMPLETED:
-        families.completed(state, child)
+        parents.completed(state, child)
     elif child.state == FAILED:
-        endings.child_failed(state, child)
+        finishing.child_failed(state, child)
 
 
 def tie(
@@ -107,17 +107,17 @@ def _can_tie(state: State, child: Job, parent: Job) -> bool:
 def wait_for_children(state: State, parent: Job) -> None:
     """Let a job that nobody has taken wait, if children of it are pending."""
     if parent.pending_children and parent.state in (WAITING, DELAYED):
-        places.leave(state, state.queues[parent.queue], parent)
-        families.park(state, parent)
+        indexes.leave(state, state.queues[parent.queue], parent)
+        parents.park(state, parent)
 
 
 def detach(state: State, child: Job) -> bool:
     """Let a parent wait for a pending child no more, and that be nobody's child; say whether it was one."""
-    links, parent = child.flow, families.parent_of(state, child)
-    if links is None or parent is None or not families.is_pending(parent, child.id):
+    links, parent = child.flow, parents.parent_of(state, child)
+    if links is None or parent is None or not parents.is_pending(parent, child.id):
         return False
     links.parent = None
-    families.let_go_of(state, child.id, parent)
+    parents.drop_child(state, child.id, parent)
     return True
 
 

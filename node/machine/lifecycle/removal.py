@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quorumq.node.machine.events import DlqExpired, JobExpired, JobRemoved
-from quorumq.node.machine.lifecycle import families, places, repetition, telling, unique_keys
+from quorumq.node.machine.lifecycle import indexes, parents, repetition, stream_events, unique_keys
 from quorumq.node.machine.state.job import REMOVED, WAITING_CHILDREN, Job
 from quorumq.node.machine.state.queue import Queue
 from quorumq.node.machine.state.state import State
@@ -26,7 +26,7 @@ def rename(state: State, job: Job, job_id: str) -> None:
     job.id, job.seq = job_id, state.seq
     state.jobs[job_id] = queue.jobs[job_id] = job
     if job.flow is not None:
-        families.renamed(state, job, before)
+        parents.renamed(state, job, before)
     state.timers.set(job, due)
     state.mark += job.seq * 127
 
@@ -71,8 +71,8 @@ def drop_completed(state: State, queue: Queue, dropped: list[Job]) -> None:
 def drop_failed(state: State, queue: Queue, count: int) -> None:
     """Let the oldest dead letters of a queue go."""
     for oldest in queue.failed.slice(0, count) if count > 0 else ():
-        places.leave(state, queue, oldest)
-        forget(state, queue, oldest)
+        indexes.leave(state, queue, oldest)
+        delete_record(state, queue, oldest)
         state.emit(DlqExpired(queue.name, oldest.id))
 
 
@@ -86,7 +86,7 @@ def expire(state: State, job: Job) -> None:
     delete(state, job)
     state.emit(JobExpired(job.queue, job.id, ttl, age))
     if state.streaming:
-        telling.tell_removed(state, job, prev)
+        stream_events.publish_removed(state, job, prev)
 
 
 def remove(state: State, job: Job) -> None:
@@ -95,19 +95,19 @@ def remove(state: State, job: Job) -> None:
     delete(state, job)
     state.emit(JobRemoved(job.queue, job.id, prev))
     if state.streaming:
-        telling.tell_removed(state, job, prev)
+        stream_events.publish_removed(state, job, prev)
 
 
 def delete(state: State, job: Job, *, hard: bool = False) -> None:
     """Take a job out of every table, in any state. hard: with a parent in its queue that waited for nothing else."""
     queue = state.queues[job.queue]
-    places.leave(state, queue, job)
+    indexes.leave(state, queue, job)
     unique_keys.release_key(state, queue, job, removed=True)
-    forget(state, queue, job, hard=hard)
+    delete_record(state, queue, job, hard=hard)
     state.mark += job.seq * 19
 
 
-def forget(state: State, queue: Queue, job: Job, *, hard: bool = False) -> None:
+def delete_record(state: State, queue: Queue, job: Job, *, hard: bool = False) -> None:
     """Take a job that is in no index, and has no key, out of all other tables."""
     if job.called is not None:
         not_aside(queue, job)
@@ -136,12 +136,12 @@ def untie(state: State, job: Job, *, hard: bool = False) -> None:
             child.flow.parent = None
     state.failing.pop(job.id, None)
     parent = state.jobs.get(links.parent) if links.parent is not None else None
-    if parent is None or parent.flow is None or not families.is_pending(parent, job.id):
+    if parent is None or parent.flow is None or not parents.is_pending(parent, job.id):
         return
-    last = parent.flow.pending == 1 and parent.state == WAITING_CHILDREN and not families.waits_for_others(parent)
+    last = parent.flow.pending == 1 and parent.state == WAITING_CHILDREN and not parents.waits_for_others(parent)
     if hard and last and parent.queue == job.queue:
         del parent.flow.children[job.id]
         parent.flow.pending = 0
         remove(state, parent)
     else:
-        families.let_go_of(state, job.id, parent)
+        parents.drop_child(state, job.id, parent)

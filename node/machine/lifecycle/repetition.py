@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from quorumq.node.machine.events import JobPushed
-from quorumq.node.machine.lifecycle import places, telling, unique_keys
+from quorumq.node.machine.lifecycle import indexes, stream_events, unique_keys
 from quorumq.node.machine.state import webhook as hook
 from quorumq.node.machine.state.job import DELAYED, WAITING, Job, Repeat, ceil, next_id
 from quorumq.node.machine.state.queue import Queue
@@ -82,10 +82,10 @@ def follow(state: State, following: Following, run_at: int) -> bool:
     queue.counters.pushed += 1
     state.emit(JobPushed(queue.name, job_id))
     if state.streaming:
-        telling.tell_added(state, job)
+        stream_events.publish_added(state, job)
     state.webhooks.post(hook.PUSHED, now_ms, job_id, queue.name)
-    places.line_up(state, queue, job)
+    indexes.enqueue(state, queue, job)
     if state.streaming:
-        telling.tell_first_place(state, job)
+        stream_events.publish_first_state(state, job)
     job.first_state = None if job.shown_state == WAITING else job.shown_state
     return True

@@ -97,7 +97,7 @@ def trim_dlq(state: State, queue: Queue) -> None:
         note_overfull(state, queue)
 
 
-def thin_finished(state: State, retention: Retention, limit: int) -> int:
+def trim_finished(state: State, retention: Retention, limit: int) -> int:
     """Drop the oldest finished jobs that queues would have to drop for a default of all queues, `limit` at most."""
     left = limit
     for queue in state.queues.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine.events import DlqExpired, DlqRetried, JobWaiting
-from quorumq.node.machine.lifecycle import families, places, removal, unique_keys
+from quorumq.node.machine.lifecycle import indexes, parents, removal, unique_keys
 from quorumq.node.machine.state.job import ACTIVE, COMPLETED, FAILED, WAITING, Job, Moment, holds_for_a_time
 from quorumq.node.machine.state.queue import Queue
 from quorumq.node.machine.state.state import State
@@ -16,8 +16,8 @@ def age(state: State, job: Job) -> None:
     queue = state.queues[job.queue]
     dlq = queue.settings.dlq
     if dlq.max_age_ms is not None and (job.finished_at or 0) + dlq.max_age_ms <= state.now_ms:
-        places.leave(state, queue, job)
-        removal.forget(state, queue, job)
+        indexes.leave(state, queue, job)
+        removal.delete_record(state, queue, job)
         state.emit(DlqExpired(queue.name, job.id))
     else:
         revive(state, job)
@@ -33,7 +33,7 @@ def revive(state: State, job: Job) -> None:
     job.progress_message = None
     job.forget_past()
     if job.opts.lifo:
-        places.rejoin_by_options(state, job)
+        indexes.rejoin_by_options(state, job)
     enter_again(state, queue, job)
     job.remember_step(Moment(job.shown_state, state.now_ms))
 
@@ -41,9 +41,9 @@ def revive(state: State, job: Job) -> None:
 def enter_again(state: State, queue: Queue, job: Job) -> None:
     """Put a job that runs again among the waiting ones, or let it wait for its children."""
     if job.pending_children:
-        families.park(state, job)
+        parents.park(state, job)
     else:
-        places.enter_waiting(state, queue, job)
+        indexes.enter_waiting(state, queue, job)
 
 
 def rerun(state: State, job: Job, *, reset_attempts: bool = False) -> None:
@@ -76,7 +76,7 @@ def reopen(state: State, queue: Queue, job: Job) -> None:
         if job.lock_ms and state.level >= 1:
             # The token that completed it was not kept, nor were others before: from now on none is believed.
             state.spent.add(job.id, None)
-    places.leave(state, queue, job)
+    indexes.leave(state, queue, job)
     if was == FAILED:
         assert job.failures is not None
         job.failures.retries += 1
@@ -84,7 +84,7 @@ def reopen(state: State, queue: Queue, job: Job) -> None:
         job.failures.next_retry_at = None
         removal.take_back_id(state, job)
     if job.flow is not None:
-        families.revived(state, job, was)
+        parents.revived(state, job, was)
     record = job.record
     if record is not None:
         record.deferred = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quorumq.node.machine.events import JobActive, JobFailed, JobRetried, JobStalled, JobTimedOut, JobWaiting
-from quorumq.node.machine.lifecycle import endings, families, groups, locks, places, telling, timing
+from quorumq.node.machine.lifecycle import finishing, groups, indexes, locks, parents, stream_events, timing
 from quorumq.node.machine.state import webhook as hook
 from quorumq.node.machine.state.bullmq import streams
 from quorumq.node.machine.state.job import (
@@ -109,7 +109,7 @@ def take(
         if events is not None:
             events.append(JobActive(queue.name, job.id))
         if is_streaming:
-            telling.tell(state, job, streams.ACTIVE)
+            stream_events.publish(state, job, streams.ACTIVE)
         if listening:
             state.webhooks.post(hook.STARTED, now_ms, job.id, queue.name)
     if owner is not None:
@@ -136,7 +136,7 @@ def count_taken(queue: Queue, priority: int) -> None:
 def release(state: State, job: Job) -> None:
     """Give an active job back as it was before it was taken: its place, its attempts."""
     queue = state.queues[job.queue]
-    places.leave(state, queue, job)
+    indexes.leave(state, queue, job)
     locks.unlock(state, job)
     if queue.settings.rate is not None:
         queue.spend(-1, state.now_ms)
@@ -145,7 +145,7 @@ def release(state: State, job: Job) -> None:
     if job.group_id is not None and queue.group_uses:
         groups.take_start_back(state, queue, job.group_id, job.started_at or 0)
     job.started_at = job.last_heartbeat = None
-    places.enter_waiting(state, queue, job)
+    indexes.enter_waiting(state, queue, job)
     state.emit(JobWaiting(queue.name, job.id))
 
 
@@ -176,7 +176,7 @@ def report(state: State, job: Job, progress: float, message: str | None, value: 
     state.timers.set(job, timing.due_at(state, job))
     state.mark += job.fence * 7
     if state.streaming:
-        telling.tell(state, job, streams.PROGRESS, job.progress_json or str(job.progress))
+        stream_events.publish(state, job, streams.PROGRESS, job.progress_json or str(job.progress))
     if state.webhooks.listening:
         state.webhooks.post(hook.PROGRESS, state.now_ms, job.id, job.queue, progress=job.progress)
 
@@ -197,24 +197,26 @@ def fail(
 
     reason: what the run died of.  final: no further run, whatever the attempts allowed.  chance: for its jitter.
     stack: where in the worker's program it failed.  keep: of a failure for good, which failed jobs stay, in the place of what the job
-    and its queue say.  goes_on: as of `endings.complete`.
+    and its queue say.  goes_on: as of `finishing.complete`.
     """
     queue = state.queues[job.queue]
     if job.owner is not None and reason in (MAX_ATTEMPTS, EXPLICIT_FAIL):
         state.count_work(job.owner, failed=1)
-    places.leave(state, queue, job)
+    indexes.leave(state, queue, job)
     end_run(state, job, error, reason, stack)
     if not final and job.attempts < job.opts.max_attempts:
         retry(state, queue, job, job.opts.retry_delay_ms(job.attempts, chance))
     else:
-        bury(state, queue, job, reason, keep=keep, goes_on=goes_on)
+        fail_for_good(state, queue, job, reason, keep=keep, goes_on=goes_on)
 
 
-def bury(state: State, queue: Queue, job: Job, reason: str, *, keep: Keep | None = None, goes_on: bool = False) -> None:
-    """Let a job fail for good whose run has ended. goes_on: as of `endings.complete`."""
-    endings.enter_dlq(state, queue, job, reason, keep=keep)
+def fail_for_good(
+    state: State, queue: Queue, job: Job, reason: str, *, keep: Keep | None = None, goes_on: bool = False
+) -> None:
+    """Let a job fail for good whose run has ended. goes_on: as of `finishing.complete`."""
+    finishing.enter_dlq(state, queue, job, reason, keep=keep)
     if state.streaming and not goes_on:
-        telling.tell_if_drained(state, queue)
+        stream_events.publish_if_drained(state, queue)
 
 
 def fail_and_wait(state: State, job: Job, error: str | None, delay_ms: int) -> None:
@@ -222,7 +224,7 @@ def fail_and_wait(state: State, job: Job, error: str | None, delay_ms: int) -> N
     queue = state.queues[job.queue]
     if job.owner is not None:
         state.count_work(job.owner, failed=1)
-    places.leave(state, queue, job)
+    indexes.leave(state, queue, job)
     end_run(state, job, error, MAX_ATTEMPTS)
     retry(state, queue, job, delay_ms)
 
@@ -242,7 +244,7 @@ def time_out(state: State, job: Job) -> None:
             job.stalls >= state.queues[job.queue].settings.stall.max_stalls if allowed is None else job.stalls > allowed
         )
         state.emit(JobStalled(job.queue, job.id))
-        tell_stalled(state, job)
+        publish_stalled(state, job)
     fail(state, job, TIMED_OUT, reason=TIMEOUT, final=final)
 
 
@@ -266,14 +268,14 @@ def stall(state: State, job: Job, delay_ms: int) -> None:
     queue = state.queues[job.queue]
     stall = queue.settings.stall
     token = job.token
-    places.leave(state, queue, job)
+    indexes.leave(state, queue, job)
     job.stalls += 1
     is_last = job.stalls >= stall.max_stalls or job.attempts + 1 >= job.opts.max_attempts
     end_run(state, job, f"Job stalled {job.stalls} times" if is_last else job.error, STALLED)
     state.emit(JobStalled(queue.name, job.id))
-    tell_stalled(state, job)
+    publish_stalled(state, job)
     if is_last:
-        bury(state, queue, job, STALLED if job.stalls >= stall.max_stalls else MAX_ATTEMPTS)
+        fail_for_good(state, queue, job, STALLED if job.stalls >= stall.max_stalls else MAX_ATTEMPTS)
     else:
         job.token = token
         retry(state, queue, job, delay_ms)
@@ -287,20 +289,20 @@ def stall_apart(state: State, job: Job, allowed: int) -> None:
     queue = state.queues[job.queue]
     job.stalls += 1
     state.emit(JobStalled(queue.name, job.id))
-    tell_stalled(state, job)
+    publish_stalled(state, job)
     if job.stalls > allowed and not job.scheduled:
-        places.leave(state, queue, job)
+        indexes.leave(state, queue, job)
         end_run(state, job, STALLED_TOO_OFTEN, STALLED)
-        bury(state, queue, job, STALLED)
+        fail_for_good(state, queue, job, STALLED)
     else:
         token = job.token
         put_first(state, job)
         job.token = token
 
 
-def tell_stalled(state: State, job: Job) -> None:
+def publish_stalled(state: State, job: Job) -> None:
     if state.streaming:
-        telling.tell(state, job, streams.STALLED)
+        stream_events.publish(state, job, streams.STALLED)
 
 
 def end_run(state: State, job: Job, error: str | None, reason: str, stack: str | None = None) -> None:
@@ -335,33 +337,33 @@ def retry(state: State, queue: Queue, job: Job, delay_ms: int) -> None:
     job.with_extra().processed_at = job.started_at
     job.started_at = job.last_heartbeat = None
     job.run_at = state.now_ms + delay_ms
-    places.rejoin_by_options(state, job)
-    places.line_up(state, queue, job)
+    indexes.rejoin_by_options(state, job)
+    indexes.enqueue(state, queue, job)
     job.remember_step(Moment(job.shown_state, state.now_ms))
     if state.events is not None:
         state.events.append(JobFailed(queue.name, job.id, job.error))
         state.events.append(JobRetried(queue.name, job.id))
-    endings.post_failure(state, job)
+    finishing.post_failure(state, job)
 
 
 def put_first(state: State, job: Job) -> None:
     """Put an active job back in front of all waiting jobs of its priority; its run counts for nothing."""
     queue = state.queues[job.queue]
-    places.leave(state, queue, job)
+    indexes.leave(state, queue, job)
     locks.unlock(state, job)
     note_start(state, job)
-    places.come_first(state, job)
+    indexes.rejoin(state, job, first=True)
     job.run_at = state.now_ms
-    places.enter_waiting(state, queue, job)
+    indexes.enter_waiting(state, queue, job)
     state.emit(JobWaiting(queue.name, job.id))
 
 
 def suspend(state: State, job: Job) -> None:
     """Let an active job wait for its children; its run counts for nothing."""
-    places.leave(state, state.queues[job.queue], job)
+    indexes.leave(state, state.queues[job.queue], job)
     locks.unlock(state, job)
     note_start(state, job)
-    families.park(state, job)
+    parents.park(state, job)
 
 
 def note_start(state: State, job: Job) -> None:
@@ -380,16 +382,16 @@ def delay(state: State, job: Job, delay_ms: float, *, always: bool = False) -> N
     """
     queue = state.queues[job.queue]
     was_delayed = job.state == DELAYED
-    places.leave(state, queue, job)
+    indexes.leave(state, queue, job)
     locks.unlock(state, job)
     note_start(state, job)
     job.run_at = state.now_ms + ceil(max(delay_ms, 0))
-    places.rejoin_by_options(state, job)
+    indexes.rejoin_by_options(state, job)
     if always:
-        places.enter_delayed(state, queue, job)
+        indexes.enter_delayed(state, queue, job)
     else:
-        places.line_up(state, queue, job)
+        indexes.enqueue(state, queue, job)
     if job.state == DELAYED:
         if was_delayed and state.streaming:
-            telling.tell(state, job, streams.DELAYED, job.run_at)
+            stream_events.publish(state, job, streams.DELAYED, job.run_at)
         job.with_extra().delayed_at = state.now_ms

@@ -9,7 +9,7 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import JobId, QueueName
-from quorumq.node.machine.lifecycle import births
+from quorumq.node.machine.lifecycle import creation
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import GOES_ON
 from quorumq.node.machine.refusals import JobNotFound, TooManyQueues
@@ -50,7 +50,7 @@ class AddJobs(Operation, frozen=True, tag="job.add"):
     jobs: list[JobSpec]
 
     def apply(self, state: State, entry: Entry) -> Added:
-        ids, duplicates = births.add(state, self.queue, self.jobs)
+        ids, duplicates = creation.add(state, self.queue, self.jobs)
         prefix = scoped_id(self.queue, "")
         return Added([job_id.removeprefix(prefix) for job_id in ids], duplicates, state.now_ms)
 

@@ -1,4 +1,4 @@
-"""Flows: trees of jobs over queues, of which a parent runs when its children are done (rules: node/machine/lifecycle/families.py)."""
+"""Flows: trees of jobs over queues, of which a parent runs when its children are done (rules: node/machine/lifecycle/parents.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import JobId, Key, LockToken, QueueName
-from quorumq.node.machine.lifecycle import births, endings, flows, removal, runs
+from quorumq.node.machine.lifecycle import creation, finishing, flows, removal, runs
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import DIES, GOES_ON, Changed, Counted
 from quorumq.node.machine.refusals import (
@@ -106,18 +106,18 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
             if self.numbered:
                 queue.number += 1
             if job is None:
-                job = births.create_record(state, queue, self.new_id(state, each), each.job)
+                job = creation.create_record(state, queue, self.new_id(state, each), each.job)
             else:
                 state.emit(happened.JobDuplicated(job.queue, job.id))
             jobs.append(job)
-        with endings.failing_parents_later(state):
+        with finishing.failing_parents_later(state):
             for each, job in zip(self.jobs, jobs, strict=True):
                 parent = jobs[each.parent] if each.parent >= 0 else outside(state, each)
                 if parent is not None:
                     flows.attach(state, job, parent, each.on_failure, self.prefix)
             for position, (each, job) in enumerate(zip(self.jobs, jobs, strict=True)):
                 if position not in present:
-                    births.settle(state, state.queues[each.queue], job, each.job)
+                    creation.settle(state, state.queues[each.queue], job, each.job)
         return AddedFlow(jobs, [position in present for position in range(len(jobs))], state.now_ms)
 
     def check_size(self, state: State) -> None:
@@ -219,7 +219,7 @@ class AttachChild(Operation, frozen=True, tag="flow.attach"):
         flows.check_depth(state, parent, child)
         if parent.state not in (WAITING, DELAYED, WAITING_CHILDREN):
             raise JobInWrongState(parent.id, parent.shown_state, "not taken yet")
-        with endings.failing_parents_later(state):
+        with finishing.failing_parents_later(state):
             flows.attach(state, child, parent)
         flows.wait_for_children(state, parent)
         return Changed(child)

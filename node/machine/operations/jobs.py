@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import JobId, Key, LockToken, Note, QueueName, RawJson
-from quorumq.node.machine.lifecycle import births, changes, endings, flows, places, removal, revival, runs
+from quorumq.node.machine.lifecycle import changes, creation, finishing, flows, indexes, removal, revival, runs
 from quorumq.node.machine.operation import Entry, Operation, operation
 from quorumq.node.machine.refusals import (
     DependencyNotFound,
@@ -116,11 +116,11 @@ class PushJobs(Operation, frozen=True, tag="job.push"):
                 self.check_dependencies(state)
                 break
         if not self.ties or state.level < 1:
-            return Pushed(births.push(state, self.queue, self.jobs))
+            return Pushed(creation.push(state, self.queue, self.jobs))
         before = state.seq
-        pushed = Pushed(births.push(state, self.queue, self.jobs))
+        pushed = Pushed(creation.push(state, self.queue, self.jobs))
         tied: set[str] = set()
-        with endings.failing_parents_later(state):
+        with finishing.failing_parents_later(state):
             for ties in self.ties:
                 job = state.jobs.get(pushed.ids[ties.position])
                 if job is not None and job.seq > before and job.id not in tied:
@@ -212,7 +212,7 @@ class PromoteJob(Operation, frozen=True, tag="job.promote"):
         job = state.job(self.job_id)
         if job.state != DELAYED:
             raise JobInWrongState(job.id, job.shown_state, DELAYED)
-        places.promote(state, job)
+        indexes.promote(state, job)
         return Changed(job)
 
 
@@ -334,7 +334,7 @@ class DiscardJob(Operation, frozen=True, tag="job.discard"):
         job = state.job(self.job_id)
         if job.finished:
             raise JobInWrongState(job.id, job.shown_state, "not finished")
-        endings.dead_letter(state, job, UNKNOWN, always=self.always)
+        finishing.dead_letter(state, job, UNKNOWN, always=self.always)
         state.emit(happened.JobDiscarded(job.queue, job.id))
         return Changed(job)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import KEY_CHARS_MAX, Key, LockToken, Note, QueueName, bounded
-from quorumq.node.machine.lifecycle import whole_queues
+from quorumq.node.machine.lifecycle import queues
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import Counted, DurationMs
 from quorumq.node.machine.operations.runs import Pulled, PullJobs
@@ -99,11 +99,11 @@ class AssignPushers(Operation, frozen=True, tag="pusher.assign"):
 
     def apply(self, state: State, entry: Entry) -> Counted:
         pushers, count = state.pushers, 0
-        for node, queues in self.queues_by_node.items():
+        for node, names in self.queues_by_node.items():
             if node not in pushers.nodes:
                 # It has left meanwhile.
                 continue
-            for name in queues:
+            for name in names:
                 pusher = pushers.by_queue.get(name)
                 if pusher is not None and pusher.node != node:
                     pushers.assign(pusher, node)
@@ -195,7 +195,7 @@ def configure(state: State, name: str, pusher: Pusher | None, before: Pusher | N
     if queue is not None:
         settings = settings_under(queue.settings, pusher, before)
         if settings != queue.settings:
-            whole_queues.configure(state, queue, settings)
+            queues.configure(state, queue, settings)
         else:
             state.woken[name] = None
 

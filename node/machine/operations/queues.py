@@ -11,7 +11,7 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import JobId, Key, QueueName
-from quorumq.node.machine.lifecycle import clock, crons, places, removal, repetition, revival, telling, whole_queues
+from quorumq.node.machine.lifecycle import clock, crons, indexes, queues, removal, repetition, revival, stream_events
 from quorumq.node.machine.operation import Entry, Operation, operation
 from quorumq.node.machine.operations.jobs import DIES, GOES_ON, Counted
 from quorumq.node.machine.refusals import QueueBusy, TooManyQueues
@@ -35,9 +35,9 @@ class PauseQueue(Operation, frozen=True, tag="queue.pause"):
 
     def apply(self, state: State, entry: Entry) -> bool:
         queue = state.queue(self.queue)
-        if not whole_queues.set_paused(state, queue, True):
+        if not queues.set_paused(state, queue, True):
             return False
-        telling.tell_of_queue(state, queue.name, streams.PAUSED)
+        stream_events.publish_of_queue(state, queue.name, streams.PAUSED)
         return True
 
 
@@ -49,9 +49,9 @@ class ResumeQueue(Operation, frozen=True, tag="queue.resume"):
 
     def apply(self, state: State, entry: Entry) -> bool:
         queue = state.queues.get(self.queue)
-        if queue is None or not whole_queues.set_paused(state, queue, False):
+        if queue is None or not queues.set_paused(state, queue, False):
             return False
-        telling.tell_of_queue(state, queue.name, streams.RESUMED)
+        stream_events.publish_of_queue(state, queue.name, streams.RESUMED)
         return True
 
 
@@ -74,7 +74,7 @@ class DrainQueue(Operation, frozen=True, tag="queue.drain"):
         spare = self.spare_repeating
         count = self.so_far
         if queue is not None:
-            count += whole_queues.drain(state, queue, delayed=self.delayed, spare_repeating=spare)
+            count += queues.drain(state, queue, delayed=self.delayed, spare_repeating=spare)
         state.emit(happened.QueueDrained(self.queue, count))
         return Counted(count)
 
@@ -94,7 +94,7 @@ class ObliterateQueue(Operation, frozen=True, tag="queue.obliterate"):
         queue = state.queues.get(self.queue)
         if queue is not None and queue.active and self.only_idle:
             raise QueueBusy(queue.name, len(queue.active))
-        count = self.so_far + (0 if queue is None else whole_queues.obliterate(state, queue))
+        count = self.so_far + (0 if queue is None else queues.obliterate(state, queue))
         if state.level >= 1:
             crons.stop_repeating(state, self.queue)
         state.emit(happened.QueueObliterated(self.queue))
@@ -146,7 +146,7 @@ class Cleaned(msgspec.Struct, frozen=True, gc=False):
 CLEANED = (WAITING, DELAYED, "prioritized", "lowered", "unlowered")
 # Sorting jobs of one state costs so many times as much as passing over a job of another.
 SPARSE = 8
-by_birth = attrgetter("seq")
+by_creation = attrgetter("seq")
 
 
 @operation(emits=(happened.QueueCleaned, *GOES_ON), newer={"spare_repeating": 1})
@@ -178,7 +178,7 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
                 repetition.skip_run(state, job)
             removal.delete(state, job)
         state.emit(happened.QueueCleaned(self.queue, self.state, len(gone)))
-        telling.tell_of_queue(state, self.queue, streams.CLEANED, len(gone))
+        stream_events.publish_of_queue(state, self.queue, streams.CLEANED, len(gone))
         return Cleaned([job.id for job in gone])
 
     def candidates(self, queue: Queue, now_ms: int) -> Iterator[Job]:
@@ -196,7 +196,7 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
             )
         if self.state is not None and self.state not in CLEANED:
             return iter(())
-        old = takewhile(lambda job: job.created_at <= until, self.in_order_of_birth(queue))
+        old = takewhile(lambda job: job.created_at <= until, self.in_creation_order(queue))
         if self.state in ("lowered", "unlowered"):
             lowered = self.state == "lowered"
             return (job for job in old if job.state == WAITING and (job.opts.priority < 0) == lowered)
@@ -206,7 +206,7 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
             return (job for job in old if job.state == self.state)
         return (job for job in old if job.shown_state == self.state)
 
-    def in_order_of_birth(self, queue: Queue) -> Iterable[Job]:
+    def in_creation_order(self, queue: Queue) -> Iterable[Job]:
         """Return the jobs to choose from, oldest first: all of the queue, or those of the state where they are few among them.
 
         The temporal index holds jobs of every state, so a few delayed ones are not looked for among a million that wait.
@@ -225,7 +225,7 @@ class CleanQueue(Operation, frozen=True, tag="queue.clean"):
             few = queue.ready.slice(queue.waiting_count - count, count)
         else:
             count, few = queue.waiting_count, queue.waiting()
-        return queue.jobs.values() if count * SPARSE > len(queue.jobs) else sorted(few, key=by_birth)
+        return queue.jobs.values() if count * SPARSE > len(queue.jobs) else sorted(few, key=by_creation)
 
 
 @operation(emits=(happened.JobWaiting, happened.JobPromoted))
@@ -243,7 +243,7 @@ class PromoteJobs(Operation, frozen=True, tag="queue.promote_jobs"):
         queue = state.queues.get(self.queue)
         jobs = [] if queue is None else queue.delayed.slice(0, None if self.count is None else max(self.count, 0))
         for job in jobs:
-            places.promote(state, job)
+            indexes.promote(state, job)
         return Counted(self.so_far + len(jobs))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import JobId, LockToken
-from quorumq.node.machine.lifecycle import places, revival, runs
+from quorumq.node.machine.lifecycle import indexes, revival, runs
 from quorumq.node.machine.operation import Entry, Operation, operation
 from quorumq.node.machine.operations.jobs import Changed
 from quorumq.node.machine.refusals import JobInWrongState, JobNotFound, LockLost, LockRequired
@@ -35,7 +35,7 @@ class RequeueJob(Operation, frozen=True, tag="job.requeue"):
                 state.check_token(job, self.token)
             runs.put_first(state, job)
         elif job.state == DELAYED:
-            places.promote(state, job)
+            indexes.promote(state, job)
         elif job.state == FAILED:
             revival.revive(state, job)
             state.emit(happened.DlqRetried(job.queue, job.id))

@@ -6,7 +6,7 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import QueueName
-from quorumq.node.machine.lifecycle import retention, whole_queues
+from quorumq.node.machine.lifecycle import queues, retention
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import GOES_ON, Counted
 from quorumq.node.machine.state import State
@@ -37,7 +37,7 @@ class SetDefaultRetention(Operation, frozen=True, tag="retention.set"):
 
     def apply(self, state: State, entry: Entry) -> RetentionFound:
         retention = self.changed(state.retention)
-        whole_queues.set_retention(state, retention)
+        queues.set_retention(state, retention)
         return RetentionFound(retention)
 
     def changed(self, before: Retention) -> Retention:
@@ -61,7 +61,7 @@ class ThinFinished(Operation, frozen=True, tag="retention.thin"):
 
     def apply(self, state: State, entry: Entry) -> Counted:
         wanted = msgspec.structs.replace(state.retention, completed=self.completed, failed=self.failed)
-        return Counted(retention.thin_finished(state, wanted, max(self.limit, 0)))
+        return Counted(retention.trim_finished(state, wanted, max(self.limit, 0)))
 
 
 @operation(emits=(happened.DlqExpired, *GOES_ON), since=1)
@@ -74,7 +74,7 @@ class FollowRetention(Operation, frozen=True, tag="queue.follow_retention"):
         queue = state.queues.get(self.queue)
         if queue is not None:
             settings = msgspec.structs.replace(queue.settings, own=())
-            whole_queues.configure(state, queue, with_retention(settings, state.retention))
+            queues.configure(state, queue, with_retention(settings, state.retention))
 
 
 @query

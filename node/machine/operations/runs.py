@@ -6,7 +6,7 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import JobId, Key, LockToken, Note, QueueName, RawJson
-from quorumq.node.machine.lifecycle import endings, retention, runs
+from quorumq.node.machine.lifecycle import finishing, retention, runs
 from quorumq.node.machine.operation import Entry, Operation, operation
 from quorumq.node.machine.operations.jobs import COMPLETES, FAILS, Changed, Counted, DurationMs
 from quorumq.node.machine.refusals import (
@@ -136,7 +136,7 @@ class AckJob(Operation, frozen=True, tag="job.ack"):
     def apply(self, state: State, entry: Entry) -> Acked:
         job = state.held_job(self.job_id, self.token, must_hold=self.must_hold)
         # Nothing above changes state; nothing below refuses.
-        endings.complete(state, job, self.result)
+        finishing.complete(state, job, self.result)
         return Acked(job)
 
 
@@ -165,14 +165,14 @@ class AckJobs(Operation, frozen=True, tag="job.ack_batch"):
             except Refusal as refusal:
                 refused.append(refusal.with_traceback(None))
                 continue
-            endings.complete(state, job, results[i] if results else None, alone=False)
+            finishing.complete(state, job, results[i] if results else None, alone=False)
             if job.started_at != started_at or job.queue != name:
-                endings.count_runs(state, name, started_at, count)
+                finishing.count_runs(state, name, started_at, count)
                 name, started_at, count = job.queue, job.started_at, 0
                 touched[name] = None
             count += 1
             done.append(job_id)
-        endings.count_runs(state, name, started_at, count)
+        finishing.count_runs(state, name, started_at, count)
         for name in touched:
             retention.trim_completed(state, state.queues[name])
         return AckedBatch(done, refused)

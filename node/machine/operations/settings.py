@@ -8,7 +8,7 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import QueueName
-from quorumq.node.machine.lifecycle import whole_queues
+from quorumq.node.machine.lifecycle import queues
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import GOES_ON, DurationMs
 from quorumq.node.machine.refusals import TooManyQueues
@@ -21,7 +21,7 @@ from quorumq.node.machine.state.queue import DlqConfig, Queue, QueueSettings, St
 def configure(state: State, name: str, **settings: object) -> Queue:
     """Set some settings of a queue, created when it is new."""
     queue = state.queue(name)
-    whole_queues.configure(state, queue, msgspec.structs.replace(queue.settings, **settings))
+    queues.configure(state, queue, msgspec.structs.replace(queue.settings, **settings))
     return queue
 
 
@@ -101,7 +101,7 @@ class HoldQueue(Operation, frozen=True, tag="queue.hold"):
     duration_ms: DurationMs
 
     def apply(self, state: State, entry: Entry) -> None:
-        whole_queues.hold(state, state.queue(self.queue), self.duration_ms)
+        queues.hold(state, state.queue(self.queue), self.duration_ms)
 
 
 @operation(emits=(happened.QueueCreated,), refuses=(TooManyQueues,))

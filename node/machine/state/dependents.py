@@ -1,4 +1,4 @@
-"""Which jobs wait for which, in order of their births, whatever their number and in whatever order they came.
+"""Which jobs wait for which, in order of their creation, whatever their number and in whatever order they came.
 
 Few of them, which is nearly always, are a list; many are pieces of lists (`Ranked`), or to take one out of a hundred thousand would
 take as long as to look at all of them.

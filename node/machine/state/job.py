@@ -108,7 +108,7 @@ class Options(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_
     ttl_ms: from creation, the job is dropped when it has not been taken by then.  timeout_ms: for one run.
 
     The rest are BullMQ's rules.  rejoin_last: a job that comes back, from a delay or a failed run, goes behind all that
-    wait with its priority; else where its birth puts it. A lifo job comes first again.  stalls_allowed: a lost lock puts the
+    wait with its priority; else where its creation puts it. A lifo job comes first again.  stalls_allowed: a lost lock puts the
     job first and is no failed run; more of them than this fail it for good.  None: the queue's stall settings, each stall
     is a failed run.  keep_completed, keep_failed: None leaves it to the queue.  dedup: of its unique key.
     sent: JSON text of the options as the client sent them.
@@ -344,7 +344,7 @@ class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
     """The canonical record of one job; every dialect renders it. Order of fields is the image's format: only append.
 
     custom: whether the client chose the id; or the id that it had before a new job took that, while it lay in the dead letter
-    queue.  seq: unique, by birth.  order: its place among waiting jobs of equal priority.  ending: unique, by end; 0 before it.
+    queue.  seq: unique, by creation.  order: its place among waiting jobs of equal priority.  ending: unique, by end; 0 before it.
     attempts: runs that failed.  fence: rises with every delivery of any job.  token: of the run under way, or of one
     whose lock ran out while nobody else has taken the job.  due: its timer.  past: steps before the present run.
     Times are milliseconds since the epoch.
@@ -587,7 +587,7 @@ def rank_of(job: Job) -> int:
 
 
 def due_rank_of(job: Job) -> int:
-    """Return the key of a delayed job: by the time it is due, then by birth."""
+    """Return the key of a delayed job: by the time it is due, then by creation."""
     return (job.run_at << ORDER_BITS) + job.seq
 
 
@@ -635,9 +635,9 @@ def weight_of_links(links: FlowLinks) -> int:
 
 def check_may_complete(job: Job) -> None:
     """Raises ChildrenPending, ChildrenFailed."""
-    family = job.flow
-    if family is not None:
-        if family.pending and not family.waived:
+    flow = job.flow
+    if flow is not None:
+        if flow.pending and not flow.waived:
             raise ChildrenPending(job.id)
-        if family.failed:
+        if flow.failed:
             raise ChildrenFailed(job.id)

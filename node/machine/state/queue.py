@@ -405,7 +405,7 @@ class Queue:
     def oldest_ready_at(self) -> int | None:
         """Return since when the job could be taken that has been ready longest, whatever a pause or a limit says.
 
-        Jobs stand by priority and then by birth, or by birth backwards (lifo), so the oldest is where the two meet. Only
+        Jobs stand by priority and then by creation, or by creation backwards (lifo), so the oldest is where the two meet. Only
         jobs that came back later than others were born can hide it, when there are more than OLDEST_OF of them there.
         """
         if not len(self.ready):

@@ -64,7 +64,7 @@ class State:
         self.level = KNOWN
         # No run is taken from its worker before.
         self.grace_until = 0
-        # Births, deliveries and endings, each counted over the whole state.
+        # Created jobs, deliveries and finished jobs, each counted over the whole state.
         self.seq = 0
         self.fence = 0
         self.endings = 0
@@ -84,7 +84,7 @@ class State:
         # Parents that fail because a child did, with the reason: more of them at once than one entry deals with.
         self.failing: dict[str, str] = {}
         # Not replicated: whether they are being dealt with.
-        self.is_climbing = False
+        self.is_cascading = False
         self.logs = Logs()
         # Tokens of deliveries that are over.
         self.spent = Spent()
@@ -235,7 +235,7 @@ class State:
         dues = (self.timers.next_due(now_ms), self.group_limits.next_due(), self.workers.next_due())
         return min((due for due in dues if due), default=None)
 
-    # -- Births
+    # -- Jobs and workers
 
     def shared(self, opts: Options) -> Options:
         """Return the one object that stands for these options."""
@@ -245,22 +245,6 @@ class State:
                 self._shared.clear()
             found = self._shared[opts] = DEFAULT if opts == DEFAULT else opts
         return found
-
-    # -- Unique keys
-
-    # -- Dependencies
-
-    # -- Places of a job that is not finished
-
-    # -- Groups: the queue's ready index holds only as many jobs of a group as may start
-
-    # -- Runs
-
-    # -- Endings
-
-    # -- Changing what is there
-
-    # -- Workers
 
     def count_work(self, owner: str, *, active: int = 0, processed: int = 0, failed: int = 0) -> None:
         """Let the figures of a registered worker follow what it takes under its id, and what becomes of that."""
@@ -282,8 +266,6 @@ class State:
                 )
             )
 
-    # -- Crons
-
     # -- Requests
 
     def remember_outcome(self, key: str, outcome: Outcome) -> None:
@@ -295,13 +277,3 @@ class State:
         """Let a key be as if it had never come."""
         if self.outcomes.forget(key):
             self.mark += 61
-
-    # -- Whole queues
-
-    # -- Restoring
-
-
-def _cost_of_telling(job: Job) -> int:
-    """Return what it costs to tell a job of the end of one that it waits for: looking for that one among many counts as more."""
-    dependencies = job.dependencies
-    return 1 if dependencies is None else 1 + len(dependencies.remaining) // 200

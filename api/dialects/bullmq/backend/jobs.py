@@ -27,7 +27,7 @@ from quorumq.node.machine.state.job import Job
 
 from ..adding import PRIORITY_MAX
 from ..values import MILLIS_MAX
-from .records import New, named_job, places, shown
+from .records import New, job_keys, named_job, shown
 from .rows import Args, Asked, Json, Key, Right, Row, Word, json_text, nothing, read, write
 
 EITHER: tuple[Right, ...] = ("produce", "consume")
@@ -179,7 +179,7 @@ def remove_unprocessed(asked: Asked, args: OfJob) -> RemoveUnprocessed:
 
 
 def remove_dependency(asked: Asked, args: Dependency) -> RemoveDependency:
-    return RemoveDependency(asked.queue, args.job, places(asked, args.parent))
+    return RemoveDependency(asked.queue, args.job, job_keys(asked, args.parent))
 
 
 def free_of_job(asked: Asked, args: KeyOfJob) -> FreeNamedKey:

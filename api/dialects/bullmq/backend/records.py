@@ -378,7 +378,7 @@ def newest_stacks(text: bytes) -> bytes:
     return b"[%b]" % b",".join(reversed(kept))
 
 
-def places(asked: Asked, key: str) -> list[tuple[str, str]]:
+def job_keys(asked: Asked, key: str) -> list[tuple[str, str]]:
     """Return queue and id of the jobs that a key, `prefix:name:id`, may mean: ids have no colon, or two. Raises Invalid."""
     found: list[tuple[str, str]] = []
     for colons in (1, 3):

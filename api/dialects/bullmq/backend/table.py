@@ -80,12 +80,12 @@ from itertools import chain
 
 import msgspec
 
-from . import events, families, jobs, lifecycle, lists, logs, metas, presence, queues, waits, workers
+from . import children, events, jobs, lifecycle, lists, logs, metas, presence, queues, waits, workers
 from .rows import Row
 
 SUBJECTS: tuple[tuple[Row, ...], ...] = (
     events.ROWS,
-    families.ROWS,
+    children.ROWS,
     jobs.ROWS,
     lifecycle.ROWS,
     lists.ROWS,

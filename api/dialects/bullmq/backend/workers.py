@@ -26,7 +26,7 @@ from quorumq.node.machine.operations.bullmq.running import (
 )
 
 from ..values import DAY_MS, MILLIS_MAX
-from .records import Fields, KeepArgs, Taking, places, taken
+from .records import Fields, KeepArgs, Taking, job_keys, taken
 from .rows import Args, Asked, Json, Key, Right, Row, Text, Word, json_text, nothing, write
 
 CONSUME: Right = "consume"
@@ -182,7 +182,7 @@ def give_back(asked: Asked, args: Held) -> GiveBack:
 
 
 def to_children(asked: Asked, args: ToChildren) -> AwaitNamedChildren:
-    return AwaitNamedChildren(asked.queue, args.job, args.token, places(asked, args.child) if args.child else [])
+    return AwaitNamedChildren(asked.queue, args.job, args.token, job_keys(asked, args.child) if args.child else [])
 
 
 def check_stalled(asked: Asked, args: Stalls) -> CheckNamedStalled:

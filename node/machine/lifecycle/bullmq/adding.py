@@ -6,8 +6,8 @@ The order of the checks is BullMQ's: the parent, the queue's counter, an id that
 from __future__ import annotations
 
 from quorumq.node.machine.events import JobDuplicated
-from quorumq.node.machine.lifecycle import births, families, flows, removal, runs, unique_keys
-from quorumq.node.machine.lifecycle.telling import tell_of_queue as tell
+from quorumq.node.machine.lifecycle import creation, flows, parents, removal, runs, unique_keys
+from quorumq.node.machine.lifecycle.stream_events import publish_of_queue as publish
 from quorumq.node.machine.state.bullmq.facts import NamedJob
 from quorumq.node.machine.state.bullmq.names import find
 from quorumq.node.machine.state.job import ACTIVE, DELAYED, FAILED, ClientRecord, Dedup, Job, ceil, own_id, scoped_id
@@ -58,7 +58,7 @@ def add(state: State, name: str, named: NamedJob) -> tuple[str, int, Job | None]
 
 def _create(state: State, queue: Queue, own: str, named: NamedJob, parent: Job | None) -> Job:
     spec = named.job
-    job = births.create_record(state, queue, scoped_id(queue.name, own), spec)
+    job = creation.create_record(state, queue, scoped_id(queue.name, own), spec)
     job.extra = ClientRecord(
         timestamp=named.timestamp,
         parent_key=named.parent_key,
@@ -71,7 +71,7 @@ def _create(state: State, queue: Queue, own: str, named: NamedJob, parent: Job |
     if parent is not None:
         flows.attach(state, job, parent, named.on_failure, named.prefix)
     run_at = None if named.due_from is None else named.due_from + ceil(spec.opts.delay_ms)
-    births.settle(state, queue, job, spec, run_at=run_at, to_children=named.to_children)
+    creation.settle(state, queue, job, spec, run_at=run_at, to_children=named.to_children)
     return job
 
 
@@ -90,18 +90,18 @@ def _stand_in(state: State, present: Job, named: NamedJob, parent: Job | None) -
         record.parent_key, record.parent = named.parent_key, named.parent_json
     name = present.queue
     state.emit(JobDuplicated(name, present.id))
-    tell(state, name, "duplicated", own_id(present))
+    publish(state, name, "duplicated", own_id(present))
     return (0,)
 
 
 def _await_failed(child: Job, parent: Job, named: NamedJob) -> None:
     """Let a parent wait for a job that failed before: until that is retried."""
-    links, family = child.tied(), parent.tied()
+    links, flow = child.tied(), parent.tied()
     links.parent, links.parent_queue, links.on_failure = parent.id, parent.queue, named.on_failure
-    family.prefix = named.prefix
-    if child.id not in family.children:
-        family.children[child.id] = None
-        family.pending += 1
+    flow.prefix = named.prefix
+    if child.id not in flow.children:
+        flow.children[child.id] = None
+        flow.pending += 1
 
 
 def _is_above(state: State, job: Job, below: Job) -> bool:
@@ -112,7 +112,7 @@ def _is_above(state: State, job: Job, below: Job) -> bool:
             return False
         if at is job:
             return True
-        at = families.parent_of(state, at)
+        at = parents.parent_of(state, at)
     return True
 
 
@@ -140,7 +140,7 @@ def _deduplicated(
     elif dedup.replace and not named.to_children:
         if job is not None and job.state == DELAYED and job.unique_key == key:
             removal.remove(state, job)
-            tell(state, name, "deduplicated", own, key, kept)
+            publish(state, name, "deduplicated", own, key, kept)
             return None, 0 if dedup.keep_last else None if dedup.extend else until or None
         # BullMQ says nothing of one that could not take the place of another.
         return holder, None
@@ -152,7 +152,7 @@ def _deduplicated(
             unique_keys.hold(state, queue, key, now_ms + dedup.ttl_ms)
     elif dedup.extend and dedup.ttl_ms:
         unique_keys.hold(state, queue, key, 0 if dedup.keep_last else now_ms + dedup.ttl_ms)
-    tell(state, name, "deduplicated", kept, key, own)
+    publish(state, name, "deduplicated", kept, key, own)
     return holder, None
 
 

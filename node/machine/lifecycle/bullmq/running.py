@@ -10,9 +10,9 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine.events import JobStalled
-from quorumq.node.machine.lifecycle import endings, runs, telling, timing
+from quorumq.node.machine.lifecycle import finishing, runs, stream_events, timing
 from quorumq.node.machine.lifecycle.bullmq import adding
-from quorumq.node.machine.lifecycle.telling import tell_of_queue as tell
+from quorumq.node.machine.lifecycle.stream_events import publish_of_queue as publish
 from quorumq.node.machine.refusals import BullmqError
 from quorumq.node.machine.state.bullmq.names import find
 from quorumq.node.machine.state.job import (
@@ -165,8 +165,8 @@ def complete(
             raise BullmqError(CHILDREN_FAILED, own)
     check_held(state, job, token)
     # Nothing above changes state; nothing below refuses.
-    endings.complete(state, job, result, keep=keep, goes_on=True)
-    return job, go_on(state, name, wish)
+    finishing.complete(state, job, result, keep=keep, goes_on=True)
+    return job, take_if_wished(state, name, wish)
 
 
 def fail(
@@ -188,17 +188,17 @@ def fail(
     is_last = job.attempts + 1 >= job.opts.max_attempts
     died_of = MAX_ATTEMPTS if is_last else EXPLICIT_FAIL
     runs.fail(state, job, reason, reason=died_of, final=True, keep=keep, goes_on=True)
-    return job, go_on(state, name, wish)
+    return job, take_if_wished(state, name, wish)
 
 
-def go_on(state: State, name: str, wish: Wish | None) -> Taken | None:
+def take_if_wished(state: State, name: str, wish: Wish | None) -> Taken | None:
     """Take the next job after a run, if asked to; say so when that was the last one."""
     if state.bullmq.facts.released:
         adding.let_follow(state, FOLLOW_MAX)
     taken = None if wish is None else take(state, name, wish)
     queue = state.queues.get(name)
     if queue is not None and (taken is None or (taken == NOTHING and not queue.settings.paused)):
-        telling.tell_if_drained(state, queue)
+        stream_events.publish_if_drained(state, queue)
     return taken
 
 
@@ -307,7 +307,7 @@ def check_stalled(state: State, name: str, most: int, interval_ms: int) -> list[
         runs.put_first(state, job)
         state.stalled.append(job)
         state.emit(JobStalled(name, job.id))
-        tell(state, name, "stalled", own_id(job))
+        publish(state, name, "stalled", own_id(job))
     facts.marked_fence, facts.marked_at = state.fence, state.now_ms
     return stalled
 

@@ -7,7 +7,7 @@ BullMQ numbers as an error is refused as `BullmqError`. Job schedulers and metri
 from quorumq.node.machine.operations.bullmq import (
     adding,
     changing,
-    families,
+    children,
     limits,
     lists,
     logs,
@@ -22,7 +22,7 @@ from quorumq.node.machine.operations.bullmq import (
 __all__ = [
     "adding",
     "changing",
-    "families",
+    "children",
     "limits",
     "lists",
     "logs",

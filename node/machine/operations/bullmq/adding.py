@@ -6,7 +6,7 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import QueueName
-from quorumq.node.machine.lifecycle import families, flows
+from quorumq.node.machine.lifecycle import flows, parents
 from quorumq.node.machine.lifecycle.bullmq import adding
 from quorumq.node.machine.operation import Entry, Operation, operation
 from quorumq.node.machine.operations.jobs import GOES_ON
@@ -99,5 +99,5 @@ class AddNamedFlow(Operation, frozen=True, tag="bullmq.add_flow"):
         for job in held.values():
             job.tied().pending -= 1
             if job.id not in disowned:
-                families.go_on(state, job)
+                parents.release_if_ready(state, job)
         return AddedNamed(ids, errors)

@@ -7,9 +7,9 @@ from typing import Literal
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import JobId, Key, QueueName, RawJson
-from quorumq.node.machine.lifecycle import changes, places, revival, runs, unique_keys
+from quorumq.node.machine.lifecycle import changes, indexes, revival, runs, unique_keys
 from quorumq.node.machine.lifecycle.bullmq import running
-from quorumq.node.machine.lifecycle.telling import tell_of_queue as tell
+from quorumq.node.machine.lifecycle.stream_events import publish_of_queue as publish
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.refusals import BullmqError
 from quorumq.node.machine.state import State
@@ -49,7 +49,7 @@ class UpdateNamedProgress(Operation, frozen=True, tag="bullmq.update_progress"):
             job.progress = min(max(self.number, 0), 100)
         job.named().progress_json = self.value
         state.emit(happened.JobProgressed(job.queue, job.id, job.progress))
-        tell(state, job.queue, "progress", own_id(job), self.value)
+        publish(state, job.queue, "progress", own_id(job), self.value)
 
 
 @operation(emits=(happened.JobDelayed, happened.JobDelayChanged), refuses=(BullmqError,), since=1)
@@ -95,7 +95,7 @@ class PromoteNamed(Operation, frozen=True, tag="bullmq.promote"):
         job = find(state, self.queue, self.job_id)
         if job is None or job.state != DELAYED:
             raise BullmqError(running.WRONG_STATE, self.job_id)
-        places.promote(state, job)
+        indexes.promote(state, job)
 
 
 @operation(emits=(happened.JobWaiting, happened.JobPromoted), since=1)
@@ -110,7 +110,7 @@ class PromoteAllNamed(Operation, frozen=True, tag="bullmq.promote_jobs"):
         count = min(max(self.count, 1), STEP_MAX)
         found = [] if queue is None else queue.delayed.slice(0, count)
         for job in found:
-            places.promote(state, job)
+            indexes.promote(state, job)
         return len(found) == count
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import Key, LongText, QueueName
-from quorumq.node.machine.lifecycle import whole_queues
+from quorumq.node.machine.lifecycle import queues
 from quorumq.node.machine.operation import Entry, Operation, Query, operation, query
 from quorumq.node.machine.operations.jobs import Counted
 from quorumq.node.machine.refusals import MetaTooLarge, TooManyQueues
@@ -62,7 +62,7 @@ class Pause(Operation, frozen=True, tag="bullmq.pause"):
 
     def apply(self, state: State, entry: Entry) -> None:
         queue = state.queue(self.queue)
-        whole_queues.set_paused(state, queue, self.paused)
+        queues.set_paused(state, queue, self.paused)
         state.bullmq.streams.add(state.now_ms, queue.name, streams.PAUSED if self.paused else streams.RESUMED)
 
 
@@ -99,5 +99,5 @@ def put(state: State, queue: Queue, fields: dict[str, str]) -> None:
     settings = queue.settings
     if (settings.concurrency, settings.window) != (found.concurrency, found.window):
         settings = msgspec.structs.replace(settings, concurrency=found.concurrency, window=found.window)
-        whole_queues.configure(state, queue, settings)
-    whole_queues.set_paused(state, queue, found.paused)
+        queues.configure(state, queue, settings)
+    queues.set_paused(state, queue, found.paused)

@@ -11,9 +11,9 @@ import msgspec
 
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.bounds import JobId, QueueName
-from quorumq.node.machine.lifecycle import crons, families, flows, removal, repetition, whole_queues
+from quorumq.node.machine.lifecycle import crons, flows, parents, queues, removal, repetition
 from quorumq.node.machine.lifecycle.bullmq import running
-from quorumq.node.machine.lifecycle.telling import tell_of_queue as tell
+from quorumq.node.machine.lifecycle.stream_events import publish_of_queue as publish
 from quorumq.node.machine.operation import Entry, Operation, operation
 from quorumq.node.machine.operations.jobs import GOES_ON
 from quorumq.node.machine.refusals import BullmqError, FlowTooLarge
@@ -79,7 +79,7 @@ class RemoveDependency(Operation, frozen=True, tag="bullmq.remove_dependency"):
         parent = next(filter(None, (find(state, *each) for each in self.parents)), None)
         if parent is None:
             raise BullmqError(running.MISSING_PARENT, self.job_id)
-        if families.parent_of(state, job) is not parent or not flows.detach(state, job):
+        if parents.parent_of(state, job) is not parent or not flows.detach(state, job):
             return False
         record = job.named()
         record.parent_key = record.parent = None
@@ -93,7 +93,7 @@ CleanedState = Literal["completed", "failed", "delayed", "wait", "active", "paus
 class CleanNamed(Operation, frozen=True, tag="bullmq.clean"):
     """Remove jobs in a state that are of until_ms or before, oldest first; at most `limit`, 0 for CLEANED_MAX. Answers their ids.
 
-    Finished ones by their end, active ones that nobody holds by their start, others by their birth. What repeats keeps its next job.
+    Finished ones by their end, active ones that nobody holds by their start, others by their creation. What repeats keeps its next job.
     """
 
     queue: QueueName
@@ -114,7 +114,7 @@ class CleanNamed(Operation, frozen=True, tag="bullmq.clean"):
             if job.state != "removed":
                 removal.delete(state, job, hard=True)
         state.emit(happened.QueueCleaned(queue.name, self.state, len(found)))
-        tell(state, queue.name, "cleaned", len(found))
+        publish(state, queue.name, "cleaned", len(found))
         return [own_id(job) for job in found]
 
     def candidates(self, state: State, queue: Queue) -> Iterable[Job]:
@@ -177,6 +177,6 @@ class ObliterateNamed(Operation, frozen=True, tag="bullmq.obliterate"):
         if queue.jobs:
             return Obliterated(0, more=True)
         crons.stop_repeating(state, self.queue)
-        whole_queues.obliterate(state, queue)
+        queues.obliterate(state, queue)
         state.emit(happened.QueueObliterated(self.queue))
         return Obliterated()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from quorumq.node.machine.state.state import State
 
 
-def told_failed(child: Job, prefix: str) -> str:
+def failure_text(child: Job, prefix: str) -> str:
     """Return in BullMQ's words that a child failed, with its `prefix:name:id`. prefix: the default one, of queues with a bare name."""
     name = child.queue
     return f"child {name[1:] if name.startswith('@') else f'{prefix}:{name}'}:{own_id(child)} failed"

@@ -1,9 +1,9 @@
-"""The places of a job that is not finished: it is in one index, and every way out of one, and into one, is here."""
+"""The indexes of a queue by state: every unfinished job is in one, and every way into one and out of one is here."""
 
 from __future__ import annotations
 
 from quorumq.node.machine.events import JobDelayed, JobPromoted, JobWaiting
-from quorumq.node.machine.lifecycle import groups, telling, timing
+from quorumq.node.machine.lifecycle import groups, stream_events, timing
 from quorumq.node.machine.state.bullmq import streams
 from quorumq.node.machine.state.job import (
     ACTIVE,
@@ -33,7 +33,7 @@ def stop_waiting(state: State, job: Job) -> None:
         dependencies.remaining = []
 
 
-def line_up(state: State, queue: Queue, job: Job) -> None:
+def enqueue(state: State, queue: Queue, job: Job) -> None:
     """Put a job among the delayed or the waiting, by its run_at."""
     if job.run_at > state.now_ms:
         enter_delayed(state, queue, job)
@@ -45,7 +45,7 @@ def enter_waiting(state: State, queue: Queue, job: Job) -> None:
     """Put a job that is in no index among the waiting ones."""
     priority = job.opts.priority
     if state.streaming:
-        telling.tell_waiting(state, job, job.state)
+        stream_events.publish_waiting(state, job, job.state)
     job.state = WAITING
     state.mark += job.seq * 3
     if priority:
@@ -67,7 +67,7 @@ def enter_delayed(state: State, queue: Queue, job: Job) -> None:
     """Put a job that is in no index among the delayed ones."""
     priority = job.opts.priority
     if state.streaming and job.state != DELAYED:
-        telling.tell(state, job, streams.DELAYED, job.run_at)
+        stream_events.publish(state, job, streams.DELAYED, job.run_at)
     job.state = DELAYED
     state.mark += job.run_at + job.seq * 23
     if priority:
@@ -141,7 +141,7 @@ def rejoin_by_options(state: State, job: Job) -> None:
     """Give a job that comes back, and is in no index, its place: the first of its priority (lifo), or the last if it wants that."""
     if job.opts.lifo:
         if state.level >= 1:
-            come_first(state, job)
+            rejoin(state, job, first=True)
     elif job.opts.rejoin_last:
         state.seq += 1
         job.order = state.seq
@@ -149,18 +149,12 @@ def rejoin_by_options(state: State, job: Job) -> None:
 
 def rejoin(state: State, job: Job, *, first: bool) -> None:
     """Give a job that is in no index the first place of its priority, or the last."""
+    # A number that no job had as its order: above all, or below those of earlier creations and earlier returns.
     state.seq += 1
     job.order = -state.seq if first else state.seq
 
 
-def come_first(state: State, job: Job) -> None:
-    """Give a job that is in no index the first place of its priority."""
-    # A number that no job had as its order, lower than those of earlier births and earlier returns.
-    state.seq += 1
-    job.order = -state.seq
-
-
-def place(state: State, queue: Queue, job: Job) -> None:
+def restore(state: State, queue: Queue, job: Job) -> None:
     """Put a job that comes from an image where its record says it is."""
     job_state = job.state
     if job.opts is not DEFAULT:

@@ -1,6 +1,6 @@
-"""The ends of a job: completed, or failed for good, and what that means for those that wait for it.
+"""How a job finishes: completed, or failed for good, and what that means for those that wait for it.
 
-A failure that climbs further than CLIMB_MAX levels goes on with the entries that follow.
+A failure that fails more than CASCADE_MAX parents goes on with the entries that follow.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from contextlib import contextmanager
 from quorumq.node.machine.events import DlqAdded, FlowFailed, JobCompleted, JobFailed
 from quorumq.node.machine.lifecycle import (
     dependencies,
-    families,
+    indexes,
     locks,
-    places,
+    parents,
     removal,
     repetition,
     retention,
-    telling,
+    stream_events,
     timing,
     unique_keys,
 )
 from quorumq.node.machine.state import webhook as hook
 from quorumq.node.machine.state.bullmq import streams
-from quorumq.node.machine.state.bullmq.names import told_failed
+from quorumq.node.machine.state.bullmq.names import failure_text
 from quorumq.node.machine.state.job import (
     ACTIVE,
     COMPLETED,
@@ -49,7 +49,7 @@ from quorumq.node.machine.state.job import (
 from quorumq.node.machine.state.queue import Queue
 from quorumq.node.machine.state.state import State
 
-CLIMB_MAX = 1_000
+CASCADE_MAX = 1_000
 """Parents that fail in one entry because a child did."""
 
 
@@ -64,7 +64,7 @@ def complete(
     queue = state.queues[job.queue]
     opts, settings = job.opts, queue.settings
     if job.state == ACTIVE and job.group_id is None:
-        # The usual way out, without the general steps of places.leave.
+        # The usual way out, without the general steps of indexes.leave.
         del queue.active[job.id]
         if job.owner is not None:
             state.count_work(job.owner, active=-1, processed=1)
@@ -78,7 +78,7 @@ def complete(
             job.with_extra().starts -= 1
         elif job.owner is not None:
             state.count_work(job.owner, processed=1)
-        places.leave(state, queue, job)
+        indexes.leave(state, queue, job)
     if job.unique_key is not None:
         unique_keys.release_key(state, queue, job)
     if job.token is not None or job.owner is not None:
@@ -93,17 +93,17 @@ def complete(
     if state.events is not None:
         state.events.append(JobCompleted(queue.name, job.id))
     if state.streaming:
-        telling.tell(state, job, streams.COMPLETED, b"null" if result is None else result)
+        stream_events.publish(state, job, streams.COMPLETED, b"null" if result is None else result)
     if state.webhooks.listening:
         state.webhooks.post(hook.COMPLETED, state.now_ms, job.id, queue.name, result)
     if job.id in state.watched:
         state.ended.append(job)
     if job.dependencies is not None:
-        families.completed(state, job)
+        parents.completed(state, job)
     if keep is None:
         keep = settings.default_keep_completed if opts.keep_completed is None else opts.keep_completed
     if opts.remove_on_complete or (keep is not None and keep.count == 0):
-        removal.forget(state, queue, job)
+        removal.delete_record(state, queue, job)
         state.remembered.add((job.id,))
     else:
         job.ending = ending
@@ -122,7 +122,7 @@ def complete(
     if opts.repeat is not None:
         repetition.repeat_job(state, queue, job, opts.repeat)
     if state.streaming and not goes_on:
-        telling.tell_if_drained(state, queue)
+        stream_events.publish_if_drained(state, queue)
 
 
 def count_runs(state: State, name: str, started_at: int | None, count: int) -> None:
@@ -147,7 +147,7 @@ def dead_letter(state: State, job: Job, reason: str, *, always: bool = False) ->
     if job.state == ACTIVE and job.started_at is not None:
         queue.counters.ran(state.now_ms - job.started_at)
         job.with_extra().starts += 1
-    places.leave(state, queue, job)
+    indexes.leave(state, queue, job)
     locks.unlock(state, job)
     job.remember_step(Moment(FAILED, state.now_ms, None, job.attempts))
     enter_dlq(state, queue, job, reason, always=always)
@@ -172,16 +172,16 @@ def enter_dlq(
     for waiting in state.dependents.of(job.id) if state.events is not None else ():
         state.emit(FlowFailed(waiting.id, job.id, waiting.queue, job.error))
     if state.streaming:
-        telling.tell(state, job, streams.FAILED, reason if job.error is None else job.error)
+        stream_events.publish(state, job, streams.FAILED, reason if job.error is None else job.error)
         if job.attempts >= job.opts.max_attempts:
-            telling.tell(state, job, streams.RETRIES_EXHAUSTED, job.attempts)
+            stream_events.publish(state, job, streams.RETRIES_EXHAUSTED, job.attempts)
     post_failure(state, job)
     if job.dependencies is not None:
         child_failed(state, job)
     if keep is None:
         keep = queue.settings.default_keep_failed if job.opts.keep_failed is None else job.opts.keep_failed
     if (job.opts.remove_on_fail and not always) or (keep is not None and keep.count == 0):
-        removal.forget(state, queue, job)
+        removal.delete_record(state, queue, job)
         return
     job.ending = ending
     queue.failed.add(ending, job)
@@ -195,31 +195,31 @@ def enter_dlq(
 
 def child_failed(state: State, child: Job) -> None:
     """Tell the parent of a job that failed for good."""
-    parent = families.awaiting(state, child)
+    parent = parents.awaiting(state, child)
     if parent is None:
         return
     assert child.flow is not None and parent.flow is not None
-    policy, family = child.flow.on_failure, parent.flow
+    policy, flow = child.flow.on_failure, parent.flow
     state.emit(FlowFailed(parent.id, child.id, parent.queue, child.error))
     if policy == CONTINUE:
-        families.end(parent, child, ChildEnd(CONTINUED, child.queue, reason=child.error))
+        parents.note_end(parent, child, ChildEnd(CONTINUED, child.queue, reason=child.error))
         # BullMQ has such a parent let go of the other children itself.
-        family.waived = not parent.opts.rejoin_last
-        families.go_on(state, parent, at_once=True)
+        flow.waived = not parent.opts.rejoin_last
+        parents.release_if_ready(state, parent, at_once=True)
     elif policy == IGNORE:
-        families.end(parent, child, ChildEnd(IGNORED, child.queue, reason=child.error))
-        families.go_on(state, parent)
+        parents.note_end(parent, child, ChildEnd(IGNORED, child.queue, reason=child.error))
+        parents.release_if_ready(state, parent)
     elif policy == REMOVE:
         child.flow.parent = None
-        families.let_go_of(state, child.id, parent)
+        parents.drop_child(state, child.id, parent)
     elif policy == FAIL:
-        families.end(parent, child, ChildEnd(UNSUCCESSFUL, child.queue, reason=child.error))
-        family.failed += 1
+        parents.note_end(parent, child, ChildEnd(UNSUCCESSFUL, child.queue, reason=child.error))
+        flow.failed += 1
         if parent.record is not None:
             _leave_to_worker(state, parent, child)
         elif parent.state in (WAITING_CHILDREN, WAITING, DELAYED):
             state.failing[parent.id] = _reason(parent, child)
-            fail_parents(state, CLIMB_MAX)
+            fail_parents(state, CASCADE_MAX)
 
 
 def _leave_to_worker(state: State, parent: Job, child: Job) -> None:
@@ -227,31 +227,31 @@ def _leave_to_worker(state: State, parent: Job, child: Job) -> None:
     if parent.state == FAILED:
         return
     record = parent.named()
-    record.deferred = told_failed(child, parent.tied().prefix)
+    record.deferred = failure_text(child, parent.tied().prefix)
     if parent.state == DELAYED:
         record.delay = 0
-        places.undelay(state, parent)
-    elif parent.state == WAITING_CHILDREN and not families.waits_for_others(parent):
-        families.release(state, parent)
+        indexes.undelay(state, parent)
+    elif parent.state == WAITING_CHILDREN and not parents.waits_for_others(parent):
+        parents.release(state, parent)
 
 
 @contextmanager
 def failing_parents_later(state: State) -> Iterator[None]:
     """Let parents fail for their children only when jobs that are being added have their places."""
-    state.is_climbing = True
+    state.is_cascading = True
     try:
         yield
     finally:
-        state.is_climbing = False
-    fail_parents(state, CLIMB_MAX)
+        state.is_cascading = False
+    fail_parents(state, CASCADE_MAX)
 
 
 def fail_parents(state: State, limit: int) -> None:
     """Let parents fail whose child did, and theirs by their own policies; at most `limit` jobs."""
-    if state.is_climbing:
+    if state.is_cascading:
         # The outermost call goes on with what this one noted.
         return
-    state.is_climbing = True
+    state.is_cascading = True
     try:
         while state.failing and limit > 0:
             job_id = next(iter(state.failing))
@@ -262,11 +262,11 @@ def fail_parents(state: State, limit: int) -> None:
                 dead_letter(state, job, UNKNOWN)
                 limit -= 1
     finally:
-        state.is_climbing = False
+        state.is_cascading = False
 
 
 def _reason(parent: Job, child: Job) -> str:
     """Return why a parent failed, as its dialect says it."""
     if parent.opts.rejoin_last:
-        return told_failed(child, parent.tied().prefix)
+        return failure_text(child, parent.tied().prefix)
     return f"Child job {child.id} failed: {child.error or 'unknown error'}"

@@ -16,14 +16,14 @@ from quorumq.cluster.errors import ClusterError, EntryTooLarge
 from .batching import Batcher
 from .machine.operation import Operation
 
-log = logging.getLogger("quorumq.telling")
+log = logging.getLogger("quorumq.proposals")
 T = TypeVar("T")
 
 # What did not get through is said again after this long.
 AGAIN_S = 0.2
 
 
-def mention(batcher: Batcher, operation: Operation, timeout_s: float) -> asyncio.Future[Any] | None:
+def propose_once(batcher: Batcher, operation: Operation, timeout_s: float) -> asyncio.Future[Any] | None:
     """Say something if that is possible; when it is not, or nobody hears it, that only costs time.
 
     Returns what to wait for, None when there is nothing to wait for.
@@ -37,7 +37,7 @@ def mention(batcher: Batcher, operation: Operation, timeout_s: float) -> asyncio
     return future
 
 
-def insist(
+def propose_until_answered(
     batcher: Batcher,
     operation: Operation,
     view: Callable[[Any], T],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from quorumq.node.machine.events import QueuePaused, QueueResumed
-from quorumq.node.machine.lifecycle import families, removal, repetition, retention, timing, unique_keys
+from quorumq.node.machine.lifecycle import parents, removal, repetition, retention, timing, unique_keys
 from quorumq.node.machine.state.job import ACTIVE, FAILED, REMOVED
 from quorumq.node.machine.state.queue import Queue, QueueSettings, Retention, settings_after
 from quorumq.node.machine.state.ranked import Ranked
@@ -81,7 +81,7 @@ def hold(state: State, queue: Queue, duration_ms: int) -> None:
 def obliterate(state: State, queue: Queue) -> int:
     """Delete a queue with all its jobs, settings and counters, which stay in the sums. Returns how many jobs."""
     count = len(queue.jobs)
-    families.untie_queue(state, queue.name)
+    parents.untie_queue(state, queue.name)
     drain(state, queue)
     for job in list(queue.jobs.values()):
         removal.delete(state, job)

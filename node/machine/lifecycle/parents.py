@@ -1,7 +1,7 @@
 """A parent of a flow and what becomes of it as its children end, come back or go.
 
 A parent is `waiting-children` while a child of its is pending, and takes its place in its queue when none is. A child completes, and
-its parent keeps the result; it fails for good, and its parent goes by what the child says (`OnChildFailure`, endings.py); it is retried,
+its parent keeps the result; it fails for good, and its parent goes by what the child says (`OnChildFailure`, finishing.py); it is retried,
 and is pending again; it is removed before its end, and its parent waits for it no more. Rules: BullMQ's parents and children (semantics,
 section 9), with this of our own: a parent that fails with its child goes to the dead letter queue at once, and its own parent by its own
 policy.
@@ -12,7 +12,7 @@ Every step here takes as long as one job, whatever the number of children.
 from __future__ import annotations
 
 from quorumq.node.machine.events import FlowCompleted, JobWaiting, JobWaitingChildren
-from quorumq.node.machine.lifecycle import places, telling, timing
+from quorumq.node.machine.lifecycle import indexes, stream_events, timing
 from quorumq.node.machine.state.job import (
     DELAYED,
     FAILED,
@@ -39,8 +39,8 @@ def completed(state: State, child: Job) -> None:
     """Tell the parent of a job that completed."""
     parent = awaiting(state, child)
     if parent is not None:
-        end(parent, child, ChildEnd(PROCESSED, child.queue, child.result))
-        go_on(state, parent)
+        note_end(parent, child, ChildEnd(PROCESSED, child.queue, child.result))
+        release_if_ready(state, parent)
 
 
 def awaiting(state: State, child: Job) -> Job | None:
@@ -52,32 +52,32 @@ def awaiting(state: State, child: Job) -> Job | None:
 
 def is_pending(parent: Job, child_id: str) -> bool:
     """Whether a parent waits for this child."""
-    family = parent.flow
-    return family is not None and child_id in family.children and family.children[child_id] is None
+    flow = parent.flow
+    return flow is not None and child_id in flow.children and flow.children[child_id] is None
 
 
-def end(parent: Job, child: Job, end: ChildEnd) -> None:
+def note_end(parent: Job, child: Job, end: ChildEnd) -> None:
     """Note how a pending child ended."""
-    family = parent.flow
-    assert family is not None
-    family.children[child.id] = end
-    family.pending -= 1
+    flow = parent.flow
+    assert flow is not None
+    flow.children[child.id] = end
+    flow.pending -= 1
 
 
-def let_go_of(state: State, child_id: str, parent: Job) -> None:
+def drop_child(state: State, child_id: str, parent: Job) -> None:
     """Let a parent wait for a pending child no more."""
-    family = parent.flow
-    assert family is not None
-    del family.children[child_id]
-    family.pending -= 1
-    go_on(state, parent)
+    flow = parent.flow
+    assert flow is not None
+    del flow.children[child_id]
+    flow.pending -= 1
+    release_if_ready(state, parent)
 
 
-def go_on(state: State, parent: Job, *, at_once: bool = False) -> None:
+def release_if_ready(state: State, parent: Job, *, at_once: bool = False) -> None:
     """Give a parent that waits for nothing any more its place; at_once: though children are pending."""
-    family = parent.flow
-    assert family is not None
-    if parent.state == WAITING_CHILDREN and (at_once or not family.pending) and not waits_for_others(parent):
+    flow = parent.flow
+    assert flow is not None
+    if parent.state == WAITING_CHILDREN and (at_once or not flow.pending) and not waits_for_others(parent):
         release(state, parent)
 
 
@@ -88,18 +88,18 @@ def waits_for_others(job: Job) -> bool:
 
 def release(state: State, parent: Job) -> None:
     """Let a parent wait for its children no longer."""
-    queue, family, opts = state.queues[parent.queue], parent.flow, parent.opts
-    if family is not None and all(end is not None and end.how == PROCESSED for end in family.children.values()):
-        state.emit(FlowCompleted(parent.id, parent.queue, len(family.children)))
-    places.leave(state, queue, parent)
+    queue, flow, opts = state.queues[parent.queue], parent.flow, parent.opts
+    if flow is not None and all(end is not None and end.how == PROCESSED for end in flow.children.values()):
+        state.emit(FlowCompleted(parent.id, parent.queue, len(flow.children)))
+    indexes.leave(state, queue, parent)
     parent.run_at = max(parent.run_at, state.now_ms)
     if opts.rejoin_last:
         # BullMQ: its delay counts from now; without a delay and a priority it comes first.
         parent.run_at = state.now_ms + ceil(opts.delay_ms)
-        places.rejoin(state, parent, first=not opts.priority)
+        indexes.rejoin(state, parent, first=not opts.priority)
     elif opts.lifo:
-        places.rejoin(state, parent, first=True)
-    places.line_up(state, queue, parent)
+        indexes.rejoin(state, parent, first=True)
+    indexes.enqueue(state, queue, parent)
     if parent.state == WAITING:
         state.emit(JobWaiting(queue.name, parent.id))
 
@@ -108,7 +108,7 @@ def park(state: State, job: Job) -> None:
     """Let a job that is in no index wait for its children."""
     queue = state.queues[job.queue]
     if state.streaming:
-        telling.tell_waiting_children(state, job, job.state)
+        stream_events.publish_waiting_children(state, job, job.state)
     job.state = WAITING_CHILDREN
     queue.waiting_children[job.id] = job
     state.timers.set(job, timing.due_at(state, job))
@@ -131,13 +131,13 @@ def revived(state: State, job: Job, was: str) -> None:
     parent = parent_of(state, job)
     if parent is None or parent.flow is None:
         return
-    family, end = parent.flow, parent.flow.children[job.id]
+    flow, end = parent.flow, parent.flow.children[job.id]
     if end is not None:
-        family.failed -= end.how == UNSUCCESSFUL
-        family.children[job.id] = None
-        family.pending += 1
+        flow.failed -= end.how == UNSUCCESSFUL
+        flow.children[job.id] = None
+        flow.pending += 1
         if parent.state in (WAITING, DELAYED) and not parent.opts.rejoin_last:
-            places.leave(state, state.queues[parent.queue], parent)
+            indexes.leave(state, state.queues[parent.queue], parent)
             park(state, parent)
 
 
@@ -159,5 +159,5 @@ def renamed(state: State, job: Job, before: str) -> None:
             child.flow.parent = job.id
     parent = state.jobs.get(links.parent) if links.parent is not None else None
     if parent is not None and parent.flow is not None and before in parent.flow.children:
-        family = parent.flow
-        family.children = {job.id if child_id == before else child_id: end for child_id, end in family.children.items()}
+        flow = parent.flow
+        flow.children = {job.id if child_id == before else child_id: end for child_id, end in flow.children.items()}

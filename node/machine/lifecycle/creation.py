@@ -1,11 +1,11 @@
-"""Jobs that come in: pushed, or added by BullMQ's rules."""
+"""Jobs that are new: pushed, or added by BullMQ's rules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from quorumq.node.machine.events import JobDuplicated, JobPushed
-from quorumq.node.machine.lifecycle import dependencies, families, places, removal, telling, unique_keys
+from quorumq.node.machine.lifecycle import dependencies, indexes, parents, removal, stream_events, unique_keys
 from quorumq.node.machine.state import webhook as hook
 from quorumq.node.machine.state.bullmq import streams
 from quorumq.node.machine.state.job import (
@@ -72,14 +72,14 @@ def push(state: State, name: str, specs: Iterable[JobSpec]) -> list[str]:
         jobs[job_id] = own[job_id] = job
         ids.append(job_id)
         if is_heard:
-            _tell_birth(state, job)
+            _publish_created(state, job)
         if opts is DEFAULT and not spec.depends_on and spec.group_id is None and spec.unique_key is None:
             # The usual way in, without the general steps of `settle`; the sum below level 1 is as if they had been taken.
             ready.add(seq, job)
             if asked is not DEFAULT:
                 state.mark += seq * 3
             if is_streaming:
-                telling.tell_first_place(state, job)
+                stream_events.publish_first_state(state, job)
         else:
             settle(state, queue, job, spec)
             if until and spec.unique_key in queue.throttled:
@@ -141,7 +141,7 @@ def add(state: State, name: str, specs: Iterable[JobSpec]) -> tuple[list[str], l
         duplicates.append(present is not None)
         if present is not None:
             if state.streaming and present in state.jobs:
-                _tell_duplicate(state, state.jobs[present], job_id, spec)
+                _publish_duplicate(state, state.jobs[present], job_id, spec)
             state.emit(JobDuplicated(name, present))
             ids.append(present)
             continue
@@ -153,11 +153,11 @@ def add(state: State, name: str, specs: Iterable[JobSpec]) -> tuple[list[str], l
     return ids, duplicates
 
 
-def _tell_duplicate(state: State, present: Job, job_id: str, spec: JobSpec) -> None:
+def _publish_duplicate(state: State, present: Job, job_id: str, spec: JobSpec) -> None:
     if present.id == job_id:
-        telling.tell(state, present, streams.DUPLICATED)
+        stream_events.publish(state, present, streams.DUPLICATED)
     else:
-        telling.tell(state, present, streams.DEDUPLICATED, spec.unique_key, unscoped(present.queue, job_id))
+        stream_events.publish(state, present, streams.DEDUPLICATED, spec.unique_key, unscoped(present.queue, job_id))
 
 
 def create_job(state: State, queue: Queue, job_id: str, spec: JobSpec) -> None:
@@ -174,16 +174,16 @@ def create_record(state: State, queue: Queue, job_id: str, spec: JobSpec) -> Job
     state.jobs[job_id] = queue.jobs[job_id] = job
     queue.counters.pushed += 1
     state.mark += 31 + seq
-    _tell_birth(state, job)
+    _publish_created(state, job)
     return job
 
 
-def _tell_birth(state: State, job: Job) -> None:
+def _publish_created(state: State, job: Job) -> None:
     """A job is new; its place follows."""
     if state.events is not None:
         state.events.append(JobPushed(job.queue, job.id))
     if state.streaming:
-        telling.tell_added(state, job)
+        stream_events.publish_added(state, job)
     if state.webhooks.listening:
         state.webhooks.post(hook.PUSHED, state.now_ms, job.id, job.queue)
 
@@ -213,11 +213,11 @@ def settle(
         dependencies.wait_for(state, queue, job, spec.depends_on)
     if job.state != WAITING_CHILDREN:
         if to_children or (job.dependencies is not None and job.pending_children):
-            families.park(state, job)
+            parents.park(state, job)
         else:
-            places.line_up(state, queue, job)
+            indexes.enqueue(state, queue, job)
     if state.streaming:
-        telling.tell_first_place(state, job)
+        stream_events.publish_first_state(state, job)
     if job.state != WAITING or opts.priority > 0:
         job.first_state = job.shown_state
     if opts.ttl_ms is not None and job.expires_at <= state.now_ms:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from quorumq.api.errors import Invalid
-from quorumq.node.machine.operations.bullmq.families import EVERYTHING, CountChildren, ListChildren, PageOfChildren
+from quorumq.node.machine.operations.bullmq.children import EVERYTHING, CountChildren, ListChildren, PageOfChildren
 from quorumq.node.machine.operations.flows import KINDS, Child, Dependencies, Kind
 from quorumq.node.machine.state.job import Job, unscoped
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-class Lately:
+class RecentKeys:
     """Remembers keys for `seconds`, at most `most` of them: beyond that, all are forgotten."""
 
     def __init__(self, seconds: float, most: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:

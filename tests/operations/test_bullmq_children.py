@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quorumq.node.machine.operations.bullmq.families import CountChildren, ListChildren, PageOfChildren
+from quorumq.node.machine.operations.bullmq.children import CountChildren, ListChildren, PageOfChildren
 from quorumq.node.machine.operations.flows import AddFlow, FlowJob
 from quorumq.node.machine.operations.jobs import RemoveJob
 from quorumq.node.machine.operations.runs import AckJob, FailJob

@@ -12,7 +12,7 @@ from quorumq.node.machine.operations.jobs import PushJobs
 from quorumq.node.machine.operations.runs import AckJob
 from quorumq.node.machine.refusals import JobNotFound
 from quorumq.node.machine.state import job_spec
-from quorumq.node.telling import insist, mention
+from quorumq.node.proposals import propose_once, propose_until_answered
 from tests.node.conftest import Local
 
 PUSH = PushJobs("q", [job_spec("a", b"1")])
@@ -34,7 +34,7 @@ async def test_what_is_insisted_on_is_said_until_it_was_heard(local: Local) -> N
         submit(*given)
 
     local.engine.propose = counted  # type: ignore[method-assign]
-    reply = await insist(local.node.batcher, PUSH, same, 5, lambda: True, again_s=0.001)
+    reply = await propose_until_answered(local.node.batcher, PUSH, same, 5, lambda: True, again_s=0.001)
     assert (tries, reply.ids, local.state_of("a")) == (3, ["a"], "waiting")
 
 
@@ -42,29 +42,29 @@ async def test_what_is_not_wanted_any_more_is_not_said_again(local: Local) -> No
     local.engine.available = False
     wanted = [True, True, False]
     with pytest.raises(ClusterError):
-        await insist(local.node.batcher, PUSH, same, 5, lambda: wanted.pop(0), again_s=0.001)
+        await propose_until_answered(local.node.batcher, PUSH, same, 5, lambda: wanted.pop(0), again_s=0.001)
     assert wanted == []
 
 
 async def test_a_refusal_and_a_size_that_never_fits_are_answers(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(JobNotFound):
-        await insist(local.node.batcher, AckJob("nobody"), same, 5, lambda: True)
+        await propose_until_answered(local.node.batcher, AckJob("nobody"), same, 5, lambda: True)
 
     def too_large(payload: bytes, deadline: float, done: Any) -> None:
         done(None, EntryTooLarge("too large"))
 
     monkeypatch.setattr(local.engine, "propose", too_large)
     with pytest.raises(EntryTooLarge):
-        await insist(local.node.batcher, PUSH, same, 5, lambda: True)
+        await propose_until_answered(local.node.batcher, PUSH, same, 5, lambda: True)
 
 
 async def test_what_is_mentioned_is_said_once(local: Local) -> None:
-    said = mention(local.node.batcher, PUSH, 5)
+    said = propose_once(local.node.batcher, PUSH, 5)
     assert said is not None and (await said).ids == ["a"]
     # Whoever refuses it is not heard by anybody, and nothing is reported.
-    again = mention(local.node.batcher, AckJob("nobody"), 5)
+    again = propose_once(local.node.batcher, AckJob("nobody"), 5)
     assert again is not None
     await asyncio.wait([again])
     local.engine.available = False
-    vain = mention(local.node.batcher, PUSH, 5)
+    vain = propose_once(local.node.batcher, PUSH, 5)
     assert vain is None or await asyncio.wait([vain])

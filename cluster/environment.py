@@ -29,7 +29,7 @@ _OWNED = re.compile(
 ).match
 
 
-class Surroundings:
+class NodeEnvironment:
     """The real ones. The simulation gives a node disks, links and clocks of its own."""
 
     tick_s = 0.02

@@ -1,4 +1,4 @@
-"""What the streams of events are told of the transitions of jobs, by BullMQ's kinds (state/bullmq/streams.py).
+"""Events of the transitions of jobs, for the streams of events, by BullMQ's kinds (state/bullmq/streams.py).
 
 Whoever calls has asked `state.streaming` first, which is empty while no queue has a stream: so nobody else pays for them.
 """
@@ -11,19 +11,19 @@ from quorumq.node.machine.state.queue import Queue
 from quorumq.node.machine.state.state import State
 
 
-def tell(state: State, job: Job, kind: str, *values: streams.Value) -> None:
+def publish(state: State, job: Job, kind: str, *values: streams.Value) -> None:
     """Append an event of a job to the stream of its queue, if that has one."""
     if job.queue in state.streaming:
         state.bullmq.streams.add(state.now_ms, job.queue, kind, own_id(job), *values)
 
 
-def tell_of_queue(state: State, queue: str, kind: str, *values: streams.Value) -> None:
+def publish_of_queue(state: State, queue: str, kind: str, *values: streams.Value) -> None:
     """Append an event of a queue to its stream, if it has one."""
     if queue in state.streaming:
         state.bullmq.streams.add(state.now_ms, queue, kind, *values)
 
 
-def tell_if_drained(state: State, queue: Queue) -> None:
+def publish_if_drained(state: State, queue: Queue) -> None:
     """A run of a queue has ended: say so if that was the last of what there was to do, and no other job is about to follow."""
     name = queue.name
     if (
@@ -35,30 +35,30 @@ def tell_if_drained(state: State, queue: Queue) -> None:
         state.bullmq.streams.add(state.now_ms, name, streams.DRAINED)
 
 
-def tell_added(state: State, job: Job) -> None:
+def publish_added(state: State, job: Job) -> None:
     """A job is new; its place follows."""
-    tell(state, job, streams.ADDED, job.opts.name)
+    publish(state, job, streams.ADDED, job.opts.name)
 
 
-def tell_first_place(state: State, job: Job) -> None:
+def publish_first_state(state: State, job: Job) -> None:
     """A new job has its first place; that it is delayed, or waits for others, it was told there."""
     if job.state == WAITING:
-        tell(state, job, streams.WAITING)
+        publish(state, job, streams.WAITING)
 
 
-def tell_waiting(state: State, job: Job, before: str) -> None:
+def publish_waiting(state: State, job: Job, before: str) -> None:
     """A job that was elsewhere before waits now."""
     if before != WAITING:
-        tell(state, job, streams.WAITING, before)
+        publish(state, job, streams.WAITING, before)
 
 
-def tell_waiting_children(state: State, job: Job, before: str) -> None:
+def publish_waiting_children(state: State, job: Job, before: str) -> None:
     """A job waits for others; before: as new jobs are `waiting` until they have a place, that is told of none."""
-    tell(state, job, streams.WAITING_CHILDREN, None if before in (WAITING, WAITING_CHILDREN) else before)
+    publish(state, job, streams.WAITING_CHILDREN, None if before in (WAITING, WAITING_CHILDREN) else before)
 
 
-def tell_removed(state: State, job: Job, before: str) -> None:
+def publish_removed(state: State, job: Job, before: str) -> None:
     """A job is gone; one that waited is named by its place: `wait`, or `prioritized` with a priority."""
     if before == WAITING:
         before = "prioritized" if job.opts.priority < 0 else "wait"
-    tell(state, job, streams.REMOVED, before)
+    publish(state, job, streams.REMOVED, before)
