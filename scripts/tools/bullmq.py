@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.support.local_cluster import LocalCluster
 
@@ -41,6 +41,13 @@ EXEMPT = HERE / "docs" / "bullmq-tests.md"
 DOWN_S = 3.0
 # Until it is ready again; a busy machine takes long.
 BACK_S = 300.0
+
+
+class Kill(NamedTuple):
+    """Which leader was killed, and when, in milliseconds since the epoch."""
+
+    node: str
+    at_ms: int
 
 
 class Missing(Exception):
@@ -106,9 +113,9 @@ async def adapter(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.asynccontextmanager
-async def leaders_killed(cluster: LocalCluster, every_s: float, down_s: float = DOWN_S) -> AsyncIterator[list[str]]:
+async def leaders_killed(cluster: LocalCluster, every_s: float, down_s: float = DOWN_S) -> AsyncIterator[list[Kill]]:
     """Kill the leader every so often, and start it again; yield who was. Raises an ExceptionGroup with what went wrong with a node."""
-    killed: list[str] = []
+    killed: list[Kill] = []
     over = asyncio.Event()
 
     async def pause(seconds: float) -> None:
@@ -119,8 +126,8 @@ async def leaders_killed(cluster: LocalCluster, every_s: float, down_s: float = 
         await pause(every_s)
         while not over.is_set():
             leader = await cluster.leader()
+            killed.append(Kill(leader.id, time.time_ns() // 1_000_000))
             await leader.kill()
-            killed.append(leader.id)
             await pause(down_s)
             await leader.start()
             await cluster.ready(timeout_s=BACK_S)
@@ -199,7 +206,7 @@ def exempt(*, client_clock: bool, slow: bool) -> list[tuple[str, str]]:
 
 
 @contextlib.asynccontextmanager
-async def nothing() -> AsyncIterator[list[str]]:
+async def nothing() -> AsyncIterator[list[Kill]]:
     yield []
 
 
@@ -228,10 +235,17 @@ def show(name: str, report: Path, took_s: float, kills: int, spared: list[tuple[
     return failed
 
 
+def longest_after(kill: Kill, pauses: list[list[int]], until: Kill | None) -> int:
+    """Return the longest pause that ended after a kill and before the next one, 0 for none."""
+    end_ms = until.at_ms if until is not None else sys.maxsize
+    return max((length for ended_ms, length in pauses if kill.at_ms <= ended_ms < end_ms), default=0)
+
+
 async def kills(arguments: argparse.Namespace) -> int:
     """Kill leaders under jobs and workers; print what they saw of it."""
     build()
-    async with LocalCluster(3) as cluster:
+    folder = Path(arguments.out).resolve() if arguments.out else None
+    async with LocalCluster(3, folder) as cluster:
         await cluster.ready()
         environment = os.environ | {
             "QUORUMQ_NODES": nodes_of(cluster), "JOBS": str(arguments.jobs), "WORKERS": str(arguments.workers),
@@ -258,7 +272,12 @@ async def kills(arguments: argparse.Namespace) -> int:
                 process.kill()
                 await process.wait()
     found = json.loads(text)
-    print(json.dumps({"leaders killed": len(killed), **found}))
+    pauses = found.pop("pauses")
+    after = [longest_after(kill, pauses, until) for kill, until in zip(killed, [*killed[1:], None], strict=True)]
+    for kill, pause_ms in zip(killed, after, strict=True):
+        print(f"{kill.node} killed at {kill.at_ms / 1000:.3f}: longest pause {pause_ms} ms")
+    longest_ms = max((length for _, length in pauses), default=0)
+    print(json.dumps({"leaders killed": len(killed), "longestPauseMs": longest_ms, **found}))
     well = found["ran"] == found["completed"] == found["jobs"] and not found["twice"] and not found["errors"]
     return 0 if well else 1
 
@@ -300,6 +319,7 @@ def main() -> int:
     one.add_argument("--every", type=float, default=6, help="seconds between two kills")
     one.add_argument("--jobs", type=int, default=600, help="at least; as many more as it takes until the last kill")
     one.add_argument("--workers", type=int, default=20)
+    one.add_argument("--out", help="folder for the nodes' data and logs, which stays")
     one = parts.add_parser("bench", help="how fast it is, beside REDIS_URL and POSTGRES_URL where they are set")
     one.set_defaults(do=bench)
     one.add_argument("--rounds", type=int, default=3)

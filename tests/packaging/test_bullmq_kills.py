@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.tools.bullmq import leaders_killed
+from scripts.tools.bullmq import Kill, leaders_killed, longest_after
 from tests.support.local_cluster import ClusterTrouble
 
 
@@ -28,7 +28,8 @@ async def test_a_node_that_does_not_come_back_ends_the_run() -> None:
     with pytest.raises(ExceptionGroup) as raised:
         async with leaders_killed(Dying(), every_s=0.001, down_s=0.0) as killed:  # type: ignore[arg-type]
             await asyncio.Event().wait()
-    assert raised.group_contains(ClusterTrouble, match="n1 is not ready") and killed == ["n1"]
+    assert raised.group_contains(ClusterTrouble, match="n1 is not ready")
+    assert [kill.node for kill in killed] == ["n1"]
 
 
 async def test_a_node_that_is_down_when_the_run_ends_is_started_again() -> None:
@@ -51,10 +52,18 @@ async def test_a_node_that_is_down_when_the_run_ends_is_started_again() -> None:
 
     async with leaders_killed(Cluster(), every_s=0.001, down_s=3_600) as killed:  # type: ignore[arg-type]
         await down.wait()
-    assert (killed, up) == (["n1"], {"n1"})
+    assert ([kill.node for kill in killed], up) == (["n1"], {"n1"})
 
 
 async def test_nobody_is_killed_where_no_kills_are_asked_for() -> None:
     async with leaders_killed(Dying(), every_s=0) as killed:  # type: ignore[arg-type]
         pass
     assert killed == []
+
+
+def test_a_pause_is_that_of_the_kill_before_it() -> None:
+    first, second = Kill("n1", 1_000), Kill("n2", 2_000)
+    pauses = [[900, 50], [1_000, 120], [1_300, 300], [1_999, 200], [2_000, 400], [9_000, 350]]
+    assert longest_after(first, pauses, second) == 300
+    assert longest_after(second, pauses, None) == 400
+    assert longest_after(Kill("n3", 9_001), pauses, None) == 0
