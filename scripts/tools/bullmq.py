@@ -184,20 +184,20 @@ async def suite(arguments: argparse.Namespace) -> int:
                         folder=out, environment=environment | {"SUITE": name, "REPORT": str(report)},
                         timeout_s=arguments.limit, out=log,
                     )  # fmt: skip
-            spared = exempt(client_clock=arguments.client_clock, slow=bool(arguments.kill_every or arguments.patience))
+            spared = exempt(client_clock=arguments.client_clock, kills=bool(arguments.kill_every))
             failed += show(name, report, time.monotonic() - began, len(killed), spared)
         print(f"reports and logs: {out}")
         return 1 if failed else 0
 
 
-def exempt(*, client_clock: bool, slow: bool) -> list[tuple[str, str]]:
+def exempt(*, client_clock: bool, kills: bool) -> list[tuple[str, str]]:
     """Return file and part of the name of each test that need not pass, from the tables of the documentation."""
     found = []
     text = EXEMPT.read_text("utf-8")
     for section in text.split("\n## ")[1:]:
         heading = section.partition("\n")[0]
         if (heading.endswith("a clock of their own") and client_clock) or (
-            heading.endswith("measure time") and not slow
+            heading.endswith("measure time") and not kills
         ):
             continue
         for file, test, _ in re.findall(r"^\| `(\S+)` \| (.+?) \| (.+?) \|$", section, re.MULTILINE):
