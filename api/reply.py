@@ -106,6 +106,10 @@ class Pieced(Reply):
     def body(self) -> bytes:
         return b"".join(self._pieces)
 
+    def replaced(self, body: bytes) -> Reply:
+        self._pieces = [body]
+        return self
+
     async def prepare(self, request: web.BaseRequest) -> None:
         """Write the response as fast as the client reads it."""
         pieces = self._pieces

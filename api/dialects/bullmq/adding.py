@@ -15,8 +15,10 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from quorumq.api.errors import Invalid
 from quorumq.api.limits import DATA_BYTES_MAX
+from quorumq.api.reply import Pieced, Reply
 from quorumq.api.request import Call
 from quorumq.api.rules import apply_to_members, says
+from quorumq.api.steps import in_steps, with_commas
 from quorumq.api.values import (
     BAD_JSON,
     BATCH_MAX,
@@ -514,18 +516,19 @@ def spec(item: AddItem, one: Wanted) -> JobSpec:
     return JobSpec(one.job_id, bytes(item.data), one.options, bool(one.job_id), one.dedup_id)
 
 
-def added(adding: Adding, prefix: str, reply: Added | AddedRepeating) -> bytes:
+async def answered(adding: Adding, prefix: str, reply: Added | AddedRepeating) -> Reply:
     """Render the jobs of an add as they were sent, each under the id that it has, or that of the job that stands for it."""
     qualified = replies.ENCODE(f"{prefix}:{adding.queue}")
     plain = reply.added if isinstance(reply, AddedRepeating) else reply
     ids = iter(plain.ids)
     dues = iter(reply.next_due_ms if isinstance(reply, AddedRepeating) else ())
-    return b"[%b]" % b",".join(
-        added_text(item, one, next(ids), one.delay, plain.at_ms, qualified)
-        if one.repeat is None
-        else repeating_text(item, one, next(dues), plain.at_ms, qualified)
-        for item, one in zip(adding.items, adding.wanted, strict=True)
-    )
+
+    def text(item: AddItem, one: Wanted) -> bytes:
+        if one.repeat is None:
+            return added_text(item, one, next(ids), one.delay, plain.at_ms, qualified)
+        return repeating_text(item, one, next(dues), plain.at_ms, qualified)
+
+    return Pieced(200, [b"[", *with_commas(await in_steps(text, adding.items, adding.wanted)), b"]"])
 
 
 def repeating_text(item: AddItem, one: Wanted, due_ms: int, at_ms: int, qualified: bytes) -> bytes:

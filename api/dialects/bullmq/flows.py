@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from quorumq.api.errors import Invalid
 from quorumq.api.limits import DATA_BYTES_MAX, LARGE_BYTES
-from quorumq.api.reply import Reply
+from quorumq.api.reply import Pieced, Reply
 from quorumq.api.request import CONSISTENCY, Call, Parameter
 from quorumq.api.rows import grouped, plain, success
 from quorumq.api.rules import says
 from quorumq.api.scopes import needs
+from quorumq.api.steps import Copies
 from quorumq.api.values import BAD_JSON, KEY_CHARS_MAX, check_text, decoded, value_of
 from quorumq.node.machine.lifecycle.flows import JOBS_MAX, LEVELS_MAX
 from quorumq.node.machine.operations.adding import Added, FindJob
@@ -116,13 +117,11 @@ class Awaiting(replies.BullShown):
     moved: bool
 
 
-class Planned(Struct, frozen=True):
-    """A checked node: its queue, the item as an add has it, what that means, and the place of its parent; -1 for a root."""
+class Planned(NamedTuple):
+    """A checked node. named: the parent that it has by its own word, by id and queue."""
 
-    queue: str
-    item: adding.AddItem
-    wanted: adding.Wanted
-    parent: int
+    job: FlowJob
+    named: tuple[str, str] | None
 
 
 AWAIT = msgspec.json.Decoder(AwaitBody)
@@ -175,21 +174,24 @@ def checked_node(raw: Raw, call: Call, parent: int) -> tuple[Planned, list[Raw]]
         raise Invalid("deduplication and repeat cannot be used in a flow")
     if parent >= 0 and wanted.parent is not None:
         raise Invalid("parent cannot be used for a child of a flow")
+    queue = check_name(queue)
     children: list[Raw] = []
     if "children" in found and found["children"] != b"null":
         try:
             children = adding.RAW_ITEMS.decode(found["children"])
         except msgspec.ValidationError:
             raise Invalid("children must be an array") from None
-    return Planned(check_name(queue), item, wanted, parent), children
+    return part_of(queue, item, wanted, parent), children
 
 
-async def parent_of(call: Call, wanted: adding.Wanted) -> str | None:
+def part_of(queue: str, item: adding.AddItem, wanted: adding.Wanted, parent: int = -1) -> Planned:
+    """Say how a job is added. parent: the place of its parent; -1 for a root."""
+    return Planned(FlowJob(queue, adding.spec(item, wanted), parent, None, wanted.on_failure), wanted.parent)
+
+
+async def parent_of(call: Call, named: tuple[str, str]) -> str:
     """Return the canonical id of the parent that a job is to have. Raises Forbidden, Invalid, Unavailable."""
-    if wanted.parent is None:
-        return None
-    job_id, named = wanted.parent
-    queue = unqualified(call, named)
+    job_id, queue = named[0], unqualified(call, named[1])
     if not call.grant.every_queue:
         needs(call.grant, queue)
     try:
@@ -203,15 +205,16 @@ def unqualified(call: Call, queue: str) -> str:
     return check_name(queue.removeprefix(f"{prefix_of(call)}:").removeprefix("bull:"))
 
 
-async def flow_jobs(call: Call, planned: list[Planned]) -> AddFlow:
-    """Make what goes into the log of trees, or of an add with parents."""
-    jobs = []
-    for node in planned:
-        if not call.grant.every_queue:
-            needs(call.grant, node.queue)
-        parent_id = await parent_of(call, node.wanted)
-        spec = adding.spec(node.item, node.wanted)
-        jobs.append(FlowJob(node.queue, spec, node.parent, parent_id, node.wanted.on_failure))
+async def flow_of(call: Call, planned: list[Planned]) -> AddFlow:
+    """Make what goes into the log of trees, or of an add with parents. Raises Forbidden, Invalid, Unavailable."""
+    if not call.grant.every_queue:
+        needs(call.grant, *dict.fromkeys(node.job.queue for node in planned))
+    jobs = [
+        node.job
+        if node.named is None
+        else msgspec.structs.replace(node.job, parent_id=await parent_of(call, node.named))
+        for node in planned
+    ]
     return AddFlow(jobs, numbered=True, prefix=prefix_of(call))
 
 
@@ -220,43 +223,58 @@ async def add_flow(call: Call) -> Reply:
     planned, is_list = plan(call) if len(call.body) <= LARGE_BYTES else await call.decoded(plan)
     if not planned:
         return Reply(200, b"[]")
-    view = partial(added, [node.parent for node in planned], prefix_of(call), is_list)
-    return success(await call.write(await flow_jobs(call, planned), view))
+    copies = await call.write(await flow_of(call, planned), copied)
+    texts = await copies.texts(partial(job_object.job_text, prefix=prefix_of(call)))
+    shown = with_children(texts, [node.job.parent for node in planned])
+    return Pieced(200, [b"[", *shown, b"]"] if is_list else shown)
 
 
-def added(parents: list[int], prefix: str, is_list: bool, reply: AddedFlow) -> bytes:
-    """Render trees of jobs as FlowProducer answers them: each job with its children."""
-    children: list[list[int]] = [[] for _ in parents]
+def copied(reply: AddedFlow) -> Copies:
+    return Copies(reply.jobs)
+
+
+def with_children(jobs: list[bytes], parents: list[int]) -> list[bytes]:
+    """Write trees of jobs as FlowProducer answers them: each job with its children. parents: places, -1 for a root."""
+    children: dict[int, list[int]] = {}
     for place, parent in enumerate(parents):
-        if parent >= 0:
-            children[parent].append(place)
-    # A parent comes before its children, so that from behind each child is there before it is wanted.
-    made: list[bytes] = [b""] * len(parents)
-    for place in range(len(parents) - 1, -1, -1):
-        below = b",".join(made[child] for child in children[place])
-        job = job_object.job_text(reply.jobs[place], prefix)
-        made[place] = b'{"job":%b,"children":[%b]}' % (job, below) if below else b'{"job":%b}' % job
-        for child in children[place]:
-            made[child] = b""
-    roots = [made[place] for place, parent in enumerate(parents) if parent < 0]
-    return b"[%b]" % b",".join(roots) if is_list else roots[0]
+        children.setdefault(parent, []).append(place)
+    pieces: list[bytes] = []
+    # What is still to be written, the next at the end: the places of jobs, and what is to be said as it is.
+    left: list[int | bytes] = []
+
+    def list_of(parent: int) -> None:
+        for place in reversed(children[parent]):
+            left.extend((place, b","))
+        left.pop()
+
+    list_of(-1)
+    while left:
+        each = left.pop()
+        if isinstance(each, bytes):
+            pieces.append(each)
+            continue
+        pieces += (b'{"job":', jobs[each])
+        if each in children:
+            pieces.append(b',"children":[')
+            left.append(b"]}")
+            list_of(each)
+        else:
+            pieces.append(b"}")
+    return pieces
 
 
-async def add_children(call: Call, wanted: adding.Adding) -> bytes:
+async def add_children(call: Call, wanted: adding.Adding) -> Reply:
     """Add jobs of which some have parents that are there already."""
     both = list(zip(wanted.items, wanted.wanted, strict=True))
     if any(one.repeat is not None or one.dedup_id is not None for _, one in both):
         raise Invalid("Deduplication and parent options cannot be used together")
-    operation = await flow_jobs(call, [Planned(wanted.queue, item, one, -1) for item, one in both])
-    prefix = prefix_of(call)
+    operation = await flow_of(call, [part_of(wanted.queue, item, one) for item, one in both])
 
-    def view(reply: AddedFlow) -> bytes:
+    def view(reply: AddedFlow) -> Added:
         ids = [unscoped(wanted.queue, job.id) for job in reply.jobs]
-        return adding.added(wanted, prefix, Added(ids, reply.duplicates, reply.at_ms))
+        return Added(ids, reply.duplicates, reply.at_ms)
 
-    made = await call.write(operation, view)
-    assert isinstance(made, bytes)
-    return made
+    return await adding.answered(wanted, prefix_of(call), await call.write(operation, view))
 
 
 # -- What a parent knows, and waits for

@@ -20,6 +20,7 @@ from quorumq.api.reply import TEXT, Pieced, Reply
 from quorumq.api.request import CONSISTENCY, Call, Parameter, Route
 from quorumq.api.rows import Text, grouped, plain, success
 from quorumq.api.scopes import its_descendants
+from quorumq.api.steps import unchanging
 from quorumq.node.machine.operation import Operation
 from quorumq.node.machine.operations.adding import AddJobs, FindJob
 from quorumq.node.machine.operations.job_reads import GetLogs
@@ -177,9 +178,9 @@ async def add(call: Call) -> Reply:
         # Nothing is no reason for a log entry, nor for a queue.
         return Reply(200, b"[]")
     if any(one.parent is not None for one in wanted.wanted):
-        return success(await flows.add_children(call, wanted))
-    operation = adding.operation(wanted)
-    return success(await call.write(operation, partial(adding.added, wanted, prefix_of(call))))
+        return await flows.add_children(call, wanted)
+    added = await call.write(adding.operation(wanted), unchanging)
+    return await adding.answered(wanted, prefix_of(call), added)
 
 
 def statuses_of(call: Call) -> list[str]:

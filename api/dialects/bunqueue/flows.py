@@ -15,11 +15,13 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from quorumq.api.errors import Invalid
-from quorumq.api.limits import DATA_BYTES_MAX
+from quorumq.api.limits import DATA_BYTES_MAX, LARGE_BYTES
+from quorumq.api.reply import Pieced, Reply
 from quorumq.api.request import Call, Command, Route, Wording
-from quorumq.api.rows import ask, grouped, write
+from quorumq.api.rows import ask, grouped, plain, write
 from quorumq.api.rules import says
 from quorumq.api.scopes import its_child, its_descendants, its_flow
+from quorumq.api.steps import Copies, with_commas
 from quorumq.api.values import BAD_JSON, KEY_CHARS_MAX, as_text, check_text, decoded, members
 from quorumq.node.machine.bounds import QUEUE_NAME_CHARS_MAX
 from quorumq.node.machine.lifecycle.flows import JOBS_MAX
@@ -312,8 +314,17 @@ def in_order(nodes: list[FlowNode], by_id: dict[str, FlowNode]) -> list[FlowJob]
     return made
 
 
-def added(reply: AddedFlow) -> bytes:
-    return b'{"ok":true,"data":{"jobs":[%b]}}' % b",".join(map(job_object.full_text, reply.jobs))
+async def add_flow(call: Call) -> Reply:
+    """Add a graph of jobs, and show all of them."""
+    operation = add(call) if len(call.body) <= LARGE_BYTES else await call.decoded(add)
+    if not call.grant.every_queue:
+        await its_flow(call, operation)
+    texts = await (await call.write(operation, copied)).texts(job_object.full_text)
+    return Pieced(200, [b'{"ok":true,"data":{"jobs":[', *with_commas(texts), b"]}}"])
+
+
+def copied(reply: AddedFlow) -> Copies:
+    return Copies(reply.jobs)
 
 
 # -- Changing and asking
@@ -367,8 +378,8 @@ AWAITING: Wording = {JobNotFound: (404, "Job is not active"), JobNotActive: (400
 
 ROUTES: tuple[Route, ...] = grouped(
     "Flows",
-    write("POST", "/flows", AddFlow, add, added, takes=FlowBody, reply=FlowAdded, right="produce", body="data",
-          scope="checked", check=its_flow, command="PUSHF"),
+    plain("POST", "/flows", add_flow, what=AddFlow, takes=FlowBody, reply=FlowAdded, right="produce", body="data",
+          scope="checked", command="PUSHF"),
     write("PUT", "/jobs/{id}/parent", AttachChild, attach, replies.ok, takes=ParentBody, reply=replies.Ok,
           right="produce", refusals=ATTACHING, check=its_child, command=Command("UpdateParent", {"id": "childId"})),
     write("DELETE", "/jobs/{id}/parent", DetachChild, of_job(DetachChild), detached, reply=ChildRemoved,

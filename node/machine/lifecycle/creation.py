@@ -167,14 +167,18 @@ def create_job(state: State, queue: Queue, job_id: str, spec: JobSpec) -> None:
 
 def create_record(state: State, queue: Queue, job_id: str, spec: JobSpec) -> Job:
     """Create a job whose id is new; it is in no index before it is settled."""
-    now_ms, name = state.now_ms, queue.name
-    state.announce(queue)
+    now_ms, own, opts = state.now_ms, queue.jobs, spec.opts
+    if not own:
+        state.announce(queue)
+    if opts is not DEFAULT:
+        opts = state.shared(opts)
     state.seq = seq = state.seq + 1
-    job = Job(job_id, name, spec.data, state.shared(spec.opts), WAITING, seq, seq, now_ms, now_ms, bool(spec.id))
-    state.jobs[job_id] = queue.jobs[job_id] = job
+    job = Job(job_id, queue.name, spec.data, opts, WAITING, seq, seq, now_ms, now_ms, bool(spec.id))
+    state.jobs[job_id] = own[job_id] = job
     queue.counters.pushed += 1
     state.mark += 31 + seq
-    _publish_created(state, job)
+    if state.streaming or state.events is not None or state.webhooks.listening:
+        _publish_created(state, job)
     return job
 
 
@@ -196,6 +200,21 @@ def settle(
     to_children: it waits for children though none is known yet.
     """
     opts = job.opts
+    if (
+        not (opts.priority or opts.lifo or opts.delay_ms or spec.depends_on or to_children)
+        and opts.ttl_ms is None
+        and spec.group_id is None
+        and spec.unique_key is None
+        and run_at is None
+        and (job.dependencies is None or not job.pending_children)
+    ):
+        # Without wishes: it waits, behind all others.
+        queue.ready.add(job.order, job)
+        state.mark += job.seq * 3
+        state.woken[queue.name] = None
+        if state.streaming:
+            stream_events.publish_first_state(state, job)
+        return
     if spec.group_id is not None:
         job.group_id = spec.group_id
     if opts.lifo:

@@ -60,13 +60,14 @@ def attach(
         links.on_failure = on_failure
     if prefix is not None:
         flow.prefix = prefix
-    if child.id in flow.children:
-        end = flow.children[child.id]
+    children, child_id = flow.children, child.id
+    if child_id in children:
+        end = children[child_id]
         if end is None or child.finished:
             return
         # What it knows is of an earlier job of that id.
         flow.failed -= end.how == UNSUCCESSFUL
-    flow.children[child.id] = None
+    children[child_id] = None
     flow.pending += 1
     if child.state == COMPLETED:
         parents.completed(state, child)

@@ -55,7 +55,7 @@ def enter_waiting(state: State, queue: Queue, job: Job) -> None:
         else:
             queue.lowered += 1
     if job.group_id is None:
-        queue.ready.add(rank_of(job), job)
+        queue.ready.add(rank_of(job) if priority else job.order, job)
     else:
         groups.enter(state, queue, job)
     if job.due or job.opts.ttl_ms is not None:

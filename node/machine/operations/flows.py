@@ -46,6 +46,7 @@ from quorumq.node.machine.state.job import (
     child_key,
     scoped_id,
 )
+from quorumq.node.machine.state.queue import Queue
 
 
 class FlowJob(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
@@ -100,13 +101,15 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
         present = self.checked_ids(state)
         state.check_room_for(*{each.queue for each in self.jobs})
         jobs: list[Job] = []
+        queues, numbered = state.queues, self.numbered
         for position, each in enumerate(self.jobs):
-            queue = state.queue(each.queue)
+            queue = queues.get(each.queue) or state.queue(each.queue)
             job = present.get(position)
-            if self.numbered:
+            if numbered:
                 queue.number += 1
             if job is None:
-                job = creation.create_record(state, queue, self.new_id(state, each), each.job)
+                job_id = self.numbered_id(state, queue, each) if numbered else each.job.id
+                job = creation.create_record(state, queue, job_id, each.job)
             else:
                 state.emit(happened.JobDuplicated(job.queue, job.id))
             jobs.append(job)
@@ -117,7 +120,7 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
                     flows.attach(state, job, parent, each.on_failure, self.prefix)
             for position, (each, job) in enumerate(zip(self.jobs, jobs, strict=True)):
                 if position not in present:
-                    creation.settle(state, state.queues[each.queue], job, each.job)
+                    creation.settle(state, queues[each.queue], job, each.job)
         return AddedFlow(jobs, [position in present for position in range(len(jobs))], state.now_ms)
 
     def check_size(self, state: State) -> None:
@@ -125,17 +128,19 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
         if len(self.jobs) > flows.JOBS_MAX:
             raise FlowTooLarge(flows.JOBS_MAX)
         levels: list[int] = []
-        above: list[Job | None] = []
-        for each in self.jobs:
-            is_root = each.parent < 0
-            levels.append(1 if is_root else levels[each.parent] + 1)
-            above.append(outside(state, each) if is_root else above[each.parent])
-            if levels[-1] > flows.LEVELS_MAX:
-                raise FlowTooDeep(flows.LEVELS_MAX)
-        deepest: dict[str, int] = {}
-        for top, level in zip(above, levels, strict=True):
+        # The jobs that are there already and wait for roots, by position of what is below them.
+        above: dict[int, Job] = {}
+        for position, each in enumerate(self.jobs):
+            parent = each.parent
+            levels.append(1 if parent < 0 else levels[parent] + 1)
+            top = outside(state, each) if parent < 0 else above.get(parent) if above else None
             if top is not None:
-                deepest[top.id] = max(level, deepest.get(top.id, 0))
+                above[position] = top
+        if max(levels, default=0) > flows.LEVELS_MAX:
+            raise FlowTooDeep(flows.LEVELS_MAX)
+        deepest: dict[str, int] = {}
+        for position, top in above.items():
+            deepest[top.id] = max(levels[position], deepest.get(top.id, 0))
         for job_id, level in deepest.items():
             flows.check_depth(state, state.jobs[job_id], below=level)
 
@@ -176,13 +181,10 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
         each = self.jobs[position]
         return scoped_id(each.queue, each.job.id) if self.numbered and each.job.id else each.job.id
 
-    def new_id(self, state: State, each: FlowJob) -> str:
-        """Return the id of a new job: its own, or the queue's number."""
-        if not self.numbered:
-            return each.job.id
+    def numbered_id(self, state: State, queue: Queue, each: FlowJob) -> str:
+        """Return the id of a new job of BullMQ: its own, or the queue's number."""
         if each.job.id:
             return scoped_id(each.queue, each.job.id)
-        queue = state.queues[each.queue]
         while (job_id := scoped_id(each.queue, str(queue.number))) in state.jobs:
             # Somebody chose this very id.
             queue.number += 1

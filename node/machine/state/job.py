@@ -459,7 +459,8 @@ class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
     def flow(self) -> FlowLinks | None:
         """What ties it to other jobs of its flow; None for nearly all jobs."""
         dependencies = self.dependencies
-        return dependencies.flow if isinstance(dependencies, TiedDependencies) else None
+        # For a struct's type this is twice as quick as isinstance.
+        return dependencies.flow if type(dependencies) is TiedDependencies else None
 
     @property
     def pending_children(self) -> int:
@@ -522,9 +523,13 @@ class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
 
     def tied(self) -> FlowLinks:
         """Return what ties it to other jobs, made when it is new."""
-        links = self.flow
-        if links is None:
-            links, others = FlowLinks(), self.dependencies or Dependencies(())
+        others = self.dependencies
+        if type(others) is TiedDependencies and others.flow is not None:
+            return others.flow
+        links = FlowLinks()
+        if others is None:
+            self.dependencies = TiedDependencies((), flow=links)
+        else:
             self.dependencies = TiedDependencies(others.ids, others.remaining, others.values, others.done_at, links)
         return links
 
