@@ -377,6 +377,11 @@ Statuses of all requests:
 
 
 # Large objects that many replies hold: what stands for each, and the heading under which it is described.
+EVENTS = """\
+A WebSocket sends an event as `{"event": name, "ts": milliseconds, "data": …}`; server-sent events have its name in `event` and its data
+with `timestamp` in `data`. A key with `?` is left out when it is false, empty or unknown.
+"""
+SNAKE = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
 OBJECTS = {
     "JobShown": ("<job>", "The job object"),
     "JobJson": ("<BullMQ job>", "BullMQ's job object"),
@@ -388,8 +393,8 @@ OBJECTS = {
 }
 
 
-def reference(dialects: Iterable[tuple[Dialect, str]]) -> str:
-    """Write docs/http-reference.md."""
+def reference(dialects: Iterable[tuple[Dialect, str]], events: Mapping[str, type]) -> str:
+    """Write docs/http-reference.md. events: what each says, by name."""
     whole = document(dialects, "")
     schemas: Json = whole["components"]["schemas"]
     errors = "\n".join(f"| {status} | {text} |" for status, text in ERRORS.items())
@@ -400,6 +405,7 @@ def reference(dialects: Iterable[tuple[Dialect, str]]) -> str:
             for method, one in methods.items():
                 if tag["name"] in one["tags"]:
                     parts.append(section(method.upper(), path, one, schemas))
+    parts.append(events_section(events))
     for schema, (sign, title) in OBJECTS.items():
         if schema not in schemas:
             continue
@@ -412,6 +418,23 @@ def reference(dialects: Iterable[tuple[Dialect, str]]) -> str:
             text = (field.get("description", "") + bounds(field)).strip().replace("|", chr(92) + "|")
             parts.append(f"| `{name}` | {kind_of(field)}{absent} | {text} |\n")
     return "".join(parts)
+
+
+def camel(word: re.Match[str]) -> str:
+    return word[0][0] + word[0].title().replace("_", "")[1:]
+
+
+def events_section(events: Mapping[str, type]) -> str:
+    """Write what each event says."""
+    references, schemas = msgspec.json.schema_components(
+        list(dict.fromkeys(events.values())), ref_template=REF + "{name}"
+    )
+    kinds = dict(zip(dict.fromkeys(events.values()), references, strict=True))
+    rows = (
+        f"| `{name}` | `{example(kinds[kind], schemas)}` | {SNAKE.sub(camel, ' '.join((kind.__doc__ or '').split()))} |\n"
+        for name, kind in sorted(events.items())
+    )
+    return f"\n## Events by name\n\n{EVENTS}\n| event | `data` | when |\n| --- | --- | --- |\n{''.join(rows)}"
 
 
 def section(method: str, path: str, one: Json, schemas: Json) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -123,8 +123,14 @@ class EventListener(Protocol):
         """Come to an end: the node is stopping."""
 
 
+class Payload(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """What an event says that only this node tells."""
+
+    EVENT: ClassVar[str]
+
+
 Render = Callable[["State", int, "Event"], Iterable[Message]]
-Summary = Callable[["State", str], bytes]
+Summary = Callable[["State", str], Payload]
 
 
 class Past(NamedTuple):
@@ -213,10 +219,11 @@ class Feed:
             message.id = Id(index, place + more)
         return messages
 
-    def publish(self, name: str, data: bytes, *, queue: str = "", queues: Sequence[str] = ()) -> None:
+    def publish(self, payload: Payload, *, queue: str = "", queues: Sequence[str] = ()) -> None:
         """Tell what only this node can say: figures, warnings. It has no id and is not kept."""
         if self._listeners:
-            self._tell([Message(name, time.time_ns() // 1_000_000, data, queue=queue, queues=queues)])
+            now_ms = time.time_ns() // 1_000_000
+            self._tell([Message(payload.EVENT, now_ms, ENCODE(payload), queue=queue, queues=queues)])
 
     def _on_entry(self, entry: Entry) -> None:
         events = entry.events
@@ -257,7 +264,7 @@ class Feed:
         self._timer = None
         changed, self._changed = self._changed, {}
         for queue in changed:
-            self.publish("queue:counts", self._counts(self._machine.state, queue), queue=queue)
+            self.publish(self._counts(self._machine.state, queue), queue=queue)
             if self._on_change is not None:
                 self._on_change(queue)
 

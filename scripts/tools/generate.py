@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quorumq.api.dialects.bullmq.backend import table
+from quorumq.api.dialects.bunqueue import payloads
 from quorumq.api.mounts import main_dialects
 from quorumq.api.openapi import reference
 from quorumq.api.settings.rows import settings
@@ -74,7 +75,7 @@ def configuration() -> str:
 
 def http_reference() -> str:
     """Return docs/http-reference.md."""
-    return reference(main_dialects())
+    return reference(main_dialects(), payloads.shapes())
 
 
 BULLMQ_CALLS = """\

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from quorumq.api import tokens
 from quorumq.api.auth import Grant
 from quorumq.api.dialects.bunqueue.events import told
+from quorumq.api.dialects.bunqueue.payloads import shapes
 from quorumq.api.events.feed import Message, as_heard
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.events import Event
@@ -22,6 +24,8 @@ from tests.api.conftest import Client, Serve
 
 FULL = {"Authorization": "Bearer full-token"}
 READER = {"Authorization": "Bearer reader"}
+# What each event says, by its name.
+SHAPES = shapes()
 # What a queue's life below brings, each under its own name.
 HEARD = {
     "job:pushed", "job:active", "job:completed", "job:failed", "job:discarded", "dlq:added", "dlq:purged", "queue:created",
@@ -138,6 +142,8 @@ async def test_all_of_its_own_queue_and_nothing_of_another(
         name, data = await anext(stream)
         if not name.startswith(("server:", "stats:", "health:", "storage:")):
             assert "theirs" not in data, name
+            said = {key: value for key, value in json.loads(data).items() if key != "timestamp"}
+            msgspec.convert(said, SHAPES[name])
             heard[name] = data
             # Those of the other queue came first; of them nothing may be here.
             assert "queue:created" in heard, name

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from quorumq.api.dialects.bunqueue import payloads
 from quorumq.api.mounts import main_dialects
 from quorumq.api.openapi import ERRORS, document, reference
 from tests.api.conftest import Client, Serve
@@ -166,7 +167,7 @@ def test_clients_are_told_in_their_own_words() -> None:
 
 
 def test_the_reference_has_every_route() -> None:
-    text = reference(main_dialects())
+    text = reference(main_dialects(), payloads.shapes())
     for method, path, _ in operations():
         assert text.count(f"\n### {method.upper()} {path}\n") == 1
 
@@ -180,7 +181,7 @@ async def test_what_it_says_of_lock_tokens_is_so(client: Client) -> None:
         "move-to-delayed": {"delay": 9},
     }
     tried = []
-    for section in reference(main_dialects()).split("\n### "):
+    for section in reference(main_dialects(), payloads.shapes()).split("\n### "):
         title = re.match(r"(POST|PUT) (/jobs/\{id\}/(\S+))\n", section)
         said = re.search(r"^\| `token` \| body .*$", section, re.MULTILINE)
         if title is None or said is None:

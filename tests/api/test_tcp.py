@@ -690,7 +690,7 @@ async def test_figures_count_its_connections(client: Client, tcp: Open) -> None:
     one = await tcp(client)
     await one.ok("Ping")
     assert client.server.connections == before + 1
-    assert client.server.streams.health()["connections"]["tcp"] == 1
+    assert client.server.streams.health().connections.tcp == 1
     shown = (await client.get("/health")).json["connections"]
     assert shown["tcp"] == 1 and shown["http"] == client.server.http_connections
     page = (await client.get("/prometheus")).body.decode()

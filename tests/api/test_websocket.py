@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import pytest
 
 from quorumq.api.commands import connection
@@ -451,12 +450,12 @@ async def test_figures(client: Client, connect: Open) -> None:
     await client.push()
     streams = client.server.streams
     ws = await connect(client, "stats:*", "health:*", "storage:*")
-    streams.feed.publish("stats:snapshot", msgspec.json.encode(await streams.stats()))
+    streams.feed.publish(await streams.stats())
     stats = await ws.event("stats:snapshot")
     assert (stats["waiting"], stats["totalPushed"], stats["workers"], stats["cronJobs"]) == (1, 1, 0, 0)
     assert stats["queues"] == {"q": {"waiting": 1, "active": 0, "delayed": 0, "dlq": 0, "paused": False}}
-    assert streams.health()["connections"]["ws"] == 1 and streams.health()["ok"] is True
-    assert (await streams.storage())["diskFull"] is False
+    assert streams.health().connections.ws == 1 and streams.health().ok is True
+    assert (await streams.storage()).disk_full is False
     assert (await client.get("/health")).json["connections"]["ws"] == 1
 
 

@@ -15,7 +15,7 @@ from quorumq.api.values import COUNT_MAX, YEAR_MS, Number, fields_of
 from quorumq.node.machine.operations.settings import GetQueueSettings, SetDlqConfig, SetStallConfig
 from quorumq.node.machine.state.queue import QueueSettings
 
-from . import job_object, replies
+from . import replies
 from .values import flag, integer, of_queue, queue_of, read_unchecked
 
 STALLS_MAX = 1_000_000
@@ -124,37 +124,33 @@ class DlqConfigOf(replies.Body):
     config: DlqConfigShown
 
 
-def stall_config(reply: QueueSettings) -> bytes:
+def stall_config(reply: QueueSettings) -> StallConfigShown:
     stall = reply.stall
-    return b'{"ok":true,"config":{"enabled":%b,"stallInterval":%d,"maxStalls":%d,"gracePeriod":%d}}' % (
-        replies.ENCODE(stall.enabled),
-        stall.interval_ms,
-        stall.max_stalls,
-        stall.grace_ms,
-    )
+    return StallConfigShown(stall.enabled, stall.interval_ms, stall.max_stalls, stall.grace_ms)
 
 
-def dlq_config(reply: QueueSettings) -> bytes:
+def dlq_config(reply: QueueSettings) -> DlqConfigShown:
     dlq = reply.dlq
-    return (
-        b'{"ok":true,"config":{"autoRetry":%b,"autoRetryInterval":%d,"maxAutoRetries":%d,"maxAge":%b,"maxEntries":%d}}'
-        % (
-            replies.ENCODE(dlq.auto_retry),
-            dlq.auto_retry_interval_ms,
-            dlq.max_auto_retries,
-            job_object.number(dlq.max_age_ms),
-            dlq.max_entries,
-        )
+    return DlqConfigShown(
+        dlq.auto_retry, dlq.auto_retry_interval_ms, dlq.max_auto_retries, dlq.max_age_ms, dlq.max_entries
     )
+
+
+def show_stall_config(reply: QueueSettings) -> bytes:
+    return replies.ENCODE(StallConfigOf(True, stall_config(reply)))
+
+
+def show_dlq_config(reply: QueueSettings) -> bytes:
+    return replies.ENCODE(DlqConfigOf(True, dlq_config(reply)))
 
 
 ROUTES: tuple[Route, ...] = grouped(
     "Configuration",
-    ask("GET", "/queues/{queue}/stall-config", GetQueueSettings, of_queue(GetQueueSettings), stall_config,
+    ask("GET", "/queues/{queue}/stall-config", GetQueueSettings, of_queue(GetQueueSettings), show_stall_config,
         reply=StallConfigOf, about="Stall detection of a queue.", command="GetStallConfig"),
     write("PUT", "/queues/{queue}/stall-config", SetStallConfig, set_stall_config, replies.ok,
           takes=StallBody, reply=replies.Ok, right="manage:all", command="SetStallConfig"),
-    ask("GET", "/queues/{queue}/dlq-config", GetQueueSettings, of_queue(GetQueueSettings), dlq_config,
+    ask("GET", "/queues/{queue}/dlq-config", GetQueueSettings, of_queue(GetQueueSettings), show_dlq_config,
         reply=DlqConfigOf, about="Dead letter queue of a queue.", command="GetDlqConfig"),
     write("PUT", "/queues/{queue}/dlq-config", SetDlqConfig, set_dlq_config, replies.ok,
           takes=DlqBody, reply=replies.Ok, right="manage:all",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from quorumq.api.events.feed import Message
 from quorumq.node.machine import events as happened
@@ -18,23 +19,13 @@ from quorumq.node.machine.operations.settings import GetQueueSettings
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import Job
 
-from . import configuration, job_object
+from . import configuration, payloads
 
 ENCODE = msgspec.json.Encoder().encode
 # Data and results up to this length stand in the old form of `completed` and `failed`.
 SHOWN_BYTES_MAX = 16_384
-CONFIG_AT = len(b'{"ok":true,')
 
-# Documented, but not in node.events: told by this node, or by other events beside their own name.
-OTHERS = (
-    "queue:counts", "queue:removed", "queue:idle", "queue:threshold", "worker:overloaded", "stats:snapshot",
-    "health:status", "storage:status", "server:started", "server:shutdown", "server:memory-warning",
-    "storage:size-warning",
-)  # fmt: skip
-NAMES = frozenset(
-    [str(kind.__struct_config__.tag) for kind in Event.__subclasses__()]
-    + list(OTHERS)
-)  # fmt: skip
+NAMES = frozenset(payloads.shapes())
 PREFIXES = (
     "job", "queue", "dlq", "flow", "cron", "worker", "ratelimit", "concurrency", "webhook", "batch", "client", "auth",
     "cleanup", "health", "stats", "storage", "server", "memory", "config",
@@ -100,9 +91,9 @@ def told(state: State, now_ms: int, event: Event) -> Iterator[Message]:
     data = plain(event)
     queue: str = getattr(event, "queue", "")
     queues: tuple[str, ...] = getattr(event, "about", ()) or getattr(event, "queues", ())
-    more = MORE.get(type(event))
-    if more is not None and (added := more(state, event)):
-        data = b"%b,%b}" % (data[:-1], added)
+    added = MORE.get(type(event))
+    if added is not None and (more := added(state, event)) is not None:
+        data = b"%b,%b" % (data[:-1], ENCODE(more)[1:])
     job_id: str | None = getattr(event, "job_id", None)
     legacy = None
     if name.startswith("job:") or isinstance(event, happened.QueuePaused | happened.QueueResumed):
@@ -112,7 +103,8 @@ def told(state: State, now_ms: int, event: Event) -> Iterator[Message]:
         yield Message("queue:removed", now_ms, data, queue=queue)
     elif isinstance(event, happened.WorkerRemovedStale):
         # The document's name for it, which those know who keep a list of workers.
-        yield Message("worker:disconnected", now_ms, b'{"workerId":%b}' % ENCODE(event.worker_id), queues=queues)
+        gone = payloads.WorkerGone(event.worker_id)
+        yield Message(gone.EVENT, now_ms, ENCODE(gone), queues=queues)
 
 
 def plain(event: Event) -> bytes:
@@ -127,91 +119,80 @@ def job_of(state: State, event: Any) -> Job | None:
     return state.jobs.get(event.job_id)
 
 
-def with_error(state: State, event: Any) -> bytes:
-    # What is left out of the record is told all the same: that there was no text.
-    return b'"error":null' if event.error is None else b""
+def with_error(state: State, event: Any) -> payloads.NoError | None:
+    return payloads.NoError() if event.error is None else None
 
 
-def with_timeout(state: State, event: Any) -> bytes:
+def with_timeout(state: State, event: Any) -> payloads.TimedOut:
     job = job_of(state, event)
-    return b'"timeout":%b' % job_object.number(None if job is None else job.opts.timeout_ms)
+    timeout_ms = None if job is None else job.opts.timeout_ms
+    return payloads.TimedOut(None if timeout_ms is None else whole(timeout_ms))
 
 
-def with_dependencies(state: State, event: Any) -> bytes:
+def with_dependencies(state: State, event: Any) -> payloads.WaitsFor:
     job = job_of(state, event)
-    return b'"dependsOn":%b' % ENCODE(() if job is None else job.depends_on)
+    return payloads.WaitsFor([] if job is None else list(job.depends_on))
 
 
-def with_stall_config(state: State, event: Any) -> bytes:
-    return configuration.stall_config(GetQueueSettings(event.queue).answer(state))[CONFIG_AT:-1]
+def with_stall_config(state: State, event: Any) -> payloads.StallConfigSet:
+    return payloads.StallConfigSet(configuration.stall_config(GetQueueSettings(event.queue).answer(state)))
 
 
-def with_dlq_config(state: State, event: Any) -> bytes:
-    return configuration.dlq_config(GetQueueSettings(event.queue).answer(state))[CONFIG_AT:-1]
+def with_dlq_config(state: State, event: Any) -> payloads.DlqConfigSet:
+    return payloads.DlqConfigSet(configuration.dlq_config(GetQueueSettings(event.queue).answer(state)))
 
 
-MORE: dict[type[Event], Callable[[State, Any], bytes]] = {
+# What makes what payloads.ADDED declares.
+MORE: dict[type[Event], Callable[[State, Any], Struct | None]] = {
     happened.JobFailed: with_error,
     happened.FlowFailed: with_error,
-    happened.JobRetried: lambda state, event: b'"prev":"failed"',
+    happened.JobRetried: lambda state, event: payloads.Retried(),
     happened.JobTimedOut: with_timeout,
     happened.JobWaitingChildren: with_dependencies,
     happened.StallConfigChanged: with_stall_config,
     happened.DlqConfigChanged: with_dlq_config,
-    happened.DlqRetried: lambda state, event: b'"count":1',
-    happened.DlqExpired: lambda state, event: b'"count":1',
+    happened.DlqRetried: lambda state, event: payloads.One(),
+    happened.DlqExpired: lambda state, event: payloads.One(),
 }
 
 
 def old_form(state: State, now_ms: int, event: Event, queue: str, job_id: str) -> bytes:
     """Write an event for clients that never subscribed."""
     name = event.name
-    kind = LEGACY.get(name) or name.partition(":")[2]
-    return b'{"eventType":"%b","queue":%b,"jobId":%b,"timestamp":%d%b}' % (
-        kind.encode(),
-        ENCODE(queue),
-        ENCODE(job_id),
-        now_ms,
-        old_more(state, event),
-    )
-
-
-def old_more(state: State, event: Event) -> bytes:
+    said = payloads.OldForm(LEGACY.get(name) or name.partition(":")[2], queue, job_id, now_ms)
     match event:
         case happened.JobCompleted():
             job = job_of(state, event)
-            return shown(None if job is None else job.result)
+            said.data = shown(None if job is None else job.result)
         case happened.JobFailed():
             job = job_of(state, event)
-            data = shown(None if job is None else job.data)
-            return b',"error":%b%b,"terminal":%b' % (ENCODE(event.error), data, ENCODE(event.final))
+            said.error, said.terminal = event.error, event.final
+            said.data = shown(None if job is None else job.data)
         case happened.JobProgressed():
             job = job_of(state, event)
-            value = job_object.number(event.progress)
-            note = ENCODE(None if job is None else job.progress_message)
-            return b',"progress":%b,"data":{"progress":%b,"message":%b}' % (value, value, note)
+            said.progress = whole(event.progress)
+            said.data = payloads.ProgressData(said.progress, None if job is None else job.progress_message)
         case happened.JobDelayed():
-            return b',"delay":%d' % event.delay
+            said.delay = event.delay
         case happened.JobRetried():
-            return b',"prev":"failed"'
+            said.prev = "failed"
         case happened.JobRemoved():
-            return b',"prev":%b' % ENCODE(event.prev)
-        case _:
-            return b""
+            said.prev = event.prev
+    return ENCODE(said)
 
 
-def shown(data: bytes | None) -> bytes:
-    return b',"data":%b' % data if data is not None and len(data) <= SHOWN_BYTES_MAX else b""
+def whole(value: float) -> float:
+    """Return a number, whole ones without a fraction."""
+    return found if (found := int(value)) == value else value
 
 
-def counts(state: State, queue: str) -> bytes:
-    """Write the counts of a queue, as `queue:counts` tells them."""
+def shown(data: bytes | None) -> Raw | UnsetType:
+    return Raw(data) if data is not None and len(data) <= SHOWN_BYTES_MAX else UNSET
+
+
+def counts(state: State, queue: str) -> payloads.QueueCountsChanged:
+    """Return the counts of a queue, as `queue:counts` tells them."""
     found = QueueCounts(queue).answer(state)
-    return b'{"queue":%b,"waiting":%d,"prioritized":0,"active":%d,"completed":%d,"failed":%d,"delayed":%d}' % (
-        ENCODE(queue),
-        found.waiting,
-        found.active,
-        found.completed,
-        found.failed,
-        found.delayed,
+    return payloads.QueueCountsChanged(
+        queue, found.waiting, 0, found.active, found.completed, found.failed, found.delayed
     )

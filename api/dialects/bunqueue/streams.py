@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
-
-import msgspec
 
 from quorumq.api.events.feed import Feed
 from quorumq.api.host import Host
@@ -19,7 +16,7 @@ from quorumq.node.machine.operations.streams import KeepEvents
 from quorumq.node.machine.operations.workers import ListWorkers
 from quorumq.node.machine.refusals import Refusal
 
-from . import figures
+from . import figures, payloads
 from .commands import Commands
 from .events import counts, told
 from .figures import memory, summed
@@ -35,27 +32,6 @@ KEEP_S = 90
 KEEP_AGAIN_S = 20
 # Queues in one snapshot; those of the rest are to be asked for.
 QUEUES_SHOWN = 500
-ENCODE = msgspec.json.Encoder().encode
-
-
-class Snapshot(msgspec.Struct, rename="camel"):
-    """Sums over all queues as they are told from time to time. queues: each queue's own counts."""
-
-    waiting: int
-    active: int
-    delayed: int
-    completed: int
-    dlq: int
-    total_pushed: int
-    total_pulled: int
-    total_completed: int
-    total_failed: int
-    push_per_sec: float
-    pull_per_sec: float
-    uptime: int
-    queues: dict[str, dict[str, Any]]
-    workers: int
-    cron_jobs: int
 
 
 class Streams:
@@ -76,14 +52,14 @@ class Streams:
     def start(self) -> None:
         """Begin to tell figures."""
         self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self._watch())]
-        self.feed.publish("server:started", ENCODE({"version": VERSION, "startedAt": time.time_ns() // 1_000_000}))
+        self.feed.publish(payloads.Started(VERSION, time.time_ns() // 1_000_000))
 
     def close(self) -> None:
         """Say goodbye to everybody."""
         for task in self._tasks:
             task.cancel()
         self._tasks = []
-        self.feed.publish("server:shutdown", b'{"reason":"the node is stopping"}')
+        self.feed.publish(payloads.Shutdown("the node is stopping"))
         self.feed.close()
 
     def keep_events(self) -> None:
@@ -114,11 +90,11 @@ class Streams:
             if self.clients:
                 self.keep_events()
             try:
-                self.feed.publish("stats:snapshot", ENCODE(await self.stats()))
+                self.feed.publish(await self.stats())
                 if seconds % HEALTH_S == 0:
-                    self.feed.publish("health:status", ENCODE(self.health()))
+                    self.feed.publish(self.health())
                 if seconds % STORAGE_S == 0:
-                    self.feed.publish("storage:status", ENCODE(await self.storage()))
+                    self.feed.publish(await self.storage())
             except Exception:
                 # Figures are not worth an end of all figures.
                 log.exception("the figures could not be told")
@@ -140,7 +116,7 @@ class Streams:
             found = QueueCounts(queue).answer(self.host.node.machine.state)
             self.watch.sized(queue, found.waiting + found.delayed)
 
-    async def stats(self) -> Snapshot:
+    async def stats(self) -> payloads.Snapshot:
         """Return sums over all queues, and each queue's own."""
         node = self.host.node
         total: Total = await node.ask(Totals(), stale=True)
@@ -153,15 +129,9 @@ class Streams:
         queues = {}
         for name in names[:QUEUES_SHOWN]:
             one = await node.ask(QueueCounts(name), stale=True)
-            queues[name] = {
-                "waiting": one.waiting,
-                "active": one.active,
-                "delayed": one.delayed,
-                "dlq": one.failed,
-                "paused": one.paused,
-            }
+            queues[name] = payloads.QueueState(one.waiting, one.active, one.delayed, one.failed, one.paused)
         return figures.sums(
-            Snapshot,
+            payloads.Snapshot,
             total,
             self.uptime_s(),
             push_per_sec=round(pushed / passed, 2) if is_rate else 0,
@@ -171,26 +141,21 @@ class Streams:
             cron_jobs=len(await node.ask(ListCrons(), stale=True)),
         )
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> payloads.Health:
         """Return how this node is."""
-        used = memory()
-        return {
-            "ok": self.host.readiness()[0],
-            "uptime": self.uptime_s(),
-            "memory": {"rss": used.rss, "heapUsed": used.heap_used},
-            "connections": {
-                "tcp": self.host.tcp_connections,
-                "ws": self.host.websockets,
-                "sse": self.clients,
-                "http": self.host.http_connections,
-            },
-        }
+        used, host = memory(), self.host
+        return payloads.Health(
+            host.readiness()[0],
+            self.uptime_s(),
+            payloads.MemoryUsed(used.rss, used.heap_used),
+            payloads.ConnectionCounts(host.tcp_connections, host.websockets, self.clients, host.http_connections),
+        )
 
-    async def storage(self) -> dict[str, Any]:
+    async def storage(self) -> payloads.Storage:
         """Return what the collections hold, and whether this node can write."""
         total: Total = await self.host.node.ask(Totals(), stale=True)
         disk = await self.host.disk.look(self.host.node)
-        return {"collections": summed(total), "diskFull": disk.full}
+        return payloads.Storage(summed(total), disk.full)
 
     def uptime_s(self) -> int:
         return int(time.monotonic() - self.host.started_at)

@@ -7,18 +7,16 @@ replicated: such an event has no id, like the figures.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
 
-import msgspec
 from msgspec import Struct
 
-from quorumq.api.events.feed import Feed
+from quorumq.api.events.feed import Feed, Payload
 from quorumq.api.host import Host
 from quorumq.node.machine.operations.queue_reads import Total, Totals
 from quorumq.node.machine.operations.streams import Load, QueueLoads
 from quorumq.node.machine.operations.workers import ListWorkers, WorkerList
 
+from . import payloads
 from .figures import memory
 
 MIB = 1 << 20
@@ -33,7 +31,6 @@ AGAIN_S = 30.0
 MEASURE_S = 10.0
 # Rates are of the time since somebody last asked for them, and of this long at least.
 SAMPLE_S = 1.0
-ENCODE = msgspec.json.Encoder().encode
 
 
 class Idle:
@@ -123,22 +120,14 @@ class Watch:
             self.look_for_overloaded(found, now)
         if self.memory_mb:
             used = memory()
-            self.warn(
-                "server:memory-warning",
-                now,
-                used.heap_used > self.memory_mb,
-                {"heapUsedMB": used.heap_used, "thresholdMB": self.memory_mb, "rssMB": used.rss},
-            )
+            too_much = used.heap_used > self.memory_mb
+            self.warn(now, too_much, payloads.MemoryWarning(used.heap_used, self.memory_mb, used.rss))
         if self.storage_mb and now >= self._measure_at:
             self._measure_at = now + MEASURE_S
             held = await self._host.disk.held_bytes()
             if held is not None:
-                self.warn(
-                    "storage:size-warning",
-                    now,
-                    held > self.storage_mb * MIB,
-                    {"sizeMB": round(held / MIB, 1), "thresholdMB": self.storage_mb},
-                )
+                warning = payloads.StorageWarning(round(held / MIB, 1), self.storage_mb)
+                self.warn(now, held > self.storage_mb * MIB, warning)
 
     def look_for_idle(self, loads: list[Load], now: float) -> None:
         """Tell of queues that hold nothing to do and have seen nothing happen for long enough; once each time."""
@@ -152,7 +141,7 @@ class Watch:
             idle[load.name] = one
             if not one.is_told and now - one.since >= self.idle_s:
                 one.is_told = True
-                self.tell("queue:idle", {"queue": load.name, "idleSeconds": int(now - one.since)}, load.name)
+                self._feed.publish(payloads.QueueIdle(load.name, int(now - one.since)), queue=load.name)
         self._idle = idle
 
     def sized(self, queue: str, size: int) -> None:
@@ -161,7 +150,7 @@ class Watch:
             self._over.pop(queue, None)
         elif queue not in self._over:
             self._over[queue] = None
-            self.tell("queue:threshold", {"queue": queue, "size": size, "threshold": self.size}, queue)
+            self._feed.publish(payloads.QueueThreshold(queue, size, self.size), queue=queue)
 
     def look_for_overloaded(self, found: WorkerList, now: float) -> None:
         """Tell of workers that have been full for long enough; again only after they were not."""
@@ -172,23 +161,16 @@ class Watch:
             one = full[worker.id] = self._full.get(worker.id) or Full(now)
             if not one.is_told and now - one.since >= self.overload_s:
                 one.is_told = True
-                data = {
-                    "workerId": worker.id,
-                    "name": worker.name,
-                    "activeJobs": worker.active_jobs,
-                    "concurrency": worker.concurrency,
-                    "overloadedSeconds": int(now - one.since),
-                }
-                self.tell("worker:overloaded", data, queues=worker.queues)
+                overloaded = payloads.WorkerOverloaded(
+                    worker.id, worker.name, worker.active_jobs, worker.concurrency, int(now - one.since)
+                )
+                self._feed.publish(overloaded, queues=worker.queues)
         self._full = full
 
-    def warn(self, name: str, now: float, is_beyond: bool, data: dict[str, Any]) -> None:
+    def warn(self, now: float, is_beyond: bool, warning: Payload) -> None:
         """Tell that this node is too large: at once, and now and then while it stays so."""
         if not is_beyond:
-            self._again.pop(name, None)
-        elif now >= self._again.get(name, 0.0):
-            self._again[name] = now + AGAIN_S
-            self.tell(name, data)
-
-    def tell(self, name: str, data: dict[str, Any], queue: str = "", queues: Sequence[str] = ()) -> None:
-        self._feed.publish(name, ENCODE(data), queue=queue, queues=queues)
+            self._again.pop(warning.EVENT, None)
+        elif now >= self._again.get(warning.EVENT, 0.0):
+            self._again[warning.EVENT] = now + AGAIN_S
+            self._feed.publish(warning)
