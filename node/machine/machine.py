@@ -137,7 +137,8 @@ class Machine:
             digests = state.digests
             if digests.place == START and not digests.entries and state.now_ms - digests.began_ms >= ROUND_MS:
                 self._begin_round()
-            self._seal((index, state.now_ms, resumed, batches, outcomes))
+            sealed = contents.brief(outcomes) if entry.added_flow else outcomes
+            self._seal((index, state.now_ms, resumed, batches, sealed))
         if entry.events:
             self._derive_events(entry, entry.events)
         self._tell(entry)

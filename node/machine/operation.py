@@ -26,6 +26,7 @@ class Entry(msgspec.Struct, gc=False):
     """One log entry while and after it is applied.
 
     woken: queues that may have something to give now.  ended: watched jobs that completed.  events: None unless wanted.
+    added_flow: whether a flow was added.
     """
 
     index: int
@@ -33,6 +34,7 @@ class Entry(msgspec.Struct, gc=False):
     events: list[Event] | None
     woken: dict[str, None]
     ended: list[Job]
+    added_flow: bool = False
 
 
 EntryListener = Callable[[Entry], None]

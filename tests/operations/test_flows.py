@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import permutations
 from typing import Any
 
+import msgspec
 import pytest
 
+from quorumq.node.machine import contents
 from quorumq.node.machine.lifecycle.finishing import CASCADE_MAX
 from quorumq.node.machine.lifecycle.flows import JOBS_MAX, LEVELS_MAX
 from quorumq.node.machine.operations.dlq import PurgeDlq, RetryDlq
@@ -23,6 +25,7 @@ from quorumq.node.machine.operations.flows import (
 from quorumq.node.machine.operations.job_reads import GetChildrenValues
 from quorumq.node.machine.operations.jobs import CancelJob, DiscardJob, JobTies, PushJobs, RemoveJob, RetryJob
 from quorumq.node.machine.operations.queues import CleanQueue, DrainQueue, ObliterateQueue, RetryCompleted
+from quorumq.node.machine.operations.requests import Idempotent
 from quorumq.node.machine.operations.runs import AckJob, AckJobs, FailJob, FinishAndPull, PullJobs
 from quorumq.node.machine.operations.settings import SetRetention
 from quorumq.node.machine.refusals import (
@@ -955,3 +958,14 @@ def test_below_the_level_nobody_is_tied() -> None:
     world.do(PushJobs("par", [job_spec("p", b"{}", custom=True)]))
     world.do(PushJobs("kid", [job_spec("c", b"{}", custom=True)], (JobTies(0, "p"),)))
     assert world.machine.state.jobs["p"].state == "waiting" and world.machine.state.jobs["c"].flow is None
+
+
+def test_digests_take_the_jobs_of_a_flow_by_their_ids(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    sealed: list[Any] = []
+    encode = contents.encode
+    monkeypatch.setattr(contents, "encode", lambda entry: sealed.append(entry) or encode(entry))
+    flow = AddFlow([node("p", "top", bull=False), node("c", "kid", 0, bull=False)])
+    world.do(flow)
+    world.do(Idempotent("key", b"1", msgspec.msgpack.encode(AddFlow([node("p", "other", bull=False)])), ""))
+    outcomes = [entry[-1] for entry in sealed if isinstance(entry, tuple)]
+    assert outcomes == [[[(["top", "kid"], [False, False], world.now_ms)]], [[(["other"], [False], world.now_ms)]]]

@@ -195,18 +195,18 @@ def _publish_created(state: State, job: Job) -> None:
 def settle(
     state: State, queue: Queue, job: Job, spec: JobSpec, *, run_at: int | None = None, to_children: bool = False
 ) -> None:
-    """Give a new job with wishes of its own its first place. run_at: when it may run, in the place of its delay's end.
+    """Give a new job its first place. run_at: when it may run, in the place of its delay's end.
 
     to_children: it waits for children though none is known yet.
     """
-    opts = job.opts
+    opts, links = job.opts, job.flow
     if (
         not (opts.priority or opts.lifo or opts.delay_ms or spec.depends_on or to_children)
         and opts.ttl_ms is None
         and spec.group_id is None
         and spec.unique_key is None
         and run_at is None
-        and (job.dependencies is None or not job.pending_children)
+        and (links is None or not links.pending)
     ):
         # Without wishes: it waits, behind all others.
         queue.ready.add(job.order, job)

@@ -13,8 +13,10 @@ from quorumq.node.machine.state.job import (
     WAIT,
     WAITING,
     WAITING_CHILDREN,
+    FlowLinks,
     Job,
     OnChildFailure,
+    TiedDependencies,
 )
 from quorumq.node.machine.state.state import State
 
@@ -73,6 +75,15 @@ def attach(
         parents.completed(state, child)
     elif child.state == FAILED:
         finishing.child_failed(state, child)
+
+
+def attach_new(child: Job, parent: Job, on_failure: OnChildFailure, prefix: str) -> None:
+    """The same of two jobs that were just created, of which neither has its place."""
+    flow, child_id = parent.tied(), child.id
+    child.dependencies = TiedDependencies((), flow=FlowLinks(parent.id, parent.queue, on_failure))
+    flow.prefix = prefix
+    flow.children[child_id] = None
+    flow.pending += 1
 
 
 def tie(

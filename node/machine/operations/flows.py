@@ -70,6 +70,10 @@ class AddedFlow(msgspec.Struct, frozen=True, gc=False):
     duplicates: list[bool]
     at_ms: int
 
+    def brief(self) -> tuple[list[str], list[bool], int]:
+        """The same with ids for jobs."""
+        return [job.id for job in self.jobs], self.duplicates, self.at_ms
+
 
 @operation(
     emits=(
@@ -101,26 +105,40 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
         present = self.checked_ids(state)
         state.check_room_for(*{each.queue for each in self.jobs})
         jobs: list[Job] = []
-        queues, numbered = state.queues, self.numbered
-        for position, each in enumerate(self.jobs):
-            queue = queues.get(each.queue) or state.queue(each.queue)
-            job = present.get(position)
-            if numbered:
-                queue.number += 1
-            if job is None:
-                job_id = self.numbered_id(state, queue, each) if numbered else each.job.id
-                job = creation.create_record(state, queue, job_id, each.job)
-            else:
-                state.emit(happened.JobDuplicated(job.queue, job.id))
-            jobs.append(job)
+        # Who waits for others of the flow gets its place last, and so does whoever one of them may make wait, or go.
+        parents = {each.parent for each in self.jobs}
+        last: list[int] = []
+        queues, numbered, prefix = state.queues, self.numbered, self.prefix
         with finishing.failing_parents_later(state):
-            for each, job in zip(self.jobs, jobs, strict=True):
-                parent = jobs[each.parent] if each.parent >= 0 else outside(state, each)
+            for position, each in enumerate(self.jobs):
+                spec, above = each.job, each.parent
+                queue = queues.get(each.queue) or state.queue(each.queue)
+                if numbered:
+                    queue.number += 1
+                is_new = position not in present
+                if is_new:
+                    job_id = self.numbered_id(state, queue, each) if numbered else spec.id
+                    job = creation.create_record(state, queue, job_id, spec)
+                else:
+                    job = present[position]
+                    state.emit(happened.JobDuplicated(job.queue, job.id))
+                jobs.append(job)
+                parent = jobs[above] if above >= 0 else outside(state, each)
                 if parent is not None:
-                    flows.attach(state, job, parent, each.on_failure, self.prefix)
-            for position, (each, job) in enumerate(zip(self.jobs, jobs, strict=True)):
-                if position not in present:
-                    creation.settle(state, queues[each.queue], job, each.job)
+                    if is_new and above >= 0 and above not in present:
+                        flows.attach_new(job, parent, each.on_failure, prefix)
+                    else:
+                        flows.attach(state, job, parent, each.on_failure, prefix)
+                if not is_new:
+                    continue
+                if position in parents or spec.depends_on or spec.opts.ttl_ms is not None:
+                    last.append(position)
+                else:
+                    creation.settle(state, queue, job, spec)
+            for position in last:
+                each = self.jobs[position]
+                creation.settle(state, queues[each.queue], jobs[position], each.job)
+        entry.added_flow = True
         return AddedFlow(jobs, [position in present for position in range(len(jobs))], state.now_ms)
 
     def check_size(self, state: State) -> None:
@@ -132,8 +150,12 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
         above: dict[int, Job] = {}
         for position, each in enumerate(self.jobs):
             parent = each.parent
-            levels.append(1 if parent < 0 else levels[parent] + 1)
-            top = outside(state, each) if parent < 0 else above.get(parent) if above else None
+            if parent < 0:
+                levels.append(1)
+                top = outside(state, each)
+            else:
+                levels.append(levels[parent] + 1)
+                top = above.get(parent) if above else None
             if top is not None:
                 above[position] = top
         if max(levels, default=0) > flows.LEVELS_MAX:
@@ -146,6 +168,10 @@ class AddFlow(Operation, frozen=True, tag="flow.add"):
 
     def checked_ids(self, state: State) -> dict[int, Job]:
         """Return the jobs that are there already, by position; refuse those that cannot be part of the flow."""
+        if not self.numbered:
+            chosen = [each.job.id for each in self.jobs]
+            if len(set(chosen)) == len(chosen) and state.jobs.keys().isdisjoint(chosen):
+                return {}
         present: dict[int, Job] = {}
         planned: set[str] = set()
         for position, each in enumerate(self.jobs):
