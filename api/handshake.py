@@ -84,7 +84,7 @@ class Handshake(asyncio.Protocol):
         self._end()
 
     def abort(self) -> None:
-        """End it at once; whoever does so has told why."""
+        """End it at once; the caller has logged why."""
         self._ended = True
         self.transport.abort()
 

@@ -1,4 +1,4 @@
-"""Large replies, made a few jobs at a time: a view that renders ten thousand jobs would hold up whoever else is waiting for this node.
+"""Large replies, made a few jobs at a time: a view that renders ten thousand jobs at once would hold up all other clients of this node.
 
 What a client is told is still the state of its own entry: the view inside the apply copies the records, which is quick, and they are
 rendered afterwards, with turns of the loop between.

@@ -143,7 +143,7 @@ def status_table(status: dict[str, Any]) -> Group:
 
 
 def leader_of(status: dict[str, Any]) -> str:
-    """Name the leader, unless the asked node knows of it only that it led when it was last heard.
+    """Name the leader, unless all that the asked node knows is who led some time ago.
 
     status: what /admin/cluster answers, or /admin/cluster/members, which does not say whether there is a quorum.
     A node that sees no majority does not know who leads, and one that cannot be reached leads nobody here.

@@ -1,6 +1,6 @@
-"""Clients of the backend protocol that are connected to this node: it says so in the log, and renews that while they are.
+"""Clients of the backend protocol that are connected to this node, which reports them in the log and renews that while they are.
 
-One operation every RENEW_S for all of them, and one for whoever comes; those who leave together are told together.
+One operation every RENEW_S for all of them, and one for whoever comes; those who leave together are reported together.
 """
 
 from __future__ import annotations

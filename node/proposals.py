@@ -1,7 +1,7 @@
-"""Saying something to the log from within a node: once if it can, or until it was heard.
+"""Operations that a node itself proposes: once if possible, or again and again until the log has answered.
 
-Whoever says something again may be heard twice, for a write whose outcome is unknown may have happened; so what is said this way is
-of a kind that a repeat of it is refused, or changes nothing.
+A repeat may be applied twice, because a write whose outcome is unknown may have happened. So only operations are proposed this
+way of which a repeat is refused, or changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AGAIN_S = 0.2
 
 
 def propose_once(batcher: Batcher, operation: Operation, timeout_s: float) -> asyncio.Future[Any] | None:
-    """Say something if that is possible; when it is not, or nobody hears it, that only costs time.
+    """Propose an operation if that is possible; when it fails or gets lost, that only costs time.
 
     Returns what to wait for, None when there is nothing to wait for.
     """
@@ -45,10 +45,10 @@ def propose_until_answered(
     wanted: Callable[[], bool],
     again_s: float = AGAIN_S,
 ) -> asyncio.Future[T]:
-    """Say something until the log has accepted or refused it, through elections and without a quorum, as long as it is `wanted`.
+    """Propose an operation until the log has accepted or refused it, through elections and without a quorum, as long as it is `wanted`.
 
     timeout_s: how long each attempt may take.  The future gets `view(reply)`, a Refusal, EntryTooLarge, or, when it is not wanted any
-    more, what kept the last attempt from being heard.
+    more, the error of the last attempt.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()

@@ -1,4 +1,4 @@
-"""Those on this node who read streams of events, and are told when there are more. Nothing of this is replicated."""
+"""Readers of streams of events on this node, which are woken when there are more. Nothing of this is replicated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StreamReaders:
         return sum(map(len, self._by_queue.values()))
 
     def join(self, queue: str) -> asyncio.Event:
-        """Be told of a queue until `leave`. Whoever reads clears the event first, and then reads."""
+        """Wake an event whenever a queue has more, until `leave`. A reader clears the event first, and then reads."""
         event = asyncio.Event()
         self._by_queue.setdefault(queue, {})[event] = None
         return event

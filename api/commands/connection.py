@@ -245,7 +245,7 @@ class CommandConnection:
         return OK
 
     def may_hear(self, name: str) -> bytes | None:
-        """Return what a token is told that may not hear events."""
+        """Return the error for a token that may not read events."""
         if self.grant is None or self.grant.may("read"):
             return None
         self.host.audit.deaf(self.sender, self.grant, f"{self.door} {name}")

@@ -30,13 +30,13 @@ class Subscriptions:
         self._of_queue: dict[str, dict[Subscriber, None]] = {}
 
     def add(self, subscriber: Subscriber, queue: str, feed: Feed) -> None:
-        """Tell somebody the events of a queue from now on."""
+        """Send a connection the events of a queue from now on."""
         if not self._of_queue:
             feed.join(self)
         self._of_queue.setdefault(queue, {})[subscriber] = None
 
     def remove(self, subscriber: Subscriber, queue: str, feed: Feed) -> None:
-        """Tell somebody nothing more."""
+        """Send a connection no more events."""
         subscribers = self._of_queue.get(queue)
         if subscribers is None or subscriber not in subscribers:
             return

@@ -1,7 +1,7 @@
-"""The stream of events of this node: what the local apply reports, rendered once, told to those who listen and kept for a while.
+"""The events of this node: what the local apply reports, rendered once, delivered to listeners and kept for a while.
 
 Every node applies the same log, so a message has the same id everywhere: the index of its entry and its place among the
-messages of that entry. Somebody who was cut off goes on after the last id that he has seen, on whatever node.
+messages of that entry. A client that was cut off goes on after the last id it has seen, at any node.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ class Message:
         return self._frame
 
     def concerns(self, queue: str) -> bool:
-        """Say whether somebody who follows one queue hears of it: of everything but what is about other queues."""
+        """Say whether it belongs to the events of one queue: all do but those that are only about other queues."""
         return not self.queues or queue in self.queues
 
     def naming(self, queues: Sequence[str]) -> Message:
-        """Return the same as those are told who must not know of the other queues that it is about."""
+        """Return the message for a token that must not know of the other queues that it is about."""
         data = self.data
         if b'"queues":' in data:
             data = ENCODE({**msgspec.json.decode(data), "queues": queues})
@@ -98,8 +98,8 @@ class Message:
         return message
 
 
-def as_heard(grant: Grant, message: Message) -> Message | None:
-    """Return what a token is told of a message: nothing unless one of its queues is named; none named stands for all of them."""
+def visible_to(grant: Grant, message: Message) -> Message | None:
+    """Return what a token may see of a message: nothing unless it names a queue of the token's. One that names none is about all."""
     if not grant.may("read"):
         return None
     if grant.every_queue:
@@ -111,13 +111,13 @@ def as_heard(grant: Grant, message: Message) -> Message | None:
 
 
 class EventListener(Protocol):
-    """Somebody who is told."""
+    """Takes the messages of a feed."""
 
     def hear(self, messages: Sequence[Message]) -> None:
         """Take messages, in order, without waiting for anything."""
 
     def lost(self) -> None:
-        """Events passed by that this node cannot tell: it got a whole state in place of the entries before it."""
+        """Events were missed: this node got a whole state in place of the entries before it."""
 
     def close(self) -> None:
         """Come to an end: the node is stopping."""
@@ -171,16 +171,16 @@ class Feed:
 
     @property
     def now(self) -> Id:
-        """What somebody has seen who has been told everything so far."""
+        """The id of the newest message, for a client that has seen all so far."""
         return Id(self._machine.index, PLACES)
 
     def join(self, listener: EventListener) -> None:
-        """Tell somebody everything from now on."""
+        """Deliver everything from now on to a listener."""
         self._machine.events_wanted = True
         self._listeners[listener] = None
 
     def leave(self, listener: EventListener) -> None:
-        """Tell somebody nothing more."""
+        """Deliver nothing more to a listener."""
         self._listeners.pop(listener, None)
         self._machine.events_wanted = bool(self._listeners)
 
@@ -220,10 +220,10 @@ class Feed:
         return messages
 
     def publish(self, payload: Payload, *, queue: str = "", queues: Sequence[str] = ()) -> None:
-        """Tell what only this node can say: figures, warnings. It has no id and is not kept."""
+        """Deliver an event that only this node can know of: figures, warnings. It has no id and is not kept."""
         if self._listeners:
             now_ms = time.time_ns() // 1_000_000
-            self._tell([Message(payload.EVENT, now_ms, ENCODE(payload), queue=queue, queues=queues)])
+            self._deliver([Message(payload.EVENT, now_ms, ENCODE(payload), queue=queue, queues=queues)])
 
     def _on_entry(self, entry: Entry) -> None:
         events = entry.events
@@ -237,16 +237,16 @@ class Feed:
         elif events:
             self._keep(Past(entry.index, entry.now_ms, events))
             if self._listeners:
-                self._tell_events(entry.index, entry.now_ms, events)
+                self._deliver_events(entry.index, entry.now_ms, events)
 
-    def _tell_events(self, index: int, now_ms: int, events: list[Event]) -> None:
+    def _deliver_events(self, index: int, now_ms: int, events: list[Event]) -> None:
         messages: list[Message] = []
         for event in events:
             messages += self._made(index, now_ms, event, len(messages))
         self._changed.update(dict.fromkeys(message.queue for message in messages if message.queue))
-        self._tell(messages)
+        self._deliver(messages)
         if self._changed and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(COALESCE_S, self._tell_counts)
+            self._timer = asyncio.get_running_loop().call_later(COALESCE_S, self._deliver_counts)
 
     def _keep(self, past: Past) -> None:
         self._recent.append(past)
@@ -256,11 +256,11 @@ class Feed:
             self._recent_weight -= weight(oldest)
             self._floor = Id(oldest.entry, PLACES)
 
-    def _tell(self, messages: Sequence[Message]) -> None:
+    def _deliver(self, messages: Sequence[Message]) -> None:
         for listener in list(self._listeners):
             listener.hear(messages)
 
-    def _tell_counts(self) -> None:
+    def _deliver_counts(self) -> None:
         self._timer = None
         changed, self._changed = self._changed, {}
         for queue in changed:

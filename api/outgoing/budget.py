@@ -1,6 +1,6 @@
-"""Memory for large answers to outgoing calls: those that find no room wait, unread, until others are gone.
+"""Memory for large answers to outgoing calls: those beyond the bound wait, unread, until others are done.
 
-It holds bytes against a bound and knows nothing of sockets: whoever reads is told when to stop and when to go on. Small answers are
+It counts bytes against a bound and knows nothing of sockets: readers are told when to stop and when to go on. Small answers are
 not counted, because their number is bounded.
 """
 

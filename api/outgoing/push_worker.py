@@ -439,7 +439,7 @@ class PushWorkers:
     # -- Telling the log
 
     def _send_ends(self) -> None:
-        """Tell what became of jobs: all that has ended while the log was being told of others, in one go.
+        """Propose the outcomes of all jobs that ended while others were on their way to the log, in one go.
 
         That is what makes entries few and large under load; with nothing under way nothing waits.
         """
@@ -467,7 +467,7 @@ class PushWorkers:
             self._tell(deliveries, operation)
 
     def _tell(self, deliveries: list[JobDelivery], operation: Operation) -> None:
-        """Tell the log what became of jobs, until it has heard; a result is never given up while the job may be ours."""
+        """Propose the outcomes of jobs until the log has answered; a result is never given up while the job may be ours."""
         for delivery in deliveries:
             if not delivery.told:
                 # Its place is free in the entry that says so, for a pull behind it.

@@ -1,7 +1,7 @@
 """What happens to jobs and queues, one struct per event, named as the API names it.
 
 Events come out of `apply` in the same order on every node, so an event's identity is its log index and its position.
-They carry ids, not records: whoever renders one looks at the state of the same moment. What such a record cannot say any
+They carry ids, not records; they are rendered with the state of the same moment. What such a record cannot say any
 more when it is gone, which queues it was for, stands in `about`: it decides who hears the event and is not told.
 """
 

@@ -13,9 +13,9 @@ import pytest
 
 from quorumq.api import tokens
 from quorumq.api.auth import Grant
-from quorumq.api.dialects.bunqueue.events import told
+from quorumq.api.dialects.bunqueue.events import messages_of
 from quorumq.api.dialects.bunqueue.payloads import shapes
-from quorumq.api.events.feed import Message, as_heard
+from quorumq.api.events.feed import Message, visible_to
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.events import Event
 from quorumq.node.machine.operations.webhooks import NoteDelivered, NoteUndeliverable
@@ -209,16 +209,16 @@ def test_every_event_says_which_queues_it_is_about(kind: Any) -> None:
 
 def test_what_decides_who_hears_is_not_told() -> None:
     event = happened.WorkerDisconnected("w", ("theirs", "mine"))
-    (message,) = told(State(), 1, event)
+    (message,) = messages_of(State(), 1, event)
     assert message.data == b'{"workerId":"w"}' and message.queues == ("theirs", "mine")
-    assert as_heard(Grant("t", ("read",), ("other",)), message) is None
-    assert as_heard(Grant("t", ("produce",), ("mine",)), message) is None
-    heard = as_heard(Grant("t", ("read",), ("mine",)), message)
+    assert visible_to(Grant("t", ("read",), ("other",)), message) is None
+    assert visible_to(Grant("t", ("produce",), ("mine",)), message) is None
+    heard = visible_to(Grant("t", ("read",), ("mine",)), message)
     assert heard is not None and heard.data == message.data
 
 
 def test_what_is_of_no_queue_is_heard_by_whoever_follows_one_and_by_no_narrow_token() -> None:
     message = Message("stats:snapshot", 1, b"{}")
     assert message.concerns("mine")
-    assert as_heard(Grant("t", ("read",), ("mine",)), message) is None
-    assert as_heard(Grant("t", ("read",)), message) is message
+    assert visible_to(Grant("t", ("read",), ("mine",)), message) is None
+    assert visible_to(Grant("t", ("read",)), message) is message

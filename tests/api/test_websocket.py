@@ -16,7 +16,7 @@ import pytest
 
 from quorumq.api.commands import connection
 from quorumq.api.dialects.bunqueue.commands import HELD_CHECKED, Held
-from quorumq.api.dialects.bunqueue.events import NAMES, PATTERNS, Subscription, told
+from quorumq.api.dialects.bunqueue.events import NAMES, PATTERNS, Subscription, messages_of
 from quorumq.api.dialects.bunqueue.routes import ROUTES
 from quorumq.api.events.feed import Outbox
 from quorumq.node.machine import events as happened
@@ -187,7 +187,7 @@ def test_every_documented_event_is_known() -> None:
 @pytest.mark.parametrize("kind", Event.__subclasses__(), ids=lambda kind: kind.__name__)
 def test_payloads_have_the_documented_keys(kind: Any) -> None:
     event = kind(**{name: SAMPLES[text] for name, text in kind.__annotations__.items()})
-    messages = list(told(State(), 1234, event))
+    messages = list(messages_of(State(), 1234, event))
     assert messages[0].name == event.name and messages[0].at_ms == 1234
     data = json.loads(messages[0].data)
     assert set(DOCUMENTED.get(event.name, "").split()) <= set(data)

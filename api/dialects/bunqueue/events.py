@@ -85,7 +85,7 @@ def unknown_patterns(patterns: Iterable[Any]) -> list[str]:
 # -- Payloads ----------------------------------------------------------------------------------------------------------
 
 
-def told(state: State, now_ms: int, event: Event) -> Iterator[Message]:
+def messages_of(state: State, now_ms: int, event: Event) -> Iterator[Message]:
     """Return what an event says: as a rule one message with the event's own fields."""
     name = event.name
     data = plain(event)

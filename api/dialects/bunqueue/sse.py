@@ -14,7 +14,7 @@ from aiohttp import web
 
 from quorumq.api.auth import Grant
 from quorumq.api.errors import Invalid
-from quorumq.api.events.feed import Id, Message, Outbox, as_heard, id_of
+from quorumq.api.events.feed import Id, Message, Outbox, id_of, visible_to
 from quorumq.api.host import Host
 from quorumq.api.ids import new_id
 from quorumq.api.reply import Reply, Streamed
@@ -132,7 +132,7 @@ class Client:
         """Write a message, or None where it is not for this client."""
         queue = self.queue
         if not self.hears_all:
-            heard = None if self.grant is None else as_heard(self.grant, message)
+            heard = None if self.grant is None else visible_to(self.grant, message)
             if heard is None:
                 return None
             message = heard

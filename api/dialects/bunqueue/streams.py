@@ -18,7 +18,7 @@ from quorumq.node.machine.refusals import Refusal
 
 from . import figures, payloads
 from .commands import Commands
-from .events import counts, told
+from .events import counts, messages_of
 from .figures import memory, summed
 from .watch import Watch
 
@@ -39,7 +39,7 @@ class Streams:
 
     def __init__(self, host: Host, commands: Commands) -> None:
         self.host = host
-        self.feed = Feed(host.node.machine, told, counts, self.changed)
+        self.feed = Feed(host.node.machine, messages_of, counts, self.changed)
         self.watch = Watch(host, self.feed)
         self.commands = commands
         self.clients = 0
@@ -111,7 +111,7 @@ class Streams:
                 log.exception("the thresholds could not be looked at")
 
     def changed(self, queue: str) -> None:
-        """Hear that jobs of a queue have changed their states, as long as somebody listens."""
+        """Check the size of a queue whose jobs have changed their states; called while there are listeners."""
         if self.watch.size:
             found = QueueCounts(queue).answer(self.host.node.machine.state)
             self.watch.sized(queue, found.waiting + found.delayed)

@@ -1,6 +1,6 @@
-"""What only watching tells: queues that lie idle or grow too long, workers that are always full, a node that grows too large.
+"""Events of thresholds: queues that lie idle or grow too long, workers that are always full, a node that grows too large.
 
-Each node watches its own copy of the state, so all tell the same within the time between two looks. Nothing of it is
+Each node watches its own copy of the state, so all report the same within the time between two looks. Nothing of it is
 replicated: such an event has no id, like the figures.
 """
 

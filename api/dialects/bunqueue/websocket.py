@@ -17,7 +17,7 @@ from msgspec import Raw
 from quorumq.api.auth import Grant, Unauthorized, bearer_or_bare
 from quorumq.api.commands.connection import UNDER_WAY_BYTES_MAX, UNSENT_BYTES_MAX, CommandConnection, Task, failed
 from quorumq.api.errors import Invalid
-from quorumq.api.events.feed import Message, Outbox, as_heard
+from quorumq.api.events.feed import Message, Outbox, visible_to
 from quorumq.api.events.frames import CLOSE_S, END_BYTES, PING_S, STRANGER_BYTES_MAX, Refused, Socket, number_of
 from quorumq.api.host import Host
 from quorumq.api.limits import LARGE_BYTES, BodyTooLarge
@@ -100,7 +100,7 @@ class WebSocketConnection(CommandConnection):
         if grant is None:
             return
         for message in messages:
-            heard = message if grant.unlimited else as_heard(grant, message)
+            heard = message if grant.unlimited else visible_to(grant, message)
             frame = None if heard is None else self.wanted(heard)
             if frame is not None:
                 self.outbox.offer(frame)

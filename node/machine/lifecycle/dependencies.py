@@ -36,7 +36,7 @@ def wait_for(state: State, queue: Queue, job: Job, ids: tuple[str, ...]) -> None
 
 
 def release_dependents(state: State, done: Job) -> None:
-    """Tell all that wait for a completed job; more than the entry may still tell are told in those to come."""
+    """Release all jobs that wait for a completed one; what is beyond the entry's bound is left to later entries."""
     count = state.dependents.count(done.id)
     if state.level >= 1:
         cost = sum(map(_cost_of_release, state.dependents.of(done.id))) if count <= state.release_budget else count
@@ -48,7 +48,7 @@ def release_dependents(state: State, done: Job) -> None:
 
 
 def release_more(state: State, room: int) -> None:
-    """Tell on for those whose dependents were too many for the entry that completed them; `room` at most."""
+    """Go on with completed jobs whose dependents were too many for one entry; `room` at most."""
     while room > 0 and state.unreleased:
         done_id, result = next(iter(state.unreleased.items()))
         count = 0

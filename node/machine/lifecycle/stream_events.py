@@ -1,6 +1,6 @@
 """Events of the transitions of jobs, for the streams of events, by BullMQ's kinds (state/bullmq/streams.py).
 
-Whoever calls has asked `state.streaming` first, which is empty while no queue has a stream: so nobody else pays for them.
+Callers look at `state.streaming` first, which is empty while no queue has a stream, so that other queues pay nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def publish_of_queue(state: State, queue: str, kind: str, *values: streams.Value
 
 
 def publish_if_drained(state: State, queue: Queue) -> None:
-    """A run of a queue has ended: say so if that was the last of what there was to do, and no other job is about to follow."""
+    """Publish `drained` after a run if the queue has nothing left to do and no other job is about to follow."""
     name = queue.name
     if (
         name in state.streaming
@@ -41,7 +41,7 @@ def publish_added(state: State, job: Job) -> None:
 
 
 def publish_first_state(state: State, job: Job) -> None:
-    """A new job has its first place; that it is delayed, or waits for others, it was told there."""
+    """Publish that a new job waits. That it is delayed, or waits for others, was published where it entered that index."""
     if job.state == WAITING:
         publish(state, job, streams.WAITING)
 

@@ -176,7 +176,7 @@ class SetUsualGroup(Operation, frozen=True, tag="group.set_usual"):
 
 @query
 class GetGroup(Query, frozen=True):
-    """One group; without jobs and with the usual settings when nobody has heard of it."""
+    """One group; an unknown one has no jobs and the usual settings."""
 
     queue: QueueName
     group_id: GroupId

@@ -225,7 +225,7 @@ class State:
         self.timed_by_clients = self.bullmq.sessions.lasting = self.bullmq.presence.lasting = True
 
     def resume(self, now_ms: int) -> None:
-        """Take no run from its worker for a moment: nobody could hear signs of life or results just before `now_ms`."""
+        """Take no run from its worker for a moment: heartbeats and results could not be received just before `now_ms`."""
         self.grace_until = max(now_ms, self.now_ms) + GRACE_MS
 
     def next_due_ms(self, now_ms: int) -> int | None:

@@ -1,4 +1,4 @@
-"""How room is shared where there is too little of it: whoever has less than a share keeps all, and nobody keeps more than one."""
+"""How a bound is shared when it is reached: who holds less than an equal share keeps all of it, and no one keeps more than a share."""
 
 from __future__ import annotations
 
