@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.tools.bench_snapshots import snapshots
+from scripts.tools.bench_trees import trees
 from scripts.tools.bench_workers import workers
 from scripts.tools.load import Ack, Cycle, Measured, Pull, Push, Script, has_wrk, run
 from tests.support.local_cluster import ClusterTrouble, LocalCluster, LocalNode
@@ -274,6 +275,7 @@ PARTS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "cycle": cycle,
     "held": held,
     "snapshots": snapshots,
+    "trees": trees,
     "workers": workers,
 }
 
