@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,10 +236,10 @@ def show(name: str, report: Path, took_s: float, kills: int, spared: list[tuple[
     return failed
 
 
-def longest_after(kill: Kill, pauses: list[list[int]], until: Kill | None) -> int:
-    """Return the longest pause that ended after a kill and before the next one, 0 for none."""
+def longest_after(kill: Kill, pauses: list[list[int]], until: Kill | None) -> tuple[int, int]:
+    """Return the longest of the pauses that ended after a kill and before the next one, and when it did; 0 and 0 for none."""
     end_ms = until.at_ms if until is not None else sys.maxsize
-    return max((length for ended_ms, length in pauses if kill.at_ms <= ended_ms < end_ms), default=0)
+    return max(((length, ended_ms) for ended_ms, length in pauses if kill.at_ms <= ended_ms < end_ms), default=(0, 0))
 
 
 async def kills(arguments: argparse.Namespace) -> int:
@@ -273,9 +274,12 @@ async def kills(arguments: argparse.Namespace) -> int:
                 await process.wait()
     found = json.loads(text)
     pauses = found.pop("pauses")
-    after = [longest_after(kill, pauses, until) for kill, until in zip(killed, [*killed[1:], None], strict=True)]
-    for kill, pause_ms in zip(killed, after, strict=True):
-        print(f"{kill.node} killed at {kill.at_ms / 1000:.3f}: longest pause {pause_ms} ms")
+    for kill, until in zip(killed, [*killed[1:], None], strict=True):
+        pause_ms, ended_ms = longest_after(kill, pauses, until)
+        over = f", over {ended_ms - kill.at_ms} ms after it" if pause_ms else ""
+        print(
+            f"{kill.node} killed at {datetime.fromtimestamp(kill.at_ms / 1000, UTC):%H:%M:%S.%f}: longest pause {pause_ms} ms{over}"
+        )
     longest_ms = max((length for _, length in pauses), default=0)
     print(json.dumps({"leaders killed": len(killed), "longestPauseMs": longest_ms, **found}))
     well = found["ran"] == found["completed"] == found["jobs"] and not found["twice"] and not found["errors"]

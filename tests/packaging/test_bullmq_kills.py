@@ -64,6 +64,6 @@ async def test_nobody_is_killed_where_no_kills_are_asked_for() -> None:
 def test_a_pause_is_that_of_the_kill_before_it() -> None:
     first, second = Kill("n1", 1_000), Kill("n2", 2_000)
     pauses = [[900, 50], [1_000, 120], [1_300, 300], [1_999, 200], [2_000, 400], [9_000, 350]]
-    assert longest_after(first, pauses, second) == 300
-    assert longest_after(second, pauses, None) == 400
-    assert longest_after(Kill("n3", 9_001), pauses, None) == 0
+    assert longest_after(first, pauses, second) == (300, 1_300)
+    assert longest_after(second, pauses, None) == (400, 2_000)
+    assert longest_after(Kill("n3", 9_001), pauses, None) == (0, 0)
