@@ -110,10 +110,13 @@ def test_many_finished_jobs_run_again_bit_by_bit(world: World) -> None:
     for own in ("1", "2", "3"):
         fail(world, own)
         world.wait(SECOND)
-    assert world.do(RetryAllNamed("q", "failed", 9, world.now_ms - 2 * SECOND)) is False
+    until_ms = world.now_ms - 2 * SECOND
+    assert world.do(RetryAllNamed("q", "failed", 1, until_ms)) is True
+    # Nobody has to ask once more to hear that there is nothing.
+    assert world.do(RetryAllNamed("q", "failed", 1, until_ms)) is False
     assert order(world) == ["1", "2"]
-    assert world.do(RetryAllNamed("q", "failed", 1)) is True
-    assert world.do(RetryAllNamed("q", "failed", 1)) is False
+    assert world.do(RetryAllNamed("q", "failed", 9)) is False
+    assert order(world) == ["1", "2", "3"]
     assert world.do(RetryAllNamed("other")) is False
 
 
@@ -122,7 +125,8 @@ def test_delayed_jobs_are_promoted_bit_by_bit(world: World) -> None:
         add(world, delay_ms=delay * SECOND)
     assert world.do(PromoteAllNamed("q", 2)) is True
     assert order(world) == ["2", "3"]
-    assert world.do(PromoteAllNamed("q", 2)) is False
+    assert world.do(PromoteAllNamed("q", 1)) is False
+    assert order(world) == ["2", "3", "1"]
     assert world.do(PromoteAllNamed("other")) is False
 
 

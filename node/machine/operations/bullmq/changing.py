@@ -100,18 +100,18 @@ class PromoteNamed(Operation, frozen=True, tag="bullmq.promote"):
 
 @operation(emits=(happened.JobWaiting, happened.JobPromoted), since=1)
 class PromoteAllNamed(Operation, frozen=True, tag="bullmq.promote_jobs"):
-    """Let delayed jobs wait no longer, those due first first. Answers whether there may be more."""
+    """Let delayed jobs wait no longer, those due first first. Answers whether there are more."""
 
     queue: QueueName
     count: int = 1_000
 
     def apply(self, state: State, entry: Entry) -> bool:
         queue = state.queues.get(self.queue)
-        count = min(max(self.count, 1), STEP_MAX)
-        found = [] if queue is None else queue.delayed.slice(0, count)
-        for job in found:
+        if queue is None:
+            return False
+        for job in queue.delayed.slice(0, min(max(self.count, 1), STEP_MAX)):
             indexes.promote(state, job)
-        return len(found) == count
+        return len(queue.delayed) > 0
 
 
 @operation(emits=(happened.JobWaiting, happened.JobWaitingChildren), refuses=(BullmqError,), since=1)
@@ -138,7 +138,7 @@ class RetryNamed(Operation, frozen=True, tag="bullmq.retry"):
 
 @operation(emits=(happened.JobWaiting, happened.JobWaitingChildren), since=1)
 class RetryAllNamed(Operation, frozen=True, tag="bullmq.retry_jobs"):
-    """Let finished jobs wait once more that ended by until_ms (None: now), oldest first. Answers whether there may be more."""
+    """Let finished jobs wait once more that ended by until_ms (None: now), oldest first. Answers whether there are more."""
 
     queue: QueueName
     state: Literal["failed", "completed"] = FAILED
@@ -151,11 +151,12 @@ class RetryAllNamed(Operation, frozen=True, tag="bullmq.retry_jobs"):
             return False
         count = min(max(self.count, 1), STEP_MAX)
         until = state.now_ms if self.until_ms is None else self.until_ms
-        ended = (queue.failed if self.state == FAILED else queue.completed).slice(0, count)
+        # One more than is done says whether there are more.
+        ended = (queue.failed if self.state == FAILED else queue.completed).slice(0, count + 1)
         found = list(takewhile(lambda job: (job.finished_at or 0) <= until, ended))
-        for job in found:
+        for job in found[:count]:
             revival.rerun(state, job)
-        return len(found) == count
+        return len(found) > count
 
 
 @operation(since=1)
