@@ -53,11 +53,6 @@ RULES = [False, True]
 rules = pytest.mark.parametrize("bull", RULES, ids=["bunqueue", "bullmq"])
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def node(
     queue: str, name: str, parent: int | str = -1, on_failure: Any = "wait", *, bull: bool, **options: Any
 ) -> FlowJob:

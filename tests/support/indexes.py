@@ -18,6 +18,7 @@ from quorumq.node.machine.state.job import (
     rank_of,
     weight_of_failed,
 )
+from quorumq.node.machine.state.logs import weight_of as weight_of_logged
 from quorumq.node.machine.state.webhook import weight_of
 
 
@@ -84,11 +85,22 @@ def check_indexes(state: State) -> None:
     assert state.group_limits.timers() == sorted(uses) and all(at for at, _, _ in uses)
     assert alarms == len(state.timers)
     assert dependents == Counter((other, job.id) for other, jobs in state.dependents.items() for job in jobs)
+    check_beside(state)
     webhooks = state.webhooks
     for outbox in webhooks.outboxes.values():
         assert outbox.size == sum(map(weight_of, outbox.deliveries))
     assert webhooks.size == sum(outbox.size for outbox in webhooks.outboxes.values())
     assert set(webhooks.waiting) == {name for name, outbox in webhooks.outboxes.items() if outbox.deliveries}
+
+
+def check_beside(state: State) -> None:
+    """Hold against the jobs what is kept beside them: nothing of one that is gone, and weights as they are."""
+    logs = state.logs
+    assert logs.by_job.keys() <= state.jobs.keys() and logs.long.keys() <= logs.by_job.keys()
+    assert logs.sizes == {job_id: sum(map(weight_of_logged, lines)) for job_id, lines in logs.by_job.items()}
+    assert logs.size == sum(logs.sizes.values()) and logs.long_size == sum(logs.sizes[job_id] for job_id in logs.long)
+    assert state.spent.by_job.keys() <= state.jobs.keys()
+    assert state.failing.keys() <= state.jobs.keys()
 
 
 def check_flows(state: State, jobs: list[Job]) -> None:
@@ -104,7 +116,8 @@ def check_flows(state: State, jobs: list[Job]) -> None:
             if end is None:
                 child = state.jobs[child_id]
                 assert child.state != COMPLETED and child.flow is not None and child.flow.parent == job.id
-        if links.parent is not None and links.parent in state.jobs:
+        if links.parent is not None:
+            # One that is gone is nobody's parent.
             parent = state.jobs[links.parent]
             assert parent.flow is not None and parent.queue == links.parent_queue
             assert job.id in parent.flow.children
