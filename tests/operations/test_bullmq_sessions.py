@@ -268,3 +268,15 @@ def test_an_image_keeps_clients(world: World) -> None:
     assert [one.id for one in ListClients("q").answer(restored.state)[0]] == ["a", "b"]
     assert list(restored.state.bullmq.presence.by_node) == ["n1", "n2"]
     assert len(restored.state.bullmq.presence) == 2
+
+
+def test_no_call_whose_answer_had_to_go_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a call that was lost on its way came behind later ones: its answer goes after theirs."""
+    monkeypatch.setattr(sessions, "ANSWERS_MAX", 2)
+    for number in (5, 3, 6, 7):
+        world.do(push(number))
+    assert answers(world) == [6, 7]
+    for number in (3, 5):
+        with pytest.raises(AnswerForgotten):
+            world.do(push(number))
+    assert sorted(world.machine.state.jobs) == ["s-3", "s-5", "s-6", "s-7"]

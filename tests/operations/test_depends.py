@@ -33,6 +33,18 @@ def test_a_job_waits_until_all_it_depends_on_is_completed(world: World) -> None:
     assert world.pull_ids() == [third]
 
 
+def test_a_job_that_is_named_twice_is_waited_for_once(world: World) -> None:
+    first, second = world.push(), world.push()
+    third = world.push(depends_on=(first, second, first))
+    dependencies = world.job(third).dependencies
+    assert dependencies is not None and dependencies.remaining == [first, second]
+    assert world.machine.state.dependents.count(first) == 1
+    for done in (first, second):
+        finish(world, done)
+    assert world.state_of(third) == "waiting"
+    assert world.ask(GetChildrenValues(third)) == {first: None, second: None}
+
+
 def test_a_completed_dependency_need_not_be_waited_for(world: World) -> None:
     first = world.push()
     finish(world, first, b"7")

@@ -176,7 +176,7 @@ class Outcomes:
         self._expire(outcome.at)
         while len(self._by_key) > 1 and (len(self._by_key) > KEYS_MAX or self.size > BYTES_MAX):
             most = self._by_number if len(self._by_key) > KEYS_MAX else self._by_size
-            self._evict(most.find(key), key)
+            self._evict(most.find(key))
         if self.digests:
             self._look_through(outcome.at)
 
@@ -222,11 +222,11 @@ class Outcomes:
         self._changed(name, scope)
         return True
 
-    def _evict(self, name: str, but: str) -> None:
-        """Let the oldest outcomes of a scope go, but not that of one key, and keep their digests."""
+    def _evict(self, name: str) -> None:
+        """Let the oldest outcomes of a scope of several go, and keep their digests."""
         scope = self._scopes[name]
         count = max(1, len(scope.keys) // STEP_PART)
-        for oldest in list(islice((key for key in scope.keys if key != but), count)):
+        for oldest in list(islice(scope.keys, count)):
             # The digest first, so that the scope is not taken for an empty one.
             self.digests += scope.forgotten.add(digest_of(oldest), self._by_key[oldest].at)
             self.forget(oldest)
