@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from quorumq.api import tokens
@@ -33,6 +34,7 @@ OTHERS: list[tuple[str, str, Any]] = [
     ("POST", "/jobs/extend-locks", {"ids": ["IT"], "tokens": ["t"]}),
     ("POST", "/queues/mine/jobs", {"data": 1, "dependsOn": ["IT"]}),
     ("POST", "/queues/mine/jobs/bulk", {"jobs": [{"data": 1}, {"data": 2, "dependsOn": ["IT"]}]}),
+    ("PUT", "/jobs/mine/parent", {"parentId": "IT"}),
     ("GET", "/jobs/custom/IT", None),
     ("GET", "/crons/IT", None),
     ("DELETE", "/crons/IT", None),
@@ -73,6 +75,7 @@ async def node(serve: Serve, tmp_path: Path) -> Node:
     # Nothing but what is asked for is to be counted.
     client.server.node.clock_duty.stop()
     await client.post("/queues/theirs/jobs", {"data": 1, "jobId": "theirs"}, headers=FULL)
+    await client.post("/queues/mine/jobs", {"data": 1, "jobId": "mine", "delay": 3_600_000}, headers=FULL)
     await client.post("/crons", {"name": "theirs", "queue": "theirs", "data": 1, "repeatEvery": 60_000}, headers=FULL)
     await client.post("/workers", {"workerId": "theirs", "queues": ["theirs"]}, headers=FULL)
     hook = {"url": "https://example.com/", "events": ["failed"], "queue": "theirs"}
@@ -203,3 +206,19 @@ async def test_a_command_about_what_is_anothers_leaves_a_line(
             replies.append(await ws.receive_json(timeout=10))
     assert json.loads(json.dumps(replies[1]).replace("theirs", "nobodys")) == replies[0]
     assert len(refused(caplog)) == 1
+
+
+@pytest.mark.parametrize("tie", [{"parentId": "theirs"}, {"childrenIds": ["theirs"]}], ids=["a parent", "a child"])
+@pytest.mark.parametrize("bulk", [False, True], ids=["alone", "in bulk"])
+async def test_no_job_is_tied_to_anothers(node: Node, tie: Any, bulk: bool) -> None:
+    """Who pushes it under a token for its own queue alone is answered as if there were none; the other's job is none the wiser."""
+    jobs = node.client.server.node.machine.state.jobs
+    theirs = "/queues/theirs/jobs"
+    await node.client.post(theirs, {"data": 1, "jobId": "below"}, headers=FULL)
+    await node.client.post(theirs, {"data": 1, "jobId": "theirs", "childrenIds": ["below"]}, headers=FULL)
+    before = msgspec.msgpack.encode(jobs["theirs"])
+    for headers in (MINE, FULL):
+        job = {"data": 1, "jobId": f"tied-{headers is FULL}", **tie}
+        path, body = ("/queues/mine/jobs/bulk", {"jobs": [job]}) if bulk else ("/queues/mine/jobs", job)
+        assert (await node.client.post(path, body, headers=headers)).status == 200
+        assert (msgspec.msgpack.encode(jobs["theirs"]) == before) is (headers is MINE)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from quorumq.node.leader import clock
+from quorumq.node.machine.operations.jobs import RemoveJob
 from quorumq.node.machine.operations.runs import HeartbeatJob
 from tests.node.conftest import Local
 from tests.support.waiting import after_entries
@@ -23,6 +24,19 @@ async def test_a_delayed_job_becomes_ready_by_itself(local: Local) -> None:
     local.now_ms += 30
     await moved(local, job_id, "waiting")
     assert local.node.clock_duty.beats == 1
+
+
+async def test_what_is_due_before_all_else_is_not_slept_past(local: Local) -> None:
+    """Also where it comes while the pulse already sleeps until something later, or what it sleeps for goes."""
+    late = await local.push(delay_ms=3_600_000)
+    for delay_ms in (1_000, 30):
+        soon = await local.push(delay_ms=delay_ms)
+        local.now_ms += delay_ms
+        # By itself: nothing else is asked of the node, which would make it look.
+        await moved(local, soon, "waiting")
+        assert local.state_of(late) == "delayed"
+    await local.node.submit(RemoveJob(late))
+    assert local.node.clock_duty._timer is None
 
 
 async def test_nothing_due_nothing_beats(local: Local) -> None:
