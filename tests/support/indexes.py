@@ -10,6 +10,9 @@ from quorumq.node.machine.state.job import (
     COMPLETED,
     DELAYED,
     FAILED,
+    NO_CHILDREN,
+    NO_NAMES,
+    NO_VALUES,
     UNSUCCESSFUL,
     WAITING,
     WAITING_CHILDREN,
@@ -24,6 +27,7 @@ from quorumq.node.machine.state.webhook import weight_of
 
 def check_indexes(state: State) -> None:
     """Compare every index, count and table of a state with its records."""
+    assert not (NO_NAMES or NO_VALUES or NO_CHILDREN), "what jobs share that have none is somebody's"
     assert sum(len(queue.jobs) for queue in state.queues.values()) == len(state.jobs)
     dependents: Counter[tuple[str, str]] = Counter()
     alarms = 0

@@ -15,7 +15,7 @@ def wait_for(state: State, queue: Queue, job: Job, ids: tuple[str, ...]) -> None
     if dependencies is None:
         dependencies = job.dependencies = Dependencies(ids)
     else:
-        dependencies.ids = ids
+        dependencies.ids, dependencies.remaining, dependencies.values = ids, [], {}
     for job_id in dict.fromkeys(ids):
         if job_id in state.unreleased:
             dependencies.values[job_id] = state.unreleased[job_id]

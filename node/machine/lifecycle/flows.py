@@ -9,6 +9,9 @@ from quorumq.node.machine.state.job import (
     COMPLETED,
     DELAYED,
     FAILED,
+    NO_CHILDREN,
+    NO_NAMES,
+    NO_VALUES,
     UNSUCCESSFUL,
     WAIT,
     WAITING,
@@ -69,8 +72,7 @@ def attach(
             return
         # What it knows is of an earlier job of that id.
         flow.failed -= end.how == UNSUCCESSFUL
-    children[child_id] = None
-    flow.pending += 1
+    flow.add_pending(child_id)
     if child.state == COMPLETED:
         parents.completed(state, child)
     elif child.state == FAILED:
@@ -79,11 +81,11 @@ def attach(
 
 def attach_new(child: Job, parent: Job, on_failure: OnChildFailure, prefix: str) -> None:
     """The same of two jobs that were just created, of which neither has its place."""
-    flow, child_id = parent.tied(), child.id
-    child.dependencies = TiedDependencies((), flow=FlowLinks(parent.id, parent.queue, on_failure))
+    flow = parent.tied()
+    links = FlowLinks(parent.id, parent.queue, on_failure, NO_CHILDREN)
+    child.dependencies = TiedDependencies((), NO_NAMES, NO_VALUES, 0, links)
     flow.prefix = prefix
-    flow.children[child_id] = None
-    flow.pending += 1
+    flow.add_pending(child.id)
 
 
 def tie(

@@ -267,6 +267,12 @@ class ChildEnd(msgspec.Struct, frozen=True, gc=False, array_like=True):
     reason: str | None = None
 
 
+# Shared by all jobs of flows that have none of these, 200 bytes less for each of them: whoever adds something makes one first.
+NO_NAMES: Final[list[str]] = []
+NO_VALUES: Final[dict[str, bytes | None]] = {}
+NO_CHILDREN: Final[dict[str, ChildEnd | None]] = {}
+
+
 class FlowLinks(msgspec.Struct, gc=False, array_like=True):
     """What ties a job to others of its flow, in whatever queues.
 
@@ -284,6 +290,13 @@ class FlowLinks(msgspec.Struct, gc=False, array_like=True):
     failed: int = 0
     waived: bool = False
     prefix: str = QUEUE_PREFIX
+
+    def add_pending(self, child_id: str) -> None:
+        """Add a child that has not ended, or let one that has not be pending again."""
+        if self.children is NO_CHILDREN:
+            self.children = {}
+        self.children[child_id] = None
+        self.pending += 1
 
 
 class TiedDependencies(Dependencies, gc=False, array_like=True):
@@ -526,9 +539,9 @@ class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
         others = self.dependencies
         if type(others) is TiedDependencies and others.flow is not None:
             return others.flow
-        links = FlowLinks()
+        links = FlowLinks(children=NO_CHILDREN)
         if others is None:
-            self.dependencies = TiedDependencies((), flow=links)
+            self.dependencies = TiedDependencies((), NO_NAMES, NO_VALUES, 0, links)
         else:
             self.dependencies = TiedDependencies(others.ids, others.remaining, others.values, others.done_at, links)
         return links

@@ -100,8 +100,7 @@ def _await_failed(child: Job, parent: Job, named: NamedJob) -> None:
     links.parent, links.parent_queue, links.on_failure = parent.id, parent.queue, named.on_failure
     flow.prefix = named.prefix
     if child.id not in flow.children:
-        flow.children[child.id] = None
-        flow.pending += 1
+        flow.add_pending(child.id)
 
 
 def _is_above(state: State, job: Job, below: Job) -> bool:
