@@ -358,11 +358,6 @@ class Engine:
         return self._raft.is_leader
 
     @property
-    def leader_id(self) -> str | None:
-        """The leader last heard of."""
-        return self._raft.leader
-
-    @property
     def applied_index(self) -> int:
         """Index of the last entry applied here."""
         return self._raft.applied_index

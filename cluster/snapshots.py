@@ -29,7 +29,6 @@ log = logging.getLogger("quorumq.snapshots")
 _HEAD, _PIECE, _END = 16, 17, 18
 _SUFFIX = ".snapshot"
 _RECEIVING = "receiving.part"
-_WRITING = "writing.part"
 _KEPT = 2
 _SYNC_BYTES = 1 << 20
 _PAUSE_S = 0.01

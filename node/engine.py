@@ -24,10 +24,6 @@ class ReplicatedLog(Protocol):
         """Whether this node believes it leads; may be stale."""
 
     @property
-    def leader_id(self) -> str | None:
-        """The leader as far as this node knows."""
-
-    @property
     def applied_index(self) -> int:
         """Index of the last entry applied here."""
 

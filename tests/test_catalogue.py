@@ -140,7 +140,7 @@ INTERNAL = {
     "QueueLoads",
 }
 # What other dialects will ask for.
-NOT_ROUTED_YET = {"QueueCount", "queue.set_defaults"}
+NOT_ROUTED_YET = {"queue.set_defaults"}
 ROUTED = {row.route.what for row in served(main_dialects())}
 
 

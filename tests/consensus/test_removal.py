@@ -50,7 +50,7 @@ async def test_a_change_that_cannot_be_sent_to_the_leader_is_refused_at_once(
     async with running(cluster):
         await cluster.write("n1", b"a")
         follower = cluster.follower()
-        await until(lambda: follower.leader_id is not None)
+        await until(lambda: follower.status().leader is not None)
         monkeypatch.setattr(follower._links, "send", lambda peer, message: False)
         with pytest.raises(Unavailable, match="the membership was not changed"):
             await follower.change_members("transfer", follower.node_id, timeout_s=600)

@@ -18,7 +18,7 @@ from quorumq.node.machine.operations.jobs import (
     PushJobs,
     UpdateJobData,
 )
-from quorumq.node.machine.operations.queue_reads import ListJobs, ListQueues, QueueCount, QueueCounts
+from quorumq.node.machine.operations.queue_reads import ListJobs, ListQueues, QueueCounts
 from quorumq.node.machine.operations.queues import (
     CleanQueue,
     DrainQueue,
@@ -505,7 +505,7 @@ def test_retention_is_a_setting(world: World) -> None:
     world.do(SetRetention("q", keep_completed=2))
     assert [job.id for job in world.ask(ListJobs("q", "completed"))] == [job.id for job in jobs[2:]]
     world.do(SetRetention("q", keep_completed_bytes=1))
-    assert world.ask(QueueCount("q")) == 1
+    assert world.count("q") == 1
 
 
 # -- Repeats
@@ -530,7 +530,7 @@ def test_a_repeated_job_is_followed_by_another(world: World) -> None:
     assert world.pull_ids() == [ids[-1]]
     world.do(AckJob(ids[-1]))
     assert world.ask(QueueCounts("q")).completed == 3
-    assert world.ask(QueueCount("q")) == 3
+    assert world.count("q") == 3
     assert all(len(job_id) == 36 and job_id[14] == "7" for job_id in ids[1:])
 
 
@@ -538,7 +538,7 @@ def test_a_failure_ends_a_chain_of_repeats(world: World) -> None:
     world.push(repeat=Repeat(every_ms=200), max_attempts=1)
     job = world.pull()[0]
     world.do(FailJob(job.id))
-    assert world.ask(QueueCount("q")) == 1
+    assert world.count("q") == 1
 
 
 def test_a_late_repeat_is_due_at_once(world: World) -> None:

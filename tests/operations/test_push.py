@@ -3,7 +3,7 @@
 import pytest
 
 from quorumq.node.machine.operations.jobs import CancelJob, PushJobs
-from quorumq.node.machine.operations.queue_reads import ListQueues, QueueCount
+from quorumq.node.machine.operations.queue_reads import ListQueues
 from quorumq.node.machine.operations.runs import AckJob, FailJob
 from quorumq.node.machine.refusals import DependencyNotFound
 from quorumq.node.machine.state import DEFAULT, JobSpec, job_spec
@@ -36,7 +36,7 @@ def test_an_unfinished_custom_id_stands_for_the_new_job(world: World, state: str
     world.event_names()
     assert world.push("other", "order-1", data=b"2") == "order-1"
     assert job.data == b"1"
-    assert world.ask(QueueCount("other")) == 0
+    assert world.count("other") == 0
     assert "job:duplicated" in world.event_names()
 
 
@@ -48,7 +48,7 @@ def test_a_finished_custom_id_starts_a_new_generation(world: World, state: str) 
     assert new is not old
     assert (new.queue, new.data, new.state, new.attempts, new.result) == ("other", b"2", "waiting", 0, None)
     # A dead letter stays, under an id of its own.
-    assert world.ask(QueueCount("q")) == (1 if state == "failed" else 0)
+    assert world.count("q") == (1 if state == "failed" else 0)
 
 
 @pytest.mark.parametrize("state", ["waiting", "delayed", "active", "locked", "waiting-children"])
@@ -78,7 +78,7 @@ def test_a_unique_key_is_free_after_the_end(world: World) -> None:
 def test_duplicates_inside_one_push(world: World) -> None:
     specs = [job_spec("a", b"1", unique_key="u"), job_spec("b", b"2", unique_key="u"), job_spec("a", b"3")]
     assert world.do(PushJobs("q", specs)).ids == ["a", "a", "a"]
-    assert world.ask(QueueCount("q")) == 1
+    assert world.count("q") == 1
 
 
 def test_a_push_is_all_or_nothing(world: World) -> None:

@@ -11,7 +11,6 @@ from quorumq.node.machine.operations.queue_reads import (
     ListJobs,
     ListQueues,
     PriorityCounts,
-    QueueCount,
     QueueCounts,
     Totals,
 )
@@ -23,7 +22,7 @@ from tests.support.world import World
 def test_questions_about_an_unknown_queue(world: World) -> None:
     counts = world.ask(QueueCounts("never"))
     assert (counts.waiting, counts.active, counts.completed, counts.paused) == (0, 0, 0, False)
-    assert world.ask(QueueCount("never")) == 0
+    assert world.count("never") == 0
     assert world.ask(PriorityCounts("never")) == {}
     assert world.ask(ListJobs("never")) == []
     assert world.ask(ListDlq("never")).jobs == []
@@ -52,7 +51,7 @@ def test_counts_by_state(world: World) -> None:
     assert (counts.waiting, counts.prioritized, counts.active, counts.waiting_children) == (2, 1, 1, 1)
     assert (counts.delayed, counts.completed, counts.failed) == (2, 1, 1)
     # The documented count is over all states.
-    assert world.ask(QueueCount("q")) == 8
+    assert world.count("q") == 8
     assert world.ask(PriorityCounts("q")) == {0: 3, 3: 1}
     totals = world.ask(Totals())
     assert (totals.queues, totals.counts.waiting, totals.counts.failed) == (1, 2, 1)

@@ -11,7 +11,6 @@ import pytest
 from quorumq.cluster.errors import NotUnderstood
 from quorumq.node.machine.operation import Operation
 from quorumq.node.machine.operations.jobs import PushJobs, UpdateJobData
-from quorumq.node.machine.operations.queue_reads import QueueCount
 from quorumq.node.machine.operations.queues import PauseQueue
 from quorumq.node.machine.operations.requests import GetOutcome, Idempotent
 from quorumq.node.machine.operations.runs import AckJob, AckJobs, FailJob, PullJobs, ReleaseJobs
@@ -51,7 +50,7 @@ def test_a_repeat_is_answered_and_not_applied(world: World) -> None:
     assert world.do(once(a_push("a"))).ids == ["a"]
     # The edge makes another id for the repeat; the first one's counts.
     assert world.do(once(a_push("b"))).ids == ["a"]
-    assert world.ask(QueueCount("q")) == 1
+    assert world.count("q") == 1
     assert world.ask(GetOutcome("k", b"f")).ids == ["a"]
     assert world.ask(GetOutcome("other", b"f")) is None
 
@@ -62,7 +61,7 @@ def test_a_key_belongs_to_one_request(world: World) -> None:
         world.do(once(a_push("b"), fingerprint=b"g"))
     with pytest.raises(IdempotencyKeyReused):
         world.ask(GetOutcome("k", b"g"))
-    assert world.ask(QueueCount("q")) == 1
+    assert world.count("q") == 1
 
 
 def test_a_refusal_is_an_answer_too(world: World) -> None:
@@ -187,7 +186,7 @@ def test_a_key_that_had_to_go_is_never_applied_again(world: World, monkeypatch: 
     # Whatever the request is, for nobody knows any more what it was.
     with pytest.raises(KeyForgotten):
         world.do(once(a_push("again"), "k0", fingerprint=b"g"))
-    assert world.ask(QueueCount("q")) == 5
+    assert world.count("q") == 5
     # Of another scope it is another key.
     assert world.do(once(a_push("theirs"), "k0", scope="other")).ids == ["theirs"]
 
@@ -315,9 +314,9 @@ class TestTheLevel:
         world.do(once(a_push("c"), "c"))
         with pytest.raises(KeyForgotten):
             world.do(once(a_push("b"), "new", scope="s", earlier="old"))
-        assert world.ask(QueueCount("q")) == 2
+        assert world.count("q") == 2
 
     def test_a_sender_that_has_not_seen_the_level_is_sent_back(self, world: World) -> None:
         with pytest.raises(KeyNeedsScope):
             world.do(before_level_1(a_push("a")))
-        assert world.ask(QueueCount("q")) == 0 and not len(world.machine.state.outcomes)
+        assert world.count("q") == 0 and not len(world.machine.state.outcomes)

@@ -35,7 +35,7 @@ from quorumq.node.machine.operations.jobs import (
     RetryJob,
 )
 from quorumq.node.machine.operations.keys import FreeKey, GetKeyHolder
-from quorumq.node.machine.operations.queue_reads import ListJobs, ListStatus, PriorityCounts, QueueCount, QueueCounts
+from quorumq.node.machine.operations.queue_reads import ListJobs, ListStatus, PriorityCounts, QueueCounts
 from quorumq.node.machine.operations.queues import (
     CleanQueue,
     DrainQueue,
@@ -444,7 +444,7 @@ class Histories(RuleBasedStateMachine):
             counts = self.world.ask(QueueCounts(queue))
             wanted = self.model.counts(queue)
             assert {name: getattr(counts, name) for name in wanted} == wanted
-            assert self.world.ask(QueueCount(queue)) == len(self.model.list_all(queue))
+            assert self.world.count(queue) == len(self.model.list_all(queue))
             assert self.world.ask(PriorityCounts(queue)) == self.model.priority_counts(queue)
             assert [job.id for job in self.world.ask(ListJobs(queue))] == self.model.list_all(queue)
             waiting = [job.id for job in self.model.waiting(queue)]

@@ -49,10 +49,6 @@ class LocalEngine:
         self.membership = Membership({node_id: Seat("127.0.0.1:7790", True)})
 
     @property
-    def leader_id(self) -> str | None:
-        return self.node_id if self.is_leader else None
-
-    @property
     def failed(self) -> asyncio.Future[None]:
         if self._failed is None:
             self._failed = asyncio.get_running_loop().create_future()
@@ -128,7 +124,7 @@ class LocalEngine:
             cluster_id="local",
             role=role,
             term=1,
-            leader=self.leader_id,
+            leader=self.node_id if self.is_leader else None,
             commit_index=applied,
             applied_index=applied,
             last_index=applied,

@@ -57,6 +57,10 @@ class World:
             raise reply
         return reply
 
+    def count(self, queue: str) -> int:
+        """Return how many jobs a queue has, in whatever state."""
+        return len(self.machine.state.queues[queue].jobs) if queue in self.machine.state.queues else 0
+
     def ask(self, query: Query) -> Any:
         return query.answer(self.machine.state)
 

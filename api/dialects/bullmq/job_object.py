@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from quorumq.node.machine.state import own_id
-from quorumq.node.machine.state.job import COMPLETED, FAILED, WAITING, Backoff, Job, Options, unscoped
+from quorumq.node.machine.state.job import COMPLETED, WAITING, Backoff, Job, Options, unscoped
 
 from . import replies
 
@@ -118,7 +118,7 @@ def job_pieces(job: Job, prefix: str, token: str | None = None) -> tuple[bytes, 
         more += b',"processedOn":%d' % processed
     if job.finished_at is not None:
         more += b',"finishedOn":%d' % job.finished_at
-    reason = reason_of(job)
+    reason = job.failed_reason
     if reason is not None:
         more += b',"failedReason":%b' % replies.ENCODE(reason)
     if own.startswith("repeat:") and not job.custom:
@@ -157,13 +157,6 @@ def job_pieces(job: Job, prefix: str, token: str | None = None) -> tuple[bytes, 
             more,
         ),
     )
-
-
-def reason_of(job: Job) -> str | None:
-    """Say why the last failed run failed; where a worker of another dialect gave no reason, in a word of the server."""
-    if job.error is not None or job.state != FAILED or job.failures is None:
-        return job.error
-    return job.failures.reason
 
 
 def deduplication_text(opts: Options, key: bytes) -> bytes:

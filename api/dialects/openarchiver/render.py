@@ -117,7 +117,7 @@ def page(
 
 def job_pieces(job: Job, state: str) -> Iterator[bytes]:
     """Render a job; what it does not have is left out, not null."""
-    reason = reason_of(job)
+    reason = job.failed_reason
     yield b'{"id":%b,"name":%b,"data":' % (ENCODE(own_id(job)), ENCODE(job.opts.name))
     yield job.data
     parts = [b',"state":"%b"' % state.encode()]
@@ -137,13 +137,6 @@ def job_pieces(job: Job, state: str) -> Iterator[bytes]:
     if job.state == FAILED and reason is not None:
         yield b',"error":%b' % ENCODE(reason)
     yield b"}"
-
-
-def reason_of(job: Job) -> str | None:
-    """Say why the last failed run failed; in a word of the server where the worker gave no reason."""
-    if job.error is not None or job.state != FAILED or job.failures is None:
-        return job.error
-    return job.failures.reason
 
 
 def stacktrace(job: Job) -> bytes:

@@ -23,7 +23,6 @@ PAGE_DEFAULT = 1
 LIMIT_DEFAULT = 10
 # The original has no maximum; a page of a million jobs would hold up everybody else. All that it ever keeps fits.
 LIMIT_MAX = 10_000
-NUMBER_MAX = 10**15
 PAGE = Parameter("page", "Which page; those below 0 count from the end.", {"type": "integer", "default": PAGE_DEFAULT})
 LIMIT = Parameter(
     "limit",

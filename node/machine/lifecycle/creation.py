@@ -229,7 +229,7 @@ def settle(
     elif opts.delay_ms:
         job.run_at = job.created_at + ceil(opts.delay_ms)
     if spec.depends_on:
-        dependencies.wait_for(state, queue, job, spec.depends_on)
+        dependencies.wait_for(state, job, spec.depends_on)
     if job.state != WAITING_CHILDREN:
         if to_children or (job.dependencies is not None and job.pending_children):
             parents.park(state, job)

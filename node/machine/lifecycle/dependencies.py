@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from quorumq.node.machine.events import FlowCompleted, JobWaiting, JobWaitingChildren
-from quorumq.node.machine.lifecycle import indexes, stream_events, timing
+from quorumq.node.machine.events import FlowCompleted, JobWaiting
+from quorumq.node.machine.lifecycle import indexes, parents
 from quorumq.node.machine.state.job import COMPLETED, WAITING, WAITING_CHILDREN, Dependencies, Job
-from quorumq.node.machine.state.queue import Queue
 from quorumq.node.machine.state.state import State
 
 
-def wait_for(state: State, queue: Queue, job: Job, ids: tuple[str, ...]) -> None:
+def wait_for(state: State, job: Job, ids: tuple[str, ...]) -> None:
     """Note what a new job depends on, and park it when something of that is not completed yet."""
     dependencies = job.dependencies
     if dependencies is None:
@@ -27,12 +26,7 @@ def wait_for(state: State, queue: Queue, job: Job, ids: tuple[str, ...]) -> None
             dependencies.remaining.append(job_id)
             state.dependents.add(job_id, job)
     if dependencies.remaining:
-        if state.streaming:
-            stream_events.publish_waiting_children(state, job, job.state)
-        job.state = WAITING_CHILDREN
-        queue.waiting_children[job.id] = job
-        state.timers.set(job, timing.due_at(state, job))
-        state.emit(JobWaitingChildren(queue.name, job.id))
+        parents.park(state, job)
 
 
 def release_dependents(state: State, done: Job) -> None:

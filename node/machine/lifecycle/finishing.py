@@ -93,7 +93,7 @@ def complete(
     if state.events is not None:
         state.events.append(JobCompleted(queue.name, job.id))
     if state.streaming:
-        stream_events.publish(state, job, streams.COMPLETED, b"null" if result is None else result)
+        stream_events.publish(state, job, COMPLETED, b"null" if result is None else result)
     if state.webhooks.listening:
         state.webhooks.post(hook.COMPLETED, state.now_ms, job.id, queue.name, result)
     if job.id in state.watched:
@@ -172,7 +172,7 @@ def enter_dlq(
     for waiting in state.dependents.of(job.id) if state.events is not None else ():
         state.emit(FlowFailed(waiting.id, job.id, waiting.queue, job.error))
     if state.streaming:
-        stream_events.publish(state, job, streams.FAILED, reason if job.error is None else job.error)
+        stream_events.publish(state, job, FAILED, reason if job.error is None else job.error)
         if job.attempts >= job.opts.max_attempts:
             stream_events.publish(state, job, streams.RETRIES_EXHAUSTED, job.attempts)
     post_failure(state, job)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from quorumq.node.machine.events import JobDelayed, JobPromoted, JobWaiting
 from quorumq.node.machine.lifecycle import groups, stream_events, timing
-from quorumq.node.machine.state.bullmq import streams
 from quorumq.node.machine.state.job import (
     ACTIVE,
     COMPLETED,
@@ -67,7 +66,7 @@ def enter_delayed(state: State, queue: Queue, job: Job) -> None:
     """Put a job that is in no index among the delayed ones."""
     priority = job.opts.priority
     if state.streaming and job.state != DELAYED:
-        stream_events.publish(state, job, streams.DELAYED, job.run_at)
+        stream_events.publish(state, job, DELAYED, job.run_at)
     job.state = DELAYED
     state.mark += job.run_at + job.seq * 23
     if priority:

@@ -109,7 +109,7 @@ def take(
         if events is not None:
             events.append(JobActive(queue.name, job.id))
         if is_streaming:
-            stream_events.publish(state, job, streams.ACTIVE)
+            stream_events.publish(state, job, ACTIVE)
         if listening:
             state.webhooks.post(hook.STARTED, now_ms, job.id, queue.name)
     if owner is not None:
@@ -393,5 +393,5 @@ def delay(state: State, job: Job, delay_ms: float, *, always: bool = False) -> N
         indexes.enqueue(state, queue, job)
     if job.state == DELAYED:
         if was_delayed and state.streaming:
-            stream_events.publish(state, job, streams.DELAYED, job.run_at)
+            stream_events.publish(state, job, DELAYED, job.run_at)
         job.with_extra().delayed_at = state.now_ms

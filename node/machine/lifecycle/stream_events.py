@@ -43,18 +43,18 @@ def publish_added(state: State, job: Job) -> None:
 def publish_first_state(state: State, job: Job) -> None:
     """Publish that a new job waits. That it is delayed, or waits for others, was published where it entered that index."""
     if job.state == WAITING:
-        publish(state, job, streams.WAITING)
+        publish(state, job, WAITING)
 
 
 def publish_waiting(state: State, job: Job, before: str) -> None:
     """A job that was elsewhere before waits now."""
     if before != WAITING:
-        publish(state, job, streams.WAITING, before)
+        publish(state, job, WAITING, before)
 
 
 def publish_waiting_children(state: State, job: Job, before: str) -> None:
     """A job waits for others; before: as new jobs are `waiting` until they have a place, that is told of none."""
-    publish(state, job, streams.WAITING_CHILDREN, None if before in (WAITING, WAITING_CHILDREN) else before)
+    publish(state, job, WAITING_CHILDREN, None if before in (WAITING, WAITING_CHILDREN) else before)
 
 
 def publish_removed(state: State, job: Job, before: str) -> None:

@@ -84,17 +84,6 @@ class QueueCounts(Query, frozen=True):
 
 
 @query
-class QueueCount(Query, frozen=True):
-    """All jobs of a queue, in whatever state."""
-
-    queue: QueueName
-
-    def answer(self, state: State) -> int:
-        queue = state.queues.get(self.queue)
-        return 0 if queue is None else len(queue.jobs)
-
-
-@query
 class PriorityCounts(Query, frozen=True):
     """Waiting and delayed jobs of a queue by priority, lowest first."""
 

@@ -408,6 +408,13 @@ class Job(msgspec.Struct, gc=False, array_like=True, eq=False):
         return self.lock_until != 0
 
     @property
+    def failed_reason(self) -> str | None:
+        """Why the last failed run failed; in a word of the server where the worker gave no reason."""
+        if self.error is not None or self.state != FAILED or self.failures is None:
+            return self.error
+        return self.failures.reason
+
+    @property
     def shown_state(self) -> str:
         """The state as the dialects name it: a job that waits with a priority is `prioritized`."""
         return "prioritized" if self.state == WAITING and self.opts.priority > 0 else self.state

@@ -22,7 +22,6 @@ from quorumq.node.machine.state.bullmq.facts import NamedJob
 from quorumq.node.machine.state.job import (
     COMPLETED,
     DELAYED,
-    FAILED,
     WAITING_CHILDREN,
     Job,
     OnChildFailure,
@@ -238,7 +237,7 @@ def shown(job: Job, prefix: str) -> dict[str, Any]:
         found["finishedOn"] = job.finished_at
     if job.unique_key is not None:
         found["deduplicationId"] = job.unique_key
-    reason = job.error if job.error is not None or job.state != FAILED else job_object.reason_of(job)
+    reason = job.failed_reason
     if reason is not None:
         found["failedReason"] = reason
     if job.state == COMPLETED:

@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from quorumq.node.machine.state.bullmq.shares import share_of
+from quorumq.node.machine.state.job import ACTIVE, COMPLETED, DELAYED, FAILED, WAITING, WAITING_CHILDREN
 
 SEQUENCE_BITS = 20
 _SEQUENCE = (1 << SEQUENCE_BITS) - 1
@@ -27,13 +28,8 @@ BYTES_MAX = 64 << 20
 EVENT_BYTES = 150
 """What an event weighs beside its values."""
 
+# Kinds of events; others are called by the state that a job has entered.
 ADDED: Final = "added"
-WAITING: Final = "waiting"
-DELAYED: Final = "delayed"
-ACTIVE: Final = "active"
-WAITING_CHILDREN: Final = "waiting-children"
-COMPLETED: Final = "completed"
-FAILED: Final = "failed"
 RETRIES_EXHAUSTED: Final = "retries-exhausted"
 STALLED: Final = "stalled"
 PROGRESS: Final = "progress"
