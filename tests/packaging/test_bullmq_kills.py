@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.tools.bullmq import Kill, leaders_killed, longest_after
+from scripts.tools.bullmq import FILES, Kill, exempt, leaders_killed, longest_after
 from tests.support.local_cluster import ClusterTrouble
 
 
@@ -67,3 +67,15 @@ def test_a_pause_is_that_of_the_kill_before_it() -> None:
     assert longest_after(first, pauses, second) == (300, 1_300)
     assert longest_after(second, pauses, None) == (400, 2_000)
     assert longest_after(Kill("n3", 9_001), pauses, None) == (0, 0)
+
+
+def test_who_need_not_pass_is_named_by_how_the_tests_are_run() -> None:
+    def spared(**how: bool) -> set[tuple[str, str]]:
+        return set(exempt(**{"client_clock": False, "kills": False, "published": False} | how))
+
+    usual = spared()
+    assert {file for file, _ in usual} < FILES.keys()
+    assert ("clean", "when job scheduler is present") in usual
+    assert ("queue", "retries all completed jobs") in spared(kills=True) - usual
+    assert {file for file, _ in spared(published=True) - usual} == {"child-pool", "worker"}
+    assert {file for file, _ in usual - spared(client_clock=True)} == {"worker"}
