@@ -292,7 +292,7 @@ def test_every_row_of_the_table_is_in_its_description() -> None:
 async def test_one_job_wakes_one_worker(serve: Serve) -> None:
     client = await serve()
     backend = await connect(client)
-    waiting = await backend.send(*[("wait", "bull:q", [600_000])] * 3)
+    waiting = await backend.send(*[("wait", queue, [600_000]) for queue in ("bull:q", "bull:q", "bull:other")])
     await backend.call("push", "bull:q", ["a"])
     assert await asyncio.wait_for(waiting[0], 30) == 0
     # It did not ask for the job: the next one is woken before long.
