@@ -199,14 +199,14 @@ def settle(
 
     to_children: it waits for children though none is known yet.
     """
-    opts, links = job.opts, job.flow
+    opts = job.opts
     if (
         not (opts.priority or opts.lifo or opts.delay_ms or spec.depends_on or to_children)
         and opts.ttl_ms is None
         and spec.group_id is None
         and spec.unique_key is None
         and run_at is None
-        and (links is None or not links.pending)
+        and ((links := job.flow) is None or not links.pending)
     ):
         # Without wishes: it waits, behind all others.
         queue.ready.add(job.order, job)
