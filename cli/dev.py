@@ -306,11 +306,11 @@ def addresses(cluster: list[Member]) -> str:
     return "\n".join(lines)
 
 
-async def watch(cluster: list[Member], console: Console, told: asyncio.Event) -> None:
+async def watch(cluster: list[Member], console: Console, ended: asyncio.Event) -> None:
     """Say so when a node dies, until told to stop. Raises DevFailed when none is left."""
-    stopping: asyncio.Future[Any] = asyncio.ensure_future(told.wait())
+    stopping: asyncio.Future[Any] = asyncio.ensure_future(ended.wait())
     ends: dict[asyncio.Future[Any], Member] = {asyncio.ensure_future(m.process.wait()): m for m in cluster if m.process}
-    while not told.is_set():
+    while not ended.is_set():
         done, _ = await asyncio.wait([stopping, *ends], return_when=asyncio.FIRST_COMPLETED)
         for end in done - {stopping}:
             member = ends.pop(end)
@@ -345,9 +345,9 @@ async def run(cluster: list[Member], *, fresh: bool, show_logs: bool, token: str
     if fresh:
         remove(directory)
     write_settings(cluster)
-    told, hurry = asyncio.Event(), asyncio.Event()
+    ended, hurry = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, lambda: (hurry if told.is_set() else told).set())
+        asyncio.get_running_loop().add_signal_handler(number, lambda: (hurry if ended.is_set() else ended).set())
     began = time.monotonic()
     offsets = {m.id: m.log.stat().st_size if m.log.exists() else 0 for m in cluster}
     followers: list[asyncio.Task[None]] = []
@@ -356,7 +356,7 @@ async def run(cluster: list[Member], *, fresh: bool, show_logs: bool, token: str
             await start(member)
         if show_logs:
             followers = [asyncio.create_task(follow(m, console, offsets[m.id])) for m in cluster]
-        if await ready_or_told(cluster, told):
+        if await ready_or_stopped(cluster, ended):
             count = f"{len(cluster)} nodes" if len(cluster) > 1 else "1 node"
             text = f"ready: {count} in {time.monotonic() - began:.1f} s, data in {directory}"
             console.print(text, style="green", markup=False, soft_wrap=True)
@@ -375,7 +375,7 @@ async def run(cluster: list[Member], *, fresh: bool, show_logs: bool, token: str
                     soft_wrap=True,
                 )
             console.print("Ctrl-C stops them.")
-            await watch(cluster, console, told)
+            await watch(cluster, console, ended)
     finally:
         if any(m.process and m.process.returncode is None for m in cluster):
             console.print("stopping")
@@ -384,15 +384,15 @@ async def run(cluster: list[Member], *, fresh: bool, show_logs: bool, token: str
             task.cancel()
 
 
-async def ready_or_told(cluster: list[Member], told: asyncio.Event) -> bool:
+async def ready_or_stopped(cluster: list[Member], ended: asyncio.Event) -> bool:
     """Wait until every node is ready; False when told to stop before that. Raises DevFailed when one cannot be."""
     deadline = time.monotonic() + READY_TIMEOUT_S
-    stopping = asyncio.ensure_future(told.wait())
+    stopping = asyncio.ensure_future(ended.wait())
     waits = asyncio.gather(*(wait_ready(member, deadline) for member in cluster))
     either: list[asyncio.Future[Any]] = [stopping, waits]
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    if told.is_set():
+    if ended.is_set():
         waits.cancel()
         # Asked how it ended, else asyncio complains about it.
         await asyncio.gather(waits, return_exceptions=True)

@@ -127,13 +127,13 @@ def named(error: OSError, config: NodeConfig) -> Exception:
     if not error.errno:
         return error
     if is_of_host(error):
-        return Unusable(f"{config.told('host')} cannot be listened on: {reason_of(error)}")
+        return Unusable(f"{config.name_with_origin('host')} cannot be listened on: {reason_of(error)}")
     if error.errno == errno.EACCES and not error.filename:
-        return Unusable(f"{config.told('peer_port')} cannot be listened on: {reason_of(error)}")
+        return Unusable(f"{config.name_with_origin('peer_port')} cannot be listened on: {reason_of(error)}")
     if error.errno == errno.EADDRINUSE:
         return OSError(f"cannot listen on {config.cluster().listen} (HOST, PEER_PORT): {reason_of(error)}")
     at = f" ({error.filename})" if error.filename and str(error.filename) != str(config.data_path) else ""
-    text = f"{config.told('data_path')} cannot be used: {error.strerror}{at}"
+    text = f"{config.name_with_origin('data_path')} cannot be used: {error.strerror}{at}"
     return Unusable(text) if error.errno in OF_FOLDER else OSError(text)
 
 
@@ -142,10 +142,10 @@ def of_listener(error: BaseException, config: NodeConfig) -> BaseException:
     if not isinstance(error, OSError):
         return error
     if is_of_host(error):
-        return Unusable(f"{config.told('host')} cannot be listened on: {reason_of(error)}")
+        return Unusable(f"{config.name_with_origin('host')} cannot be listened on: {reason_of(error)}")
     for setting in LISTENERS:
         if error.errno == errno.EACCES and f"({setting})" in str(error):
-            return Unusable(f"{config.told(setting.lower())} cannot be listened on: {reason_of(error)}")
+            return Unusable(f"{config.name_with_origin(setting.lower())} cannot be listened on: {reason_of(error)}")
     return error
 
 

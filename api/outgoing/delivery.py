@@ -33,12 +33,12 @@ class JobDelivery:
         "generation",
         "job_id",
         "probe",
+        "proposed",
         "renew_at",
         "reserved",
         "serving",
         "size",
         "token",
-        "told",
     )
 
     def __init__(self, serving: Serving, job: Job, token: str, body: bytes | None) -> None:
@@ -50,7 +50,7 @@ class JobDelivery:
         self.size = 0 if body is None else len(body)
         self.call: OutgoingCall | None = None
         self.generation = serving.generation
-        self.probe = self.told = False
+        self.probe = self.proposed = False
         # Bytes of a large result that the log has not heard of yet.
         self.reserved = 0
         self.renew_at = 0.0

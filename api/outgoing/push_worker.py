@@ -132,7 +132,7 @@ class PushWorkers:
         self._renewing: asyncio.TimerHandle | None = None
         self._joining = False
         self._turning = False
-        self._telling = 0
+        self._proposing = 0
         self._draining = False
         self._stopped = False
         self._empty: asyncio.Future[None] | None = None
@@ -266,7 +266,7 @@ class PushWorkers:
 
     def _turn(self) -> None:
         self._turning = False
-        if not self._telling or len(self._acks) >= ACKS_MAX:
+        if not self._proposing or len(self._acks) >= ACKS_MAX:
             self._send_ends()
         # A pull comes behind what ended, so that it finds the room that was made.
         looking, self._looking = self._looking, {}
@@ -445,10 +445,10 @@ class PushWorkers:
         """
         others, self._others = self._others, []
         for delivery, operation in others:
-            self._tell([delivery], operation)
+            self._propose([delivery], operation)
         returns, self._returns = self._returns, []
         if returns:
-            self._tell(returns, ReleaseJobs([(delivery.job_id, delivery.fence) for delivery in returns]))
+            self._propose(returns, ReleaseJobs([(delivery.job_id, delivery.fence) for delivery in returns]))
         acks, self._acks = self._acks, []
         start = 0
         while start < len(acks):
@@ -464,25 +464,25 @@ class PushWorkers:
                 [delivery.token for delivery in deliveries],
                 [result for _, result in part],
             )
-            self._tell(deliveries, operation)
+            self._propose(deliveries, operation)
 
-    def _tell(self, deliveries: list[JobDelivery], operation: Operation) -> None:
+    def _propose(self, deliveries: list[JobDelivery], operation: Operation) -> None:
         """Propose the outcomes of jobs until the log has answered; a result is never given up while the job may be ours."""
         for delivery in deliveries:
-            if not delivery.told:
+            if not delivery.proposed:
                 # Its place is free in the entry that says so, for a pull behind it.
-                delivery.told = True
+                delivery.proposed = True
                 delivery.serving.calls -= 1
                 self._looking[delivery.serving] = None
-        self._telling += 1
+        self._proposing += 1
         future = propose_until_answered(self._batcher, operation, _turned_down, self._timeout_s, self._goes_on)
-        future.add_done_callback(partial(self._told, deliveries))
+        future.add_done_callback(partial(self._settled, deliveries))
 
     def _goes_on(self) -> bool:
         return not self._stopped
 
-    def _told(self, deliveries: list[JobDelivery], future: asyncio.Future[list[Refusal]]) -> None:
-        self._telling -= 1
+    def _settled(self, deliveries: list[JobDelivery], future: asyncio.Future[list[Refusal]]) -> None:
+        self._proposing -= 1
         error = None if future.cancelled() else future.exception()
         if isinstance(error, EntryTooLarge):
             for delivery in deliveries:
@@ -587,7 +587,7 @@ class PushWorkers:
                 if serving.is_open:
                     serving.is_open = False
                     log.info("the endpoint of queue %r answers again", serving.queue)
-                    self._tell_circuit(serving)
+                    self._note_circuit(serving)
             return
         serving.failures += 1
         serving.error = outcome.reason if isinstance(outcome, Answer) else str(outcome)
@@ -595,20 +595,20 @@ class PushWorkers:
             if delivery.probe:
                 serving.pause_s = min(serving.pause_s * 2, PAUSE_MAX_S)
                 serving.next_try_at = now + serving.pause_s
-                self._tell_circuit(serving)
+                self._note_circuit(serving)
         elif serving.failures >= FAILURES_MAX:
             serving.is_open = True
             serving.pause_s = self._pause_s
             serving.next_try_at = now + serving.pause_s
             log.warning("the endpoint of queue %r cannot be reached: %s", serving.queue, serving.error)
-            self._tell_circuit(serving)
+            self._note_circuit(serving)
 
-    def _tell_circuit(self, serving: Serving) -> None:
+    def _note_circuit(self, serving: Serving) -> None:
         self._notes[serving.queue] = None
         if self._noting is None:
-            self._noting = self._loop.call_later(0, self._tell_circuits)
+            self._noting = self._loop.call_later(0, self._note_circuits)
 
-    def _tell_circuits(self) -> None:
+    def _note_circuits(self) -> None:
         """Tell the other nodes of the circuits that have changed; then not again for a while."""
         self._noting = None
         if self._stopped or not self._notes:
@@ -621,7 +621,7 @@ class PushWorkers:
         self._notes = {}
         if notes:
             self._mention(NoteCircuits(notes))
-        self._noting = self._loop.call_later(NOTE_EVERY_S, self._tell_circuits)
+        self._noting = self._loop.call_later(NOTE_EVERY_S, self._note_circuits)
 
     def _circuit_of(self, serving: Serving) -> Circuit:
         if not serving.is_open:

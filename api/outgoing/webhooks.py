@@ -41,7 +41,7 @@ NOTE_MAX = 50
 NOTE_AFTER_S = 0.2
 NOTE_TIMEOUT_S = 5.0
 # A task that ended by a bug is started again after this long.
-TELL_AFTER_S = 60.0
+LOG_AFTER_S = 60.0
 AFTER_BUG_S = 1.0
 # What is read of an answer, so that its connection can be used again.
 ANSWER_BYTES_MAX = 1 << 16
@@ -73,7 +73,7 @@ class WebhookDeliveries(LeaderDuty):
         self._targets: dict[str, Target] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._dropped = 0
-        self._tell_at = float("-inf")
+        self._log_at = float("-inf")
 
     def drain(self) -> None:
         """Nothing waits for deliveries: the next leader goes on with them."""
@@ -94,20 +94,20 @@ class WebhookDeliveries(LeaderDuty):
     def _on_entry(self, entry: Entry) -> None:
         webhooks = self._machine.state.webhooks
         if self._leads and webhooks.waiting:
-            self._tell_dropped(webhooks.dropped)
+            self._log_dropped(webhooks.dropped)
             self.look()
 
-    def _tell_dropped(self, count: int) -> None:
+    def _log_dropped(self, count: int) -> None:
         """Say, once a minute at most, that receivers are slower than what happens."""
         if count < self._dropped:
             self._dropped = 0  # the state is another one now
         now = asyncio.get_running_loop().time()
-        if count > self._dropped and now >= self._tell_at:
+        if count > self._dropped and now >= self._log_at:
             log.warning(
                 "%d deliveries to webhooks were dropped: too many wait for receivers that do not take them",
                 count - self._dropped,
             )
-            self._dropped, self._tell_at = count, now + TELL_AFTER_S
+            self._dropped, self._log_at = count, now + LOG_AFTER_S
 
     def look(self) -> None:
         """Start a task for each webhook that has something to get and has none."""

@@ -33,7 +33,7 @@ def finish(config: NodeConfig) -> NodeConfig:
         # The host name, which nobody has looked at yet, where it is the id.
         check_node_id(config.node_id)
     except ValueError as error:
-        raise SettingError(f"{config.told('node_id')} {error}") from None
+        raise SettingError(f"{config.name_with_origin('node_id')} {error}") from None
     check_discovery(config)
     check_ports(config)
     for name in ("cluster_secret", "cluster_secret_previous"):
@@ -57,7 +57,7 @@ def check_certificates(config: NodeConfig) -> None:
         try:
             path.read_bytes()
         except OSError as error:
-            raise SettingError(f"{config.told(name)} cannot be read: {error.strerror}") from None
+            raise SettingError(f"{config.name_with_origin(name)} cannot be read: {error.strerror}") from None
     try:
         Certificates(cert, key, authority)
     except BadCertificates as error:
@@ -74,7 +74,7 @@ def check_client_certificate(config: NodeConfig) -> None:
         try:
             path.read_bytes()
         except OSError as error:
-            raise SettingError(f"{config.told(name)} cannot be read: {error.strerror}") from None
+            raise SettingError(f"{config.name_with_origin(name)} cannot be read: {error.strerror}") from None
     try:
         server_context(config.tls_cert, config.tls_key)
     except BadPair as error:
@@ -116,8 +116,8 @@ def with_secret(config: NodeConfig, name: str, path: Path) -> NodeConfig:
         secret = path.read_text("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise SettingError(f"{config.told(f'{name}_file')} cannot be read: {reason}") from None
+        raise SettingError(f"{config.name_with_origin(f'{name}_file')} cannot be read: {reason}") from None
     if not secret:
-        raise SettingError(f"{config.told(f'{name}_file')} is empty")
+        raise SettingError(f"{config.name_with_origin(f'{name}_file')} is empty")
     taken: dict[str, Any] = {name: secret}
     return with_origins(replace(config, **taken), config.origins)

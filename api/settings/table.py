@@ -64,7 +64,7 @@ class Settings:
         found: Mapping[str, str] = getattr(self, "_origins", NOWHERE)
         return found
 
-    def told(self, key: str) -> str:
+    def name_with_origin(self, key: str) -> str:
         """Name a setting with its value, unless that is a secret, and with where it came from."""
         setting = next(one for one in rows_of(type(self)) if one.key == key)
         value = "" if setting.about.secret else f" {setting.shown(getattr(self, key))!r}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quorumq.cli.dev import DevFailed, folder_for_us, given_variables, members, ready_or_told, write_settings
+from quorumq.cli.dev import DevFailed, folder_for_us, given_variables, members, ready_or_stopped, write_settings
 from tests.cli.conftest import run
 
 
@@ -73,8 +73,8 @@ async def test_being_told_to_stop_while_nodes_start_leaves_no_error_behind(monke
     monkeypatch.setattr("quorumq.cli.dev.wait_ready", never)
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    told = asyncio.Event()
-    told.set()
-    assert not await ready_or_told(members(3, Path("unused"), 1, 2, 3), told)
+    stop = asyncio.Event()
+    stop.set()
+    assert not await ready_or_stopped(members(3, Path("unused"), 1, 2, 3), stop)
     gc.collect()
     assert complaints == []
