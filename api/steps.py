@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from quorumq.node.machine.state.job import Job
-
-T = TypeVar("T")
 
 STEP_JOBS = 100
 """Jobs that one turn of the loop renders: a millisecond or two."""
@@ -43,11 +41,6 @@ class Copies:
                 job.settle_form()
                 made.append(text(job))
         return made
-
-
-def unchanging(reply: T) -> T:
-    """A view of a reply that is no record, and that nobody changes: it is rendered when the apply is over."""
-    return reply
 
 
 async def in_steps(text: Callable[..., bytes], *items: Iterable[Any]) -> list[bytes]:

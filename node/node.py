@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 import msgspec
 
 from quorumq.cluster.errors import Unavailable
-from quorumq.node.batching import Batcher
+from quorumq.node.batching import Batcher, same
 from quorumq.node.connected import Connected
 from quorumq.node.engine import ReplicatedLog
 from quorumq.node.forgetting import Forgetting
@@ -217,10 +217,10 @@ class Node:
         Raises Refusal, cluster.errors.Unavailable, cluster.errors.EntryTooLarge.
         """
         if isinstance(op, FinishAndPull):
-            return await self._finish_and_pull(op, view or _same, timeout_s or self.timeout_s, once)
+            return await self._finish_and_pull(op, view or same, timeout_s or self.timeout_s, once)
         if is_large(op, self.machine.state) and (once is None or await self.ask(self._question(once)) is None):
             op = await split_large(op, self.machine.state, self._submit_part)
-        return await self._hand_over(op, once, view or _same, timeout_s or self.timeout_s)
+        return await self._hand_over(op, once, view or same, timeout_s or self.timeout_s)
 
     def begin(self, op: Operation, view: Callable[[Any], T], keyed: Keyed | None = None) -> asyncio.Future[T]:
         """Hand an operation to the log now, after those that were handed to it before; the future gets what `submit` returns or raises.
@@ -278,7 +278,7 @@ class Node:
         return Idempotent(once.key, once.fingerprint, _encode(op), once.scope, once.earlier)
 
     async def _submit_part(self, op: Operation) -> Any:
-        return await self.batcher.add(op, _same, self.timeout_s)
+        return await self.batcher.add(op, same, self.timeout_s)
 
     # -- Reading
 
@@ -430,10 +430,6 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def _time_of(machine: Machine) -> int:
     return machine.state.now_ms
-
-
-def _same(reply: Any) -> Any:
-    return reply
 
 
 def _nothing_for(op: PullJobs) -> Pulled:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from quorumq.cluster.errors import ClusterError, EntryTooLarge
 
-from .batching import Batcher
+from .batching import Batcher, same
 from .machine.operation import Operation
 
 log = logging.getLogger("quorumq.proposals")
@@ -29,7 +29,7 @@ def propose_once(batcher: Batcher, operation: Operation, timeout_s: float) -> as
     Returns what to wait for, None when there is nothing to wait for.
     """
     try:
-        future = batcher.add(operation, _same, timeout_s)
+        future = batcher.add(operation, same, timeout_s)
     except ClusterError as error:
         log.debug("%s did not get through: %s", type(operation).__name__, error)
         return None
@@ -85,10 +85,6 @@ def propose_until_answered(
 
     attempt()
     return outcome
-
-
-def _same(reply: Any) -> Any:
-    return reply
 
 
 def _heard(future: asyncio.Future[Any]) -> None:

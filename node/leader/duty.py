@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from quorumq.cluster.errors import ClusterError
-from quorumq.node.batching import Batcher
+from quorumq.node.batching import Batcher, same
 from quorumq.node.engine import ReplicatedLog
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operation import Entry, Operation
@@ -88,7 +88,7 @@ class TimedDuty(LeaderDuty):
             return
         self._sleep_until(0)
         try:
-            self._under_way = self._batcher.add(operation, _same, TIMEOUT_S)
+            self._under_way = self._batcher.add(operation, same, TIMEOUT_S)
         except ClusterError as error:
             self._failed(error)
             return
@@ -151,7 +151,3 @@ class TimedDuty(LeaderDuty):
     def _wake(self) -> None:
         self._timer = None
         self.look()
-
-
-def _same(reply: Any) -> Any:
-    return reply

@@ -20,7 +20,7 @@ from quorumq.api.reply import TEXT, Pieced, Reply
 from quorumq.api.request import CONSISTENCY, Call, Parameter, Route
 from quorumq.api.rows import Text, grouped, plain, success
 from quorumq.api.scopes import its_descendants
-from quorumq.api.steps import unchanging
+from quorumq.node.batching import same
 from quorumq.node.machine.operation import Operation
 from quorumq.node.machine.operations.adding import AddJobs, FindJob
 from quorumq.node.machine.operations.job_reads import GetLogs
@@ -179,7 +179,7 @@ async def add(call: Call) -> Reply:
         return Reply(200, b"[]")
     if any(one.parent is not None for one in wanted.wanted):
         return await flows.add_children(call, wanted)
-    added = await call.write(adding.operation(wanted), unchanging)
+    added = await call.write(adding.operation(wanted), same)
     return await adding.answered(wanted, prefix_of(call), added)
 
 

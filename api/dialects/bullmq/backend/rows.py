@@ -20,6 +20,7 @@ from quorumq.api.events.feed import Outbox
 from quorumq.api.host import Host
 from quorumq.api.limits import DATA_BYTES_MAX
 from quorumq.api.values import KEY_CHARS_MAX, check_text
+from quorumq.node.batching import same
 from quorumq.node.long_polls import Waiter
 from quorumq.node.machine.operation import Operation, Query
 
@@ -164,11 +165,6 @@ class Own(Row, frozen=True, kw_only=True):
     """A call with a handler of its own: decode(asked, args) -> an awaitable of the result."""
 
     decode: Callable[[Asked, Any], Awaitable[Any]]
-
-
-def same(reply: Any) -> Any:
-    """A view of what msgpack can hold as it is."""
-    return reply
 
 
 def nothing(reply: Any) -> None:
