@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from quorumq.node.machine.operations.flows import AddedFlow
 from quorumq.node.machine.state.job import Job
 
 STEP_JOBS = 100
@@ -41,6 +42,11 @@ class Copies:
                 job.settle_form()
                 made.append(text(job))
         return made
+
+
+def copies_of(reply: AddedFlow) -> Copies:
+    """A view of a flow that was added."""
+    return Copies(reply.jobs)
 
 
 async def in_steps(text: Callable[..., bytes], *items: Iterable[Any]) -> list[bytes]:

@@ -20,7 +20,7 @@ from quorumq.api.request import CONSISTENCY, Call, Parameter
 from quorumq.api.rows import grouped, plain, success
 from quorumq.api.rules import says
 from quorumq.api.scopes import needs
-from quorumq.api.steps import Copies
+from quorumq.api.steps import copies_of
 from quorumq.api.values import BAD_JSON, KEY_CHARS_MAX, check_text, decoded, value_of
 from quorumq.node.machine.lifecycle.flows import JOBS_MAX, LEVELS_MAX
 from quorumq.node.machine.operations.adding import Added, FindJob
@@ -223,14 +223,10 @@ async def add_flow(call: Call) -> Reply:
     planned, is_list = plan(call) if len(call.body) <= LARGE_BYTES else await call.decoded(plan)
     if not planned:
         return Reply(200, b"[]")
-    copies = await call.write(await flow_of(call, planned), copied)
+    copies = await call.write(await flow_of(call, planned), copies_of)
     texts = await copies.texts(partial(job_object.job_text, prefix=prefix_of(call)))
     shown = with_children(texts, [node.job.parent for node in planned])
     return Pieced(200, [b"[", *shown, b"]"] if is_list else shown)
-
-
-def copied(reply: AddedFlow) -> Copies:
-    return Copies(reply.jobs)
 
 
 def with_children(jobs: list[bytes], parents: list[int]) -> list[bytes]:

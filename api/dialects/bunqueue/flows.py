@@ -21,12 +21,11 @@ from quorumq.api.request import Call, Command, Route, Wording
 from quorumq.api.rows import ask, grouped, plain, write
 from quorumq.api.rules import says
 from quorumq.api.scopes import its_child, its_descendants, its_flow
-from quorumq.api.steps import Copies, with_commas
+from quorumq.api.steps import copies_of, with_commas
 from quorumq.api.values import BAD_JSON, KEY_CHARS_MAX, as_text, check_text, decoded, members
 from quorumq.node.machine.bounds import QUEUE_NAME_CHARS_MAX
 from quorumq.node.machine.lifecycle.flows import JOBS_MAX
 from quorumq.node.machine.operations.flows import (
-    AddedFlow,
     AddFlow,
     AttachChild,
     AwaitChildren,
@@ -319,12 +318,8 @@ async def add_flow(call: Call) -> Reply:
     operation = add(call) if len(call.body) <= LARGE_BYTES else await call.decoded(add)
     if not call.grant.every_queue:
         await its_flow(call, operation)
-    texts = await (await call.write(operation, copied)).texts(job_object.full_text)
+    texts = await (await call.write(operation, copies_of)).texts(job_object.full_text)
     return Pieced(200, [b'{"ok":true,"data":{"jobs":[', *with_commas(texts), b"]}}"])
-
-
-def copied(reply: AddedFlow) -> Copies:
-    return Copies(reply.jobs)
 
 
 # -- Changing and asking
