@@ -119,7 +119,8 @@ def copied() -> Iterator[Path]:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(source, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+                # With what was compiled, for a file that is changed is newer than that; but not while that is written.
+                shutil.copytree(source, copy / name, symlinks=True, ignore=shutil.ignore_patterns("*.pyc.*"))
             else:
                 shutil.copy(source, copy / name)
         yield copy
