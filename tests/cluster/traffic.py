@@ -18,6 +18,10 @@ QUEUE = "traffic"
 BULK = 5
 BATCH = 4
 LOCK_MS = 3_000
+# Pushers wait while so many jobs are not done: what they push beyond, workers never reach, and each job is looked at in the end.
+BACKLOG = 100
+# Jobs of one answer.
+PAGE = 1_000
 
 
 @dataclass
@@ -60,6 +64,8 @@ class Traffic:
 
     async def stop(self) -> None:
         self.stopping = True
+        async with self.progress:
+            self.progress.notify_all()
         # A request under way ends with its answer or with its connection; only long polls could last.
         _, late = await asyncio.wait(self.tasks, timeout=20)
         for task in late:
@@ -92,8 +98,15 @@ class Traffic:
             await asyncio.sleep(0.05)
         return None
 
+    def wanted(self) -> bool:
+        """Whether there is a reason to push more, or to stop."""
+        promises = self.promises
+        return self.stopping or len(promises.pushed) - len(promises.acked) - len(promises.ack_unknown) < BACKLOG
+
     async def push(self, node: LocalNode) -> None:
         while not self.stopping:
+            async with self.progress:
+                await self.progress.wait_for(self.wanted)
             numbers = [next(self.numbers) for _ in range(BULK)]
             body = {"jobs": [{"data": {"number": number, "text": "x" * 100}} for number in numbers]}
             if answer := await self.post(node, f"/queues/{QUEUE}/jobs/bulk", body):
@@ -110,26 +123,29 @@ class Traffic:
         if job_id in self.promises.acked:
             self.promises.delivered_after_ack.append(job_id)
         answer = await self.post(node, f"/jobs/{job_id}/ack", {"token": token, "result": {"number": number}})
-        if answer is None:
-            self.promises.ack_unknown.add(job_id)
-            return
         async with self.progress:
-            self.promises.acked.add(job_id)
+            (self.promises.ack_unknown if answer is None else self.promises.acked).add(job_id)
             self.progress.notify_all()
 
 
 async def states(node: LocalNode, ids: list[str]) -> dict[str, tuple[str, Any]]:
     """Ask `node` for the state and the result of every job."""
-    gate = asyncio.Semaphore(16)
+    found: dict[str, tuple[str, Any]] = {}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=node.tls or True)) as session:
-
-        async def one(job_id: str) -> tuple[str, tuple[str, Any]]:
-            async with gate, session.get(f"{node.url}/jobs/{job_id}/state") as reply:
+        jobs, offset = [None], 0
+        while jobs:
+            page = {"limit": PAGE, "offset": offset}
+            async with session.get(f"{node.url}/queues/{QUEUE}/jobs/list", params=page) as reply:
+                jobs = (await reply.json())["jobs"]
+            found |= {job["id"]: (job["state"], job.get("returnvalue")) for job in jobs}
+            offset += len(jobs)
+        # One that changes its place between two pages is in neither of them.
+        for job_id in set(ids) - found.keys():
+            async with session.get(f"{node.url}/jobs/{job_id}/state") as reply:
                 state = (await reply.json())["state"]
-            async with gate, session.get(f"{node.url}/jobs/{job_id}/result") as reply:
-                return job_id, (state, (await reply.json()).get("result"))
-
-        return dict(await asyncio.gather(*(one(job_id) for job_id in ids)))
+            async with session.get(f"{node.url}/jobs/{job_id}/result") as reply:
+                found[job_id] = state, (await reply.json()).get("result")
+    return found
 
 
 async def broken(promises: Promises, node: LocalNode) -> list[str]:
