@@ -72,7 +72,7 @@ class Certificate:
             log.info("a new certificate is in use for clients: %s", self.described())
         self.tell_end()
 
-    def _read(self) -> tuple[pem.Stamp, ssl.SSLContext, pem.Facts] | None:
+    def _read(self) -> tuple[pem.Stamp, ssl.SSLContext, pem.CertificateInfo] | None:
         stamp = pem.stamp(self.cert, self.key)
         if stamp == self._stamp:
             return None

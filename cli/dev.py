@@ -41,7 +41,7 @@ class DevFailed(Exception):
 
 
 @dataclass
-class Member:
+class DevNode:
     """One node of the cluster: where it listens, where its files are, its process."""
 
     id: str
@@ -104,16 +104,16 @@ def own_certificate() -> ssl.SSLContext | None:
 
 def members(
     nodes: int, directory: Path, http_port: int, bullmq_port: int, peer_port: int, tcp_port: int | None = None
-) -> list[Member]:
+) -> list[DevNode]:
     """Return the nodes. tcp_port: of the first one, the others' come below it; left out, the one below its HTTP port."""
     tcp_port = http_port - 1 if tcp_port is None else tcp_port
     return [
-        Member(f"n{i + 1}", http_port + i, bullmq_port + i, tcp_port - i, peer_port + i, directory)
+        DevNode(f"n{i + 1}", http_port + i, bullmq_port + i, tcp_port - i, peer_port + i, directory)
         for i in range(nodes)
     ]
 
 
-def write_settings(cluster: list[Member]) -> None:
+def write_settings(cluster: list[DevNode]) -> None:
     """Write each node's settings file, from which it is started here and can be started again by hand."""
     peers = "".join(f'{m.id} = "{HOST}:{m.peer_port}"\n' for m in cluster)
     for member in cluster:
@@ -198,7 +198,7 @@ def given_variables() -> list[str]:
     return [row.env for row in settings() if row.env not in own_variables() and os.environ.get(row.env)]
 
 
-def check_ports(cluster: list[Member]) -> None:
+def check_ports(cluster: list[DevNode]) -> None:
     """Raise DevFailed when a port is taken: another cluster may answer there, and be mistaken for this one."""
     for member in cluster:
         ports = (
@@ -219,7 +219,7 @@ def check_ports(cluster: list[Member]) -> None:
                     ) from None
 
 
-async def start(member: Member) -> None:
+async def start(member: DevNode) -> None:
     """Start the member's process; its log lines go to its file."""
     with member.log.open("ab") as log:
         member.process = await asyncio.create_subprocess_exec(
@@ -235,7 +235,7 @@ async def start(member: Member) -> None:
         )
 
 
-async def wait_ready(member: Member, deadline: float) -> None:
+async def wait_ready(member: DevNode, deadline: float) -> None:
     """Wait until the member answers /ready. Raises DevFailed when it dies first or the time is over."""
     assert member.process is not None
     died = asyncio.ensure_future(member.process.wait())
@@ -255,7 +255,7 @@ async def wait_ready(member: Member, deadline: float) -> None:
     raise DevFailed(f"{member.id} is not ready after {READY_TIMEOUT_S:.0f} s ({reason}); its log is {member.log}")
 
 
-async def stop(cluster: list[Member], hurry: asyncio.Event) -> None:
+async def stop(cluster: list[DevNode], hurry: asyncio.Event) -> None:
     """Tell every node to stop and wait for it; kill what does not stop in time, or at once when `hurry` is set."""
     running = [m.process for m in cluster if m.process and m.process.returncode is None]
     for process in running:
@@ -271,7 +271,7 @@ async def stop(cluster: list[Member], hurry: asyncio.Event) -> None:
     await ends
 
 
-def new_lines(member: Member, offset: int) -> tuple[list[str], int]:
+def new_lines(member: DevNode, offset: int) -> tuple[list[str], int]:
     """Return the whole lines that the member logged after `offset`, and the offset behind them."""
     with member.log.open("rb") as log:
         log.seek(offset)
@@ -280,7 +280,7 @@ def new_lines(member: Member, offset: int) -> tuple[list[str], int]:
     return data.decode("utf-8", "replace").splitlines(), offset + len(data)
 
 
-async def follow(member: Member, console: Console, offset: int) -> None:
+async def follow(member: DevNode, console: Console, offset: int) -> None:
     """Print the member's log lines as they come, with its name in front."""
     while True:
         lines, offset = new_lines(member, offset)
@@ -294,7 +294,7 @@ def command() -> str:
     return sys.argv[0] if Path(sys.argv[0]).name == "quorumq" else "quorumq"
 
 
-def addresses(cluster: list[Member]) -> str:
+def addresses(cluster: list[DevNode]) -> str:
     """Return where each node listens, a line for each, whole whatever the width of the terminal."""
     lines = []
     for member in cluster:
@@ -306,10 +306,12 @@ def addresses(cluster: list[Member]) -> str:
     return "\n".join(lines)
 
 
-async def watch(cluster: list[Member], console: Console, ended: asyncio.Event) -> None:
+async def watch(cluster: list[DevNode], console: Console, ended: asyncio.Event) -> None:
     """Say so when a node dies, until told to stop. Raises DevFailed when none is left."""
     stopping: asyncio.Future[Any] = asyncio.ensure_future(ended.wait())
-    ends: dict[asyncio.Future[Any], Member] = {asyncio.ensure_future(m.process.wait()): m for m in cluster if m.process}
+    ends: dict[asyncio.Future[Any], DevNode] = {
+        asyncio.ensure_future(m.process.wait()): m for m in cluster if m.process
+    }
     while not ended.is_set():
         done, _ = await asyncio.wait([stopping, *ends], return_when=asyncio.FIRST_COMPLETED)
         for end in done - {stopping}:
@@ -330,14 +332,14 @@ async def watch(cluster: list[Member], console: Console, ended: asyncio.Event) -
     stopping.cancel()
 
 
-async def dev(cluster: list[Member], *, fresh: bool, show_logs: bool, with_token: bool = False) -> None:
+async def dev(cluster: list[DevNode], *, fresh: bool, show_logs: bool, with_token: bool = False) -> None:
     """Run the cluster until Ctrl-C, SIGTERM or SIGHUP. with_token: with one that is made for it. Raises DevFailed."""
     with folder_for_us(cluster[0].directory):
         token = make_token() if with_token else None
         await run(cluster, fresh=fresh, show_logs=show_logs, token=token)
 
 
-async def run(cluster: list[Member], *, fresh: bool, show_logs: bool, token: str | None) -> None:
+async def run(cluster: list[DevNode], *, fresh: bool, show_logs: bool, token: str | None) -> None:
     """The same, in a folder that is ours."""
     console = Console()
     directory = cluster[0].directory
@@ -384,7 +386,7 @@ async def run(cluster: list[Member], *, fresh: bool, show_logs: bool, token: str
             task.cancel()
 
 
-async def ready_or_stopped(cluster: list[Member], ended: asyncio.Event) -> bool:
+async def ready_or_stopped(cluster: list[DevNode], ended: asyncio.Event) -> bool:
     """Wait until every node is ready; False when told to stop before that. Raises DevFailed when one cannot be."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     stopping = asyncio.ensure_future(ended.wait())

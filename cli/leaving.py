@@ -61,7 +61,7 @@ class ProcessFile:
         self._path.unlink(missing_ok=True)
 
 
-class Client(Protocol):
+class LeavingServer(Protocol):
     """What has to be told that this node leaves (api/server.py)."""
 
     def leave(self) -> None: ...
@@ -82,13 +82,13 @@ class Drained(Protocol):
     def drain(self) -> None: ...
 
 
-class Leaving:
+class GracefulShutdown:
     """The first half, done once however often it is asked for.
 
     delay_s: how long the node takes and answers requests after it has ceased to be ready.
     """
 
-    def __init__(self, server: Client, node: Drained, engine: Leader, file: ProcessFile, delay_s: float) -> None:
+    def __init__(self, server: LeavingServer, node: Drained, engine: Leader, file: ProcessFile, delay_s: float) -> None:
         self._server = server
         self._node = node
         self._engine = engine

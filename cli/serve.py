@@ -25,11 +25,11 @@ import uvloop
 from quorumq.api.server import Server
 from quorumq.api.settings.rows import NodeConfig
 from quorumq.cli import logs
-from quorumq.cli.leaving import Leaving, ProcessFile
+from quorumq.cli.leaving import GracefulShutdown, ProcessFile
 from quorumq.cli.memory import give_back
 from quorumq.cluster.addresses import is_loopback
 from quorumq.cluster.engine import Engine
-from quorumq.cluster.errors import ClusterError, NotUnderstood, Removed
+from quorumq.cluster.errors import ClusterError, NodeRemoved, NotUnderstood
 from quorumq.node.machine.machine import Machine
 from quorumq.node.node import Node
 
@@ -86,7 +86,7 @@ def status_of(error: BaseException | None) -> int:
     """Return the exit status of a node that cannot go on."""
     if isinstance(error, Unusable):
         return BAD_SETTINGS
-    return error.exit_code if isinstance(error, (Removed, NotUnderstood)) else FAILED
+    return error.exit_code if isinstance(error, (NodeRemoved, NotUnderstood)) else FAILED
 
 
 async def run(config: NodeConfig, *, while_stdin: bool) -> int:
@@ -117,7 +117,7 @@ async def run(config: NodeConfig, *, while_stdin: bool) -> int:
     meanwhile = [asyncio.create_task(tell_readiness(config, engine, server)), asyncio.create_task(give_back(server))]
     file = ProcessFile(config.data_path, config.leaving_ms())
     file.write("serving")
-    leaving = Leaving(server, node, engine, file, config.leaving_ms() / 1000)
+    leaving = GracefulShutdown(server, node, engine, file, config.leaving_ms() / 1000)
     stop.leave, stop.hurry = leaving.begin, leaving.hurry
     status = await watch(engine, stop)
     for task in meanwhile:
@@ -356,7 +356,7 @@ async def watch(engine: Engine, stop: asyncio.Event) -> int:
     return status_of(error)
 
 
-async def shut_down(config: NodeConfig, leaving: Leaving, server: Server, node: Node, engine: Engine) -> None:
+async def shut_down(config: NodeConfig, leaving: GracefulShutdown, server: Server, node: Node, engine: Engine) -> None:
     """Stop in the order that costs clients least.
 
     First the node is not ready and serves on, while leadership goes to another one (leaving.py); then it takes nothing new

@@ -210,7 +210,10 @@ def restore(
         # No node could use the directory: it belongs to this id for good.
         raise StorageTrouble(f"{node_id!r} is not a node id: letters, digits, '.', '_' and '-', at most 63")
     try:
-        if source.is_file() and (level := level_of(snapshots.Reader(Disk(source.parent), source.name).head)) > KNOWN:
+        if (
+            source.is_file()
+            and (level := level_of(snapshots.SnapshotReader(Disk(source.parent), source.name).head)) > KNOWN
+        ):
             raise StorageTrouble(f"{source} {too_new(level)}")
         at_ms = backup.begins_at(source, time.time_ns() // 1_000_000, None if at is None else moment(at))
         head = backup.restore(source, data, node_id, cluster_name, at_ms=at_ms, rewind=rewound)

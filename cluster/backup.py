@@ -78,7 +78,7 @@ def begins_at(source: Path, wall_ms: int, at_ms: int | None = None) -> int | Non
     """
     if not source.is_file():
         raise RestoreRefused(f"{source} is not a file")
-    now_ms, taken_ms = times_of(snapshots.Reader(Disk(source.parent), source.name).head.replica)
+    now_ms, taken_ms = times_of(snapshots.SnapshotReader(Disk(source.parent), source.name).head.replica)
     if at_ms is not None:
         return at_ms if at_ms < now_ms else None
     if taken_ms:
@@ -115,13 +115,13 @@ def restore(
         raise RestoreRefused(f"{data_dir} is not empty: a restored node begins with a directory of its own")
     if not source.is_file():
         raise RestoreRefused(f"{source} is not a file")
-    reader = snapshots.Reader(Disk(source.parent), source.name)
+    reader = snapshots.SnapshotReader(Disk(source.parent), source.name)
     pieces = reader.pieces() if at_ms is None or rewind is None else rewind(reader.pieces(), at_ms)
     head = _of_a_new_cluster(reader.head, _cluster_id(source, cluster_name, at_ms), at_ms)
     root = Disk(data_dir)
     try:
         snapshots.write(Disk(data_dir / "snapshots"), "writing.part", head, pieces, lambda: None)
-        root.write_atomic(held.FILE, held.encode(held.Held(snapshot=head.index)))
+        root.write_atomic(held.FILE, held.encode(held.HighWaterMark(snapshot=head.index)))
         # Last, because a directory without it belongs to a node that has promised nothing and must not vote.
         Identity(1, node_id, cluster_name, "", True, noted=True).store(root)
     except BaseException:

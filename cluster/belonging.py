@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quorumq.cluster.driver import Driver
-from quorumq.cluster.errors import LogDamaged, NotUnderstood, Removed
+from quorumq.cluster.errors import LogDamaged, NodeRemoved, NotUnderstood
 from quorumq.cluster.identity import IdentityFile
 from quorumq.cluster.links import Links
 from quorumq.cluster.membership import decode
@@ -92,5 +92,7 @@ class Belonging:
             self._readiness.is_stranger = True
         if code == "removed" and self._identity.held.whole:
             self._driver.fail(
-                Removed(f"{peer}: {reason}; to join again, start with an empty data directory and add the member anew")
+                NodeRemoved(
+                    f"{peer}: {reason}; to join again, start with an empty data directory and add the member anew"
+                )
             )

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol, TypeVar
 
-from quorumq.cluster.errors import NotUnderstood, Removed
+from quorumq.cluster.errors import NodeRemoved, NotUnderstood
 from quorumq.cluster.metrics import ReplicationMetrics
 from quorumq.cluster.seams import Clock
 
@@ -20,7 +20,7 @@ log = logging.getLogger("quorumq.cluster")
 _STALL_S = 0.25
 
 
-class Pace(Protocol):
+class DriverEnvironment(Protocol):
     """How fast (cluster/environment.py)."""
 
     tick_s: float
@@ -40,7 +40,11 @@ class Driver:
     """Gets the error that ended this node."""
 
     def __init__(
-        self, pace: Pace, metrics: ReplicationMetrics, step: Callable[[], None], stalled: Callable[[], None]
+        self,
+        pace: DriverEnvironment,
+        metrics: ReplicationMetrics,
+        step: Callable[[], None],
+        stalled: Callable[[], None],
     ) -> None:
         self._pace = pace
         self._metrics = metrics
@@ -105,7 +109,7 @@ class Driver:
         """This node cannot go on: it does nothing more, and `failed` says why."""
         if not self.failed.done():
             # A node that was removed, or is too old, has nothing wrong with it: whoever runs it says why it ends.
-            if not isinstance(error, (Removed, NotUnderstood)):
+            if not isinstance(error, (NodeRemoved, NotUnderstood)):
                 log.critical("this node cannot go on: %s: %s", type(error).__name__, error, exc_info=error)
             self.failed.set_exception(error)
         self._end()

@@ -17,6 +17,7 @@ from typing import Any
 from quorumq.cluster import held, recovery
 from quorumq.cluster import replica as replicated
 from quorumq.cluster.agreement import Agreement
+from quorumq.cluster.availability import Availability
 from quorumq.cluster.belonging import Belonging
 from quorumq.cluster.changes import Changes
 from quorumq.cluster.config import ClusterConfig
@@ -30,8 +31,7 @@ from quorumq.cluster.folder import Folder
 from quorumq.cluster.frames import Message
 from quorumq.cluster.handover import Handover
 from quorumq.cluster.health import DiskHealth
-from quorumq.cluster.hearing import Hearing
-from quorumq.cluster.held import Held, HeldFile
+from quorumq.cluster.held import HeldFile, HighWaterMark
 from quorumq.cluster.identity import IdentityFile, Probation
 from quorumq.cluster.levels import Levels
 from quorumq.cluster.log import Log
@@ -41,7 +41,7 @@ from quorumq.cluster.membership import ChangeRefused, Membership
 from quorumq.cluster.membership import decode as decode_membership
 from quorumq.cluster.messages import check
 from quorumq.cluster.metrics import ReplicationMetrics
-from quorumq.cluster.presence import Presence
+from quorumq.cluster.probation import Probations
 from quorumq.cluster.raft import LEADER, ROLES, Raft
 from quorumq.cluster.replica import Replica, StateMachine
 from quorumq.cluster.routes import Routes
@@ -70,8 +70,8 @@ class Engine:
         self._around = around or NodeEnvironment()
         self._replica = Replica(machine, lambda batch, outcome: self._exchange.settled(batch, outcome))
         self.metrics = ReplicationMetrics()
-        self._hearing = Hearing()
-        self._driver = Driver(self._around, self.metrics, self._step, self._hearing.lost)
+        self._availability = Availability()
+        self._driver = Driver(self._around, self.metrics, self._step, self._availability.lost)
         self._poke = self._driver.poke
         self._exchange = Exchange(
             config.node_id,
@@ -118,7 +118,7 @@ class Engine:
             if self._log.term >= RUN_AWAY:
                 log.critical("%s; `quorumq recover` makes a new cluster of its jobs", self._run_away())
             self._join(snapshot, index)
-            if self._alone() and not self._raft.peers and self._presence.probation is None:
+            if self._alone() and not self._raft.peers and self._probations.probation is None:
                 self._keep(whole=True)  # there is nobody whom it could have promised anything
             await self._links.start()
         except BaseException:
@@ -146,7 +146,7 @@ class Engine:
         """From now on a log that becomes shorter is noticed."""
         journal, durable = self._log, self._held
         number, size = journal.end
-        if durable.begin(Held(number, size, journal.last_index, journal.term, snapshot)):
+        if durable.begin(HighWaterMark(number, size, journal.last_index, journal.term, snapshot)):
             self._keep(noted=True)
 
     def _keep(self, **changes: Any) -> None:
@@ -189,7 +189,7 @@ class Engine:
             congested=lambda peer, congested: self._raft.peer_congested(peer, congested),
             receive=self.message_received,
             vet=self._vet,
-            introduce=lambda peer: self._presence.peer_up(peer),
+            introduce=lambda peer: self._probations.peer_up(peer),
             random_bits=self._around.random_bits,
         )
         self._raft = Raft(
@@ -234,7 +234,7 @@ class Engine:
             alarm_ms=self.config.clock_alarm_ms,
             tells_nothing=lambda peer: self._levels.is_of_old(peer),
             reaches=lambda: self._routes.reaches(self._vitals.tells),
-            told=lambda peer, reached: self._routes.told(peer, reached, Clock.now()),
+            on_reaches=lambda peer, reached: self._routes.on_reaches(peer, reached, Clock.now()),
         )
         self._agreement = Agreement(self._raft, self.machine, self._instance, self._vote_or_not)
         self._log_watch = LogWatch(
@@ -283,7 +283,7 @@ class Engine:
             has_history=self._has_history,
             changed=self._vote_or_not,
         )
-        self._presence = Presence(
+        self._probations = Probations(
             self._raft,
             self._driver,
             self._identity,
@@ -294,11 +294,11 @@ class Engine:
             changed=self._vote_or_not,
         )
         self._handover = Handover(self._raft, self._routes, self._levels, self._agreement, self._driver)
-        self._exchange.attach(self._raft, self._routes, self._levels, self._presence)
+        self._exchange.attach(self._raft, self._routes, self._levels, self._probations)
         self._changes = Changes(
             self._raft,
             self._driver,
-            whole=self._presence.whole,
+            whole=self._probations.whole,
             may_propose=self._may_propose,
             propose=self._propose_members,
             hand_over=self._handover.transfer,
@@ -321,7 +321,7 @@ class Engine:
         return self._log.last_index > 1 or bool(self._replica.cluster_id)
 
     def _vote_or_not(self) -> None:
-        self._raft.whole = self.metrics.whole = whole = self._presence.probation is None
+        self._raft.whole = self.metrics.whole = whole = self._probations.probation is None
         self._raft.may_vote = whole and self._log_watch.writes and self._finder.belongs()
         self._raft.stands_last = bool(self._agreement.apart)
 
@@ -453,9 +453,9 @@ class Engine:
             return "the log cannot be written: the disk does not answer"
         if self._agreement.apart:
             return self._agreement.apart
-        presence = self._presence
+        probations = self._probations
         return self._readiness.missing(
-            self._raft, presence.probation, presence.doubted, self._finder.looking, Clock.now()
+            self._raft, probations.probation, probations.doubted, self._finder.looking, Clock.now()
         )
 
     def _run_away(self) -> str:
@@ -480,14 +480,14 @@ class Engine:
             log.info("%s in term %d", "leads" if leads else "does not lead any more", raft.term)
             for listener in self._listeners:
                 listener(leads)
-        self._presence.drive()
+        self._probations.drive()
         self._changes.applied(self._replica.membership, self._replica.level)
         self._exchange.drive(now, leads=leads)
         self._snapshots.drive(now)
         if self._elected_at is not None and raft.committed_own_term:
             late_ms, self._elected_at = (now - self._elected_at) * 1000, None
             log.info("the first entry of term %d is committed, %.0f ms after its election", raft.term, late_ms)
-        self._hearing.look(now, able=raft.committed_own_term and self._may_propose())
+        self._availability.look(now, able=raft.committed_own_term and self._may_propose())
         if leads:
             self._name_cluster()
             if len(self._exchange.inbox) and self._may_propose():
@@ -517,9 +517,9 @@ class Engine:
         # only a second later.
         self._exchange.inbox.clear()
         if new == LEADER:
-            self._hearing.lost()
+            self._availability.lost()
         else:
-            self._hearing.none_of_ours()
+            self._availability.not_leading()
         self._upkept_at = float("-inf")
         self._poke()
 
@@ -538,7 +538,7 @@ class Engine:
             batches = self._exchange.inbox.take(self.config.entry_bytes_target)
             self.metrics.entry_batches.observe(len(batches))
             self._proposed_at[self._log.last_index + 1] = Clock.now()
-            resumed = self._hearing.say(Clock.now())
+            resumed = self._availability.resumed(Clock.now())
             self._raft.propose(replicated.encode_batches(self._now_ms(), batches, resumed=resumed))
 
     def _now_ms(self) -> int:
@@ -618,8 +618,8 @@ class Engine:
         self._terms.check(message, self._raft.term, Clock.now())
 
     def _on_present(self, peer: str, message: Message) -> None:
-        self._routes.direct_heard(peer)
-        self._presence.on_present(peer, message)
+        self._routes.on_introduction(peer)
+        self._probations.on_present(peer, message)
 
     def peer_up(self, peer: str) -> None:
         """The link to `peer` stands."""
@@ -628,7 +628,7 @@ class Engine:
 
     def _reachable(self, peer: str) -> None:
         self._vitals.peer_up(peer)
-        self._presence.peer_up(peer)
+        self._probations.peer_up(peer)
         self._agreement.peer_up(peer)
         self._raft.peer_up(peer)
         self._poke()
@@ -641,7 +641,7 @@ class Engine:
     def _unreachable(self, peer: str) -> None:
         self._raft.peer_down(peer)
         self._snapshots.lost(peer)
-        self._presence.peer_down(peer)
+        self._probations.peer_down(peer)
         self._vitals.peer_down(peer)
         self._poke()
 

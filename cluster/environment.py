@@ -68,7 +68,7 @@ class NodeEnvironment:
         """Connections to the peers."""
         return Links(config, listener)
 
-    def snapshot_writer(self) -> snapshots.Writer:
+    def snapshot_writer(self) -> snapshots.SnapshotWriter:
         """Writes snapshots beside the event loop."""
         return snapshots.Forked()
 

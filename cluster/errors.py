@@ -46,7 +46,7 @@ class NotUnderstood(ClusterError):
     exit_code = 4
 
 
-class Removed(ClusterError):
+class NodeRemoved(ClusterError):
     """This node was removed from its cluster, and has come back with its old data."""
 
     exit_code = 3

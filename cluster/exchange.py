@@ -14,7 +14,7 @@ from quorumq.cluster.driver import Driver
 from quorumq.cluster.frames import Message
 from quorumq.cluster.levels import Levels
 from quorumq.cluster.messages import Malformed
-from quorumq.cluster.presence import Presence
+from quorumq.cluster.probation import Probations
 from quorumq.cluster.raft import Raft
 from quorumq.cluster.reads import Readers, Rounds
 from quorumq.cluster.replica import Batch, Replica, StateMachine
@@ -37,7 +37,7 @@ class Exchange:
     _raft: Raft
     _routes: Routes
     _levels: Levels
-    _presence: Presence
+    _probations: Probations
 
     def __init__(
         self, node_id: str, machine: StateMachine, driver: Driver, replica: Replica, epoch: int, payload_bytes_max: int
@@ -50,9 +50,9 @@ class Exchange:
         self.rounds = Rounds(self._broadcast_round)
         self.readers = Readers(self._ask)
 
-    def attach(self, raft: Raft, routes: Routes, levels: Levels, presence: Presence) -> None:
+    def attach(self, raft: Raft, routes: Routes, levels: Levels, probations: Probations) -> None:
         """Say by whom it goes. Before anything is asked."""
-        self._raft, self._routes, self._levels, self._presence = raft, routes, levels, presence
+        self._raft, self._routes, self._levels, self._probations = raft, routes, levels, probations
 
     def handlers(self) -> dict[str, Callable[[str, Message], None]]:
         """Return who takes each type of message."""
@@ -152,7 +152,7 @@ class Exchange:
         """A leader asks whether it is one."""
         # A node on probation may have forgotten that it elected another leader.
         followed = message["term"] == self._raft.term and self._raft.leader == peer
-        if followed and self._presence.probation is None:
+        if followed and self._probations.probation is None:
             self._routes.send(peer, {"type": "round_ok", "term": message["term"], "number": message["number"]})
 
     def on_round_ok(self, peer: str, message: Message) -> None:

@@ -20,8 +20,8 @@ from quorumq.cluster.raft import Raft
 log = logging.getLogger("quorumq.cluster")
 
 
-class Ways(Protocol):
-    """What the search needs of the links (cluster/transport.py, and the simulation's)."""
+class DiscoveryLinks(Protocol):
+    """What the search needs of the links (cluster/links.py, and the simulation's)."""
 
     addresses: dict[str, str]
 
@@ -41,7 +41,7 @@ class Finder:
         self,
         config: ClusterConfig,
         raft: Raft,
-        links: Ways,
+        links: DiscoveryLinks,
         driver: Driver,
         identity: IdentityFile,
         probation: Probation | None,

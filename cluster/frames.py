@@ -14,7 +14,7 @@ class FrameError(Exception):
     """Bytes that are not a frame of this protocol; says why."""
 
 
-class Frames:
+class FrameDecoder:
     """Cuts a stream of bytes into frames; raises FrameError for one above the bound."""
 
     def __init__(self, bytes_max: int) -> None:

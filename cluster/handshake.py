@@ -21,7 +21,7 @@ import msgspec
 from quorumq.cluster import codec, messages, tls
 from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.discovery import Who
-from quorumq.cluster.frames import FrameError, Frames, Message, frame
+from quorumq.cluster.frames import FrameDecoder, FrameError, Message, frame
 from quorumq.cluster.version import VERSION
 
 log = logging.getLogger("quorumq.peers")
@@ -157,7 +157,7 @@ class PeerConnection(asyncio.Protocol):
     def __init__(self, links: Owner) -> None:
         self.links = links
         self.transport: asyncio.Transport | None = None
-        self.frames = Frames(_HANDSHAKE_BYTES_MAX)
+        self.frames = FrameDecoder(_HANDSHAKE_BYTES_MAX)
         self.established = False
         self.closing = False
         self.address = "?"
@@ -249,7 +249,7 @@ class Inbound(PeerConnection):
         self._pending = ""
         self._asks = False
         self._address_given = ""
-        self._heard = False
+        self._received = False
         self._level = ""
 
     @property
@@ -273,11 +273,11 @@ class Inbound(PeerConnection):
             raise FrameError("not a handshake")
 
     def data_received(self, data: bytes) -> None:
-        if not self._heard and data[:2] == TLS_HELLO and not self.over_tls:
+        if not self._received and data[:2] == TLS_HELLO and not self.over_tls:
             self.links.complain(f"refused {self.name}: it speaks TLS, and this node has no certificates")
             self.refuse("tls", "this node has no certificates and does not speak TLS")
             return
-        self._heard = True
+        self._received = True
         super().data_received(data)
         if self.established and self.peer is not None and self.frames.partial:
             self.links.listener.frame_under_way(self.peer)
@@ -381,19 +381,19 @@ class Dialled(PeerConnection):
         self.dialled = dialled
         self._nonce = secrets.token_bytes(16)
         self._expected: list[bytes] = []
-        self._heard = False
-        self.heard_at = links.loop.time()
+        self._received = False
+        self.received_at = links.loop.time()
 
     @property
     def name(self) -> str:
         return f"{self.peer or 'a node'} at {self.address}"
 
     def data_received(self, data: bytes) -> None:
-        if not self._heard and data[:2] == _TLS_ALERT:
+        if not self._received and data[:2] == _TLS_ALERT:
             self.links.complain(f"{self.name} refused this node: it speaks TLS only, and this node has no certificates")
             self.close("TLS")
             return
-        self._heard = True
+        self._received = True
         super().data_received(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -405,7 +405,7 @@ class Dialled(PeerConnection):
     def frame_received(self, body: bytes) -> None:
         message = codec.loads(body)
         kind = message["type"]
-        self.heard_at = self.links.loop.time()
+        self.received_at = self.links.loop.time()
         if kind == "pong" and self.established:
             return
         if kind == "refused" and not self.established:
@@ -471,7 +471,7 @@ class Dialled(PeerConnection):
     def connection_lost(self, error: Exception | None) -> None:
         if isinstance(error, ssl.SSLError) and not self.established:
             self.links.complain(f"{self.name} refused this node: TLS: {tls.reason(error)}")
-        elif self.over_tls and not self._heard and not self.closing:
+        elif self.over_tls and not self._received and not self.closing:
             # In TLS 1.3 this side is done before the other has judged the certificate, and then the other may just hang up.
             self.links.complain(
                 f"{self.name} hung up after the TLS handshake: it may not accept this node's certificate"

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from quorumq.cluster.disk import PatchFile
 from quorumq.cluster.identity import Identity
 from quorumq.cluster.log import Log, read_record, record
 
@@ -25,14 +26,6 @@ _KIND = 24
 _EVERY_S = 1.0
 
 
-class PatchFile(Protocol):
-    """A small file that is written in place."""
-
-    def put(self, offset: int, data: bytes) -> None: ...
-    def sync(self) -> None: ...
-    def close(self) -> None: ...
-
-
 class HeldDisk(Protocol):
     """What the note needs of a disk (cluster/disk.py, and the simulation's)."""
 
@@ -41,7 +34,7 @@ class HeldDisk(Protocol):
     def patch(self, name: str) -> PatchFile: ...
 
 
-class Held(msgspec.Struct, frozen=True, array_like=True):
+class HighWaterMark(msgspec.Struct, frozen=True, array_like=True):
     """How far log and snapshots reached.
 
     segment, size: the log's last segment and the bytes of it that were synced, 0 before there was one. Both only ever grow.
@@ -56,7 +49,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     number: int = 0
 
 
-def read(disk: HeldDisk) -> Held | None:
+def read(disk: HeldDisk) -> HighWaterMark | None:
     """What was noted; None when there is no such file. Raises ValueError when it cannot be read."""
     try:
         data = disk.read(FILE)
@@ -66,18 +59,18 @@ def read(disk: HeldDisk) -> Held | None:
     for offset in (0, _SECTOR):
         found = read_record(data, offset)
         if found is not None and found[0] == _KIND:
-            notes.append(msgspec.msgpack.decode(found[1], type=Held))
+            notes.append(msgspec.msgpack.decode(found[1], type=HighWaterMark))
     if not notes:
         raise ValueError(f"{FILE} cannot be read")
     return max(notes, key=lambda note: note.number)
 
 
-def encode(note: Held) -> bytes:
+def encode(note: HighWaterMark) -> bytes:
     """The whole file, as it lies on the disk."""
     return _slot(note) * 2
 
 
-def _slot(note: Held) -> bytes:
+def _slot(note: HighWaterMark) -> bytes:
     return record(_KIND, msgspec.msgpack.encode(note)).ljust(_SECTOR, b"\0")
 
 
@@ -89,10 +82,10 @@ class HeldFile:
         self._file: PatchFile | None = None
         self._begun = self._unsynced = False
         self._synced_at = float("-inf")
-        self.note = Held()
+        self.note = HighWaterMark()
         self.failure: Exception | None = None
 
-    def begin(self, note: Held) -> bool:
+    def begin(self, note: HighWaterMark) -> bool:
         """Put this note in force in place of whatever there was; returns whether it is on the disk.
 
         A disk that is full refuses new files and takes what is written in place, so that a node can start on one.
@@ -118,7 +111,7 @@ class HeldFile:
     def reached(self, segment: int, size: int, last_index: int, term: int, *, sync: bool = False) -> None:
         """The log is durable up to there."""
         note = self.note
-        self._put(Held(segment, size, last_index, term, note.snapshot, note.number + 1), sync=sync)
+        self._put(HighWaterMark(segment, size, last_index, term, note.snapshot, note.number + 1), sync=sync)
 
     def covered(self, index: int) -> None:
         """A snapshot at `index` is durable."""
@@ -126,7 +119,7 @@ class HeldFile:
         if index > note.snapshot:
             self._put(msgspec.structs.replace(note, snapshot=index, number=note.number + 1), sync=True)
 
-    def _put(self, note: Held, *, sync: bool) -> None:
+    def _put(self, note: HighWaterMark, *, sync: bool) -> None:
         self.note, self._unsynced = note, True
         try:
             if self._file is None:

@@ -162,17 +162,17 @@ class Probation:
         self.ends_at: int | None = None
         """The position of the log that must be durable before it ends; None while something has to be learnt."""
         self.writing = False
-        self._heard: dict[str, int] = {}
+        self._terms: dict[str, int] = {}
 
     def present(self, peer: str, term: int, history: bool) -> None:
         """A member told where it stands."""
         self.history = self.history or history
-        self._heard[peer] = max(term, self._heard.get(peer, 0))
+        self._terms[peer] = max(term, self._terms.get(peer, 0))
 
     def term(self, peers: Sequence[str]) -> int:
         """The highest term that any of `peers` told: this node voted and acknowledged in no later one before."""
-        return max((self._heard.get(peer, 0) for peer in peers), default=0)
+        return max((self._terms.get(peer, 0) for peer in peers), default=0)
 
     def missing(self, peers: Sequence[str]) -> list[str]:
         """Those of `peers` that have not told yet."""
-        return [peer for peer in peers if peer not in self._heard]
+        return [peer for peer in peers if peer not in self._terms]

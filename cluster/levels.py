@@ -76,7 +76,7 @@ class Levels:
         """What a connected member has announced; None for one that is not connected."""
         return self.mine if peer == self._node_id else self._announced.get(peer)
 
-    def heard(self, peer: str, announced: Announced) -> None:
+    def on_announced(self, peer: str, announced: Announced) -> None:
         """`peer` is there and says what it runs."""
         if self._announced.get(peer) != announced:
             log.info("%s runs %s and knows feature levels up to %d", peer, announced.shown, announced.level)

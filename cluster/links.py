@@ -47,7 +47,7 @@ _ENTRY_OVERHEAD = 4096
 _PING = codec.dumps({"type": "ping"})
 
 
-class Door(asyncio.Protocol):
+class AcceptedConnection(asyncio.Protocol):
     """The way in: a connection that somebody dialled, spoken to in TLS or without, counted until it has proved itself."""
 
     def __init__(self, links: Links) -> None:
@@ -182,7 +182,7 @@ class Link:
     def _keep_alive(self, connection: Outbound) -> None:
         if self.connection is not connection or connection.closing:
             return
-        if self.links.loop.time() - connection.heard_at > _SILENCE_S:
+        if self.links.loop.time() - connection.received_at > _SILENCE_S:
             log.warning("%s has been silent for %.0f s: dialling again", self.peer, _SILENCE_S)
             connection.closing = True
             assert connection.transport is not None
@@ -217,9 +217,9 @@ class Links:
         self.addresses: dict[str, str] = dict(config.peers)
         self._links: dict[str, Link] = {}
         self._inbound: dict[str, Inbound] = {}
-        self._doors: set[Door] = set()
+        self._accepted: set[AcceptedConnection] = set()
         # In the order in which they came.
-        self._unproven: dict[Door, None] = {}
+        self._unproven: dict[AcceptedConnection, None] = {}
         self._server: asyncio.Server | None = None
         self.listening = asyncio.Event()
         self.certificates: tls.Certificates | None = None
@@ -231,7 +231,9 @@ class Links:
     async def start(self) -> None:
         """Listen, and dial every peer. Raises OSError when the port is taken."""
         host, port = parted(self.config.listen)
-        self._server = await self.loop.create_server(lambda: Door(self), host or None, int(port), reuse_address=True)
+        self._server = await self.loop.create_server(
+            lambda: AcceptedConnection(self), host or None, int(port), reuse_address=True
+        )
         self.listening.set()
         self._look_at_certificates()
 
@@ -244,10 +246,10 @@ class Links:
         """A handshake of TLS failed that somebody else began."""
         self.complain(f"refused somebody at {address}: TLS: {tls.reason(error)}")
 
-    def came(self, door: Door) -> None:
+    def came(self, connection: AcceptedConnection) -> None:
         """Somebody dialled this node, and has to prove who it is."""
-        self._doors.add(door)
-        self._unproven[door] = None
+        self._accepted.add(connection)
+        self._unproven[connection] = None
         if len(self._unproven) > _UNPROVEN_MAX:
             counts = Counter(each.host for each in self._unproven)
             most = max(counts.values())
@@ -256,15 +258,15 @@ class Links:
             crowd.raw.abort()
             self.complain(f"refused somebody at {crowd.host}: more than {_UNPROVEN_MAX} connections prove nothing")
 
-    def proven(self, door: Door) -> None:
+    def proven(self, connection: AcceptedConnection) -> None:
         """A connection is known to be a peer's."""
-        self._unproven.pop(door, None)
+        self._unproven.pop(connection, None)
 
-    def gone(self, door: Door) -> None:
+    def gone(self, connection: AcceptedConnection) -> None:
         """A connection that somebody dialled has ended."""
-        self._doors.discard(door)
-        self._unproven.pop(door, None)
-        if not door.inbound.let_in:
+        self._accepted.discard(connection)
+        self._unproven.pop(connection, None)
+        if not connection.inbound.let_in:
             self.listener.peer_refused()
 
     async def stop(self) -> None:
@@ -276,15 +278,15 @@ class Links:
             self._server.close()
         if self._certificates_timer is not None:
             self._certificates_timer.cancel()
-        for door in list(self._doors):
-            door.close("stopping")
+        for connection in list(self._accepted):
+            connection.close("stopping")
         cut_off_at = self.loop.time() + _STOP_S
-        while self._doors or any(link.connection is not None for link in links):
+        while self._accepted or any(link.connection is not None for link in links):
             await asyncio.sleep(0.001)
             if self.loop.time() > cut_off_at:
                 # Somebody does not read what was still to be sent.
-                for door in self._doors:
-                    door.raw.abort()
+                for connection in self._accepted:
+                    connection.raw.abort()
                 for each in (link.connection for link in links):
                     if each is not None and each.transport is not None:
                         each.transport.abort()

@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 import msgspec
 
+from quorumq.cluster.disk import AppendFile
 from quorumq.cluster.errors import LogDamaged
 
 T = TypeVar("T")
@@ -47,12 +48,6 @@ refuses it; the records are the same."""
 _NO_OP = b"\x01"
 MEMBERSHIP = b"\x02"
 """First byte of the commands that change the membership: the log remembers where they are."""
-
-
-class AppendFile(Protocol):
-    def write(self, data: bytes) -> None: ...
-    def sync(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class LogDisk(Protocol):

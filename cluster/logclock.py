@@ -90,7 +90,7 @@ class LogClock:
     def _set(self, ms: float, now: float, rate: float = 0.0) -> None:
         self._ms, self._at, self._rate = ms, now, rate
 
-    def told(self, log_ms: int, now: float) -> None:
+    def synchronize(self, log_ms: int, now: float) -> None:
         """The leader, or a member that followed it while this node did not, says what the log's clock is."""
         ahead_ms = self._says(now) - log_ms
         if self.settled and ahead_ms > 0:

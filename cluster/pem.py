@@ -28,7 +28,7 @@ class BadPair(ValueError):
 
 
 @dataclass(frozen=True)
-class Facts:
+class CertificateInfo:
     """What a certificate says. names: those of its SAN.  ends_at: seconds since 1970."""
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ def stamp(*files: Path) -> Stamp:
     return tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in found)
 
 
-def server_context(cert: Path, key: Path) -> tuple[ssl.SSLContext, Facts]:
+def server_context(cert: Path, key: Path) -> tuple[ssl.SSLContext, CertificateInfo]:
     """A context for a server that asks its clients for no certificate, and what its own says. Raises BadPair, OSError.
 
     cert: PEM, the certificate first and then those that lead to the authority's.  key: PEM, without a password.
@@ -55,14 +55,14 @@ def server_context(cert: Path, key: Path) -> tuple[ssl.SSLContext, Facts]:
         raise BadPair("there is no private key in the second, in the form of PEM")
     try:
         context.load_cert_chain(cert, key, password=no_password)
-        return context, facts(context, own[0])
+        return context, certificate_info(context, own[0])
     except ssl.SSLError as error:
         raise BadPair(reason(error)) from None
     except ValueError as error:
         raise BadPair(str(error)) from None
 
 
-def facts(server: ssl.SSLContext, certificate: str) -> Facts:
+def certificate_info(server: ssl.SSLContext, certificate: str) -> CertificateInfo:
     """Ask a certificate, by a handshake, what it says; also whether it is one for servers. Raises ssl.SSLError."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
@@ -80,4 +80,4 @@ def facts(server: ssl.SSLContext, certificate: str) -> Facts:
     told = sides[0].getpeercert() or {}
     alternative: tuple[tuple[str, str], ...] = told.get("subjectAltName", ())  # type: ignore[assignment]
     names = tuple(value for kind, value in alternative if kind in NAMES)
-    return Facts(names, float(ssl.cert_time_to_seconds(str(told["notAfter"]))))
+    return CertificateInfo(names, float(ssl.cert_time_to_seconds(str(told["notAfter"]))))

@@ -16,8 +16,8 @@ from pysyncobj import SyncObj, SyncObjConf, replicated
 from pysyncobj.node import Node
 
 from quorumq.cluster import replica
-from quorumq.cluster.asking import Asking
 from quorumq.cluster.config import ClusterConfig
+from quorumq.cluster.election_log import ElectionLog
 from quorumq.cluster.frames import Message
 from quorumq.cluster.log import MEMBERSHIP, Entry, Log
 from quorumq.cluster.membership import Membership, configured, decode
@@ -69,7 +69,7 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._leader_commit: int | None = None
         self._prevotes: set[str] | None = None
         self._prevote_at = float("-inf")
-        self._asking = Asking()
+        self._election_log = ElectionLog()
         self._congested: set[str] = set()
         self._conflict = False
         self._beyond: list[Node] = []
@@ -350,7 +350,7 @@ class Raft(SyncObj):  # type: ignore[misc]
             self._prevotes = {self.id}
             self._prevote_at = Clock.now()
             now, heard_at = self._prevote_at, self._heard_leader_at
-            self._asking.asks(self.term + 1, self.leader, now - heard_at, now, reset=self._leader_reset)
+            self._election_log.asks(self.term + 1, self.leader, now - heard_at, now, reset=self._leader_reset)
             for node in sorted(self._SyncObj__otherNodes, key=lambda node: str(node.id)):
                 self.links.send(
                     node.id,
@@ -375,7 +375,7 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._prevotes = None
         self._voters = set()
         self.elections += 1
-        self._asking.stands(self.term + 1, Clock.now(), asked=not self.transfer_election)
+        self._election_log.stands(self.term + 1, Clock.now(), asked=not self.transfer_election)
 
     def _postpone_election(self, least_s: float | None = None, most_s: float | None = None) -> None:
         least = self._config.election_min_ms / 1000 if least_s is None else least_s
@@ -384,7 +384,7 @@ class Raft(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__onBecomeLeader(self) -> None:
         self._acked.clear()
-        self._asking.over()
+        self._election_log.over()
         self.transfer_election = False
         super()._SyncObj__onBecomeLeader()
 
@@ -499,7 +499,7 @@ class Raft(SyncObj):  # type: ignore[misc]
         self._leader_commit = message["commit_index"]
         self._leader_reset = False
         self._prevotes = None
-        self._asking.over()
+        self._election_log.over()
         if "prevLogIdx" in message and not self._takes_entries():
             # No answer: the leader is told what is lacking when the next message can be taken, and sends that or a snapshot.
             self.entries_refused += 1

@@ -65,7 +65,7 @@ def newest_sound(disk: snapshots.SnapshotDisk, replica: Replica) -> tuple[str, s
     for name in snapshots.newest(disk):
         began = time.monotonic()
         try:
-            reader = snapshots.Reader(disk, name)
+            reader = snapshots.SnapshotReader(disk, name)
             replica.restore(reader.head.replica, reader.pieces())
         except (LogDamaged, msgspec.MsgspecError, ValueError) as error:
             log.error("snapshot %s cannot be used: %s", name, error)

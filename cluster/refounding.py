@@ -163,7 +163,7 @@ def found(
         )
         pieces = rewind(replica.machine.image(), latest_ms)
         snapshots.write(Disk(data_dir / "snapshots"), "writing.part", head, pieces, lambda: None)
-        root.write_atomic(held.FILE, held.encode(held.Held(snapshot=head.index)))
+        root.write_atomic(held.FILE, held.encode(held.HighWaterMark(snapshot=head.index)))
         Identity(1, mine.node_id, mine.cluster_name, "", True, noted=True).store(root)
     except BaseException:
         undo(data_dir)

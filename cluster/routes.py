@@ -30,8 +30,8 @@ _LOOK_S = 0.05
 _SAY_AGAIN_S = 600.0
 
 
-class Ways(Protocol):
-    """Links to peers by id (cluster/transport.py, and the simulation's)."""
+class DirectLinks(Protocol):
+    """Links to peers by id (cluster/links.py, and the simulation's)."""
 
     addresses: dict[str, str]
 
@@ -64,7 +64,7 @@ class Routes:
     def __init__(
         self,
         node_id: str,
-        links: Ways,
+        links: DirectLinks,
         metrics: ReplicationMetrics,
         *,
         members: Callable[[], Collection[str]],
@@ -93,7 +93,7 @@ class Routes:
         self._granted: dict[str, int] = {}
         self._missing: dict[str, float] = {}
         self._full: set[str] = set()
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._said_at: dict[tuple[str, ...], float] = {}
         self._looked_at = float("-inf")
         self._now = 0.0
@@ -144,7 +144,7 @@ class Routes:
         """The members that this node has links to and that understand routes: for the others to know."""
         return tuple(sorted(peer for peer in self._members() if self._links.connected(peer) and speaks(peer)))
 
-    def told(self, peer: str, reached: Collection[str], now: float) -> None:
+    def on_reaches(self, peer: str, reached: Collection[str], now: float) -> None:
         """`peer` says which members it reaches over links of its own."""
         self._reaches[peer] = (frozenset(reached), now)
 
@@ -153,15 +153,15 @@ class Routes:
         self._missing.pop(peer, None)
         if self._routes.pop(peer, None) is not None:
             self._set_congested(peer, False)
-        if peer in self._told:
-            self._told.discard(peer)
+        if peer in self._logged:
+            self._logged.discard(peer)
             log.info("%s is reached directly again", peer)
 
     def direct_down(self, peer: str) -> None:
         """The link to `peer` is gone."""
         self._full.discard(peer)
 
-    def direct_heard(self, peer: str) -> None:
+    def on_introduction(self, peer: str) -> None:
         """A process of `peer` introduces itself: if over a link, what comes by a route from now on may be of an earlier one."""
         if not self._receiving:
             self._granted.pop(peer, None)
@@ -258,8 +258,8 @@ class Routes:
             return
         known, route.token = route.token, message["token"]
         if known is None:
-            if origin not in self._told:
-                self._told.add(origin)
+            if origin not in self._logged:
+                self._logged.add(origin)
                 log.warning("%s cannot be reached directly: what this node tells it goes through %s", origin, route.via)
             self._up(origin)
 

@@ -100,7 +100,7 @@ def write(disk: SnapshotDisk, temporary: str, head: Head, pieces: Iterator[bytes
     return name
 
 
-class Reader:
+class SnapshotReader:
     """Reads a snapshot piece by piece, checking as it goes. Raises LogDamaged, with file and offset, at the first fault."""
 
     def __init__(self, disk: SnapshotDisk, name: str) -> None:
@@ -154,7 +154,7 @@ def newest(disk: SnapshotDisk) -> list[str]:
 
 def verify(disk: SnapshotDisk, name: str) -> Head:
     """Read a whole snapshot; raises LogDamaged when it is not sound."""
-    reader = Reader(disk, name)
+    reader = SnapshotReader(disk, name)
     for _ in reader.pieces():
         pass
     return reader.head
@@ -167,7 +167,7 @@ def prune(disk: SnapshotDisk, needed: Collection[str]) -> None:
             disk.remove(name)
 
 
-class Pace:
+class WriteThrottle:
     """How long a writer pauses between two pieces. hurried: as short as those who serve can bear for a while."""
 
     def __init__(self, *, hurried: bool) -> None:
@@ -204,22 +204,22 @@ class Forked:
         """Fork, do `work` in the child, and report its end through `poll`."""
         parent = os.getpid()
         began = time.monotonic()
-        self._progress, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._progress, progress_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             child = os.fork()
         except OSError:
-            os.close(told)
+            os.close(progress_out)
             self._forget()
             raise
         if child == 0:
-            self._in_child(parent, told, work, self.hurried)
-        os.close(told)
+            self._in_child(parent, progress_out, work, self.hurried)
+        os.close(progress_out)
         self._moved_at = self._polled_at = time.monotonic()
         self.fork_s = self._moved_at - began
         self._child, self._done, self._killed = child, done, False
 
     @staticmethod
-    def _in_child(parent: int, told: int, work: Callable[[Callable[[], None]], Any], hurried: bool) -> NoReturn:
+    def _in_child(parent: int, progress_out: int, work: Callable[[Callable[[], None]], Any], hurried: bool) -> NoReturn:
         status = 1
         try:
             gc.disable()
@@ -228,23 +228,23 @@ class Forked:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.closerange(3, told)
-            os.closerange(told + 1, 65536)
+            os.closerange(3, progress_out)
+            os.closerange(progress_out + 1, 65536)
             # Also one that is stopped, or waits for a disk that hangs, ends with its parent.
             if hasattr(_libc, "prctl"):
                 _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             # Serving comes first: the child needs a second of processor time for a million jobs, and no hurry.
             os.nice(19)
 
-            pace = Pace(hurried=hurried)
+            throttle = WriteThrottle(hurried=hurried)
 
             def alive() -> None:
                 if os.getppid() != parent:
                     os._exit(2)
                 with contextlib.suppress(OSError):
-                    os.write(told, b".")
+                    os.write(progress_out, b".")
                 # Gaps between the pieces leave processor and disk to those who serve.
-                time.sleep(pace.pause_s(time.monotonic()))
+                time.sleep(throttle.pause_s(time.monotonic()))
 
             work(alive)
             status = 0
@@ -301,7 +301,7 @@ class Forked:
             self._forget()
 
 
-class Writer(Protocol):
+class SnapshotWriter(Protocol):
     """Does the writing beside the event loop (Forked, or the simulation's)."""
 
     fork_s: float
@@ -314,7 +314,7 @@ class Writer(Protocol):
     def stop(self) -> None: ...
 
 
-class Sender:
+class SnapshotSender:
     """Sends the newest snapshot to one peer, piece by piece, as fast as the peer acknowledges."""
 
     def __init__(self, disk: SnapshotDisk, name: str, send: Callable[[dict[str, Any]], bool], now: float) -> None:
@@ -384,7 +384,7 @@ class _Incoming:
             self._file.close()
 
 
-class Receiver:
+class SnapshotReceiver:
     """Takes a snapshot in from the leader. A transfer that was cut goes on where it stopped.
 
     install: called with a whole and durable snapshot, and with what to call when that is done: True when it is in place or

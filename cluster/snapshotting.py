@@ -39,7 +39,7 @@ _Put = Callable[[], Iterator[None]]
 class SnapshotEnvironment(Protocol):
     """What snapshots need of the machine (cluster/environment.py)."""
 
-    def snapshot_writer(self) -> snapshots.Writer: ...
+    def snapshot_writer(self) -> snapshots.SnapshotWriter: ...
     def wall_ms(self) -> int: ...
 
 
@@ -97,8 +97,8 @@ class Snapshotting:
         self._writer.stall_s = config.snapshot_stall_ms / 1000
         self._running = False
         self._wanted: set[str] = set()
-        self._senders: dict[str, snapshots.Sender] = {}
-        self._receiver = snapshots.Receiver(disk, raft.links.send, self._install)
+        self._senders: dict[str, snapshots.SnapshotSender] = {}
+        self._receiver = snapshots.SnapshotReceiver(disk, raft.links.send, self._install)
 
     @property
     def index(self) -> int:
@@ -241,7 +241,7 @@ class Snapshotting:
         log.info("sending %s to %s", self.name, peer)
         send = functools.partial(self._raft.links.send, peer)
         try:
-            self._senders[peer] = snapshots.Sender(self._disk, self.name, send, now)
+            self._senders[peer] = snapshots.SnapshotSender(self._disk, self.name, send, now)
         except OSError as error:
             # Removed by somebody, or on a broken disk: the state is here all the same.
             log.error("%s cannot be sent: %s; another one is to be written", self.name, error)
@@ -322,7 +322,7 @@ class Snapshotting:
 
     def _restoring(self, name: str, head: snapshots.Head) -> Generator[None, None, _Put | None]:
         try:
-            reader = snapshots.Reader(self._disk, name)
+            reader = snapshots.SnapshotReader(self._disk, name)
             put: _Put = yield from self._replica.restoring(head.replica, reader.pieces())
             return put
         except FileNotFoundError:

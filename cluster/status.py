@@ -81,7 +81,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class PeerAddresses(Protocol):
-    """What is known of the ways to the members (cluster/transport.py, and the simulation's)."""
+    """What is known of the ways to the members (cluster/links.py, and the simulation's)."""
 
     @property
     def addresses(self) -> dict[str, str]: ...

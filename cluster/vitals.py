@@ -1,4 +1,4 @@
-"""What members tell each other all the time, twice a second: how their clock and their disk are.
+"""What members send each other all the time, twice a second: how their clock and their disk are.
 
 From the clocks comes what steers the log's clock (logclock.py), and the alarm about one that is wrong. From the disks a leader whose
 own hangs learns whether others could go on without it. A member of a version that tells nothing is one of whom nothing is known.
@@ -34,15 +34,15 @@ def _bounded(ms: int) -> int:
 
 
 class _Member:
-    """What one member told. walls: its wall clock less this node's monotonic one, in milliseconds."""
+    """What one member sent. walls: its wall clock less this node's monotonic one, in milliseconds."""
 
-    __slots__ = ("disk_ms", "told_at", "up_at", "walls")
+    __slots__ = ("disk_ms", "received_at", "up_at", "walls")
 
     def __init__(self, now: float) -> None:
         self.up_at = now
         self.walls: deque[float] = deque(maxlen=_SAMPLES)
         self.disk_ms = 0
-        self.told_at: float | None = None
+        self.received_at: float | None = None
 
 
 class Vitals:
@@ -50,7 +50,7 @@ class Vitals:
 
     wall_ms: this node's wall clock.  asleep_s: for how long its machine was suspended.  alarm_ms: a clock that is off by more than
     this is worth a warning.  tells_nothing: whether a peer is known to be of a version that has no vitals.  reaches: the members that this
-    node has links to; told: takes what another one says of that (routes.py).
+    node has links to; on_reaches: takes what another one says of that (routes.py).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Vitals:
         alarm_ms: int,
         tells_nothing: Callable[[str], bool],
         reaches: Callable[[], tuple[str, ...]],
-        told: Callable[[str, tuple[str, ...]], None],
+        on_reaches: Callable[[str, tuple[str, ...]], None],
     ) -> None:
         self._raft = raft
         self._clock = clock
@@ -74,9 +74,9 @@ class Vitals:
         self._alarm_ms = alarm_ms
         self._tells_nothing = tells_nothing
         self._reaches = reaches
-        self._told = told
+        self._on_reaches = on_reaches
         self._members: dict[str, _Member] = {}
-        self._told_at = float("-inf")
+        self._sent_at = float("-inf")
         self._driven_at = float("-inf")
         self._led = False
         self._alarms: dict[str, float] = {}
@@ -87,13 +87,13 @@ class Vitals:
         """The link to `peer` stands: before anything else it is told how this node is."""
         if peer not in self._members:
             self._members[peer] = _Member(Clock.now())
-        self._tell(peer)
+        self._send(peer)
 
     def peer_down(self, peer: str) -> None:
         """What is known of `peer` may be past."""
         self._members.pop(peer, None)
 
-    def _tell(self, peer: str) -> None:
+    def _send(self, peer: str) -> None:
         self._raft.links.send(
             peer,
             {
@@ -106,17 +106,17 @@ class Vitals:
         )
 
     def on_vitals(self, peer: str, message: Message) -> None:
-        """`peer` tells how it is."""
+        """`peer` sends how it is."""
         now = Clock.now()
         member = self._members.setdefault(peer, _Member(now))
         member.walls.append(message["wall_ms"] - now * 1000)
-        member.disk_ms, member.told_at = message["disk_ms"], now
-        self._told(peer, message.get("reaches", ()))
+        member.disk_ms, member.received_at = message["disk_ms"], now
+        self._on_reaches(peer, message.get("reaches", ()))
         log_ms = message["log_ms"]
         if log_ms is None or self._raft.is_leader or peer not in self._raft.peers:
             return
         if peer == self._raft.leader or not self._clock.settled:
-            self._clock.told(log_ms, now)
+            self._clock.synchronize(log_ms, now)
 
     # -- the clocks --------------------------------------------------------------------------------------------------
 
@@ -134,11 +134,11 @@ class Vitals:
             clock.lead(self._bounds(now), now)
         else:
             clock.follow(now)
-        if now - self._told_at >= PERIOD_S:
-            self._told_at = now
+        if now - self._sent_at >= PERIOD_S:
+            self._sent_at = now
             for peer in raft.membership.seats:
                 if peer != raft.id:
-                    self._tell(peer)
+                    self._send(peer)
             self._watch(now)
 
     def _walls(self, now: float) -> dict[str, int]:
@@ -166,7 +166,7 @@ class Vitals:
             peer
             for peer in raft.peers
             if (member := self._members.get(peer))
-            and member.told_at is None
+            and member.received_at is None
             and (now - member.up_at > _SILENT_S or self._tells_nothing(peer))
         ]
 
@@ -202,7 +202,7 @@ class Vitals:
     def tells(self, peer: str) -> bool:
         """Whether `peer` has told how it is: so it is of a version that does."""
         member = self._members.get(peer)
-        return member is not None and member.told_at is not None
+        return member is not None and member.received_at is not None
 
     # -- the disks ---------------------------------------------------------------------------------------------------
 
@@ -213,8 +213,8 @@ class Vitals:
             member = self._members.get(peer)
             if member is None or not raft.links.connected(peer):
                 continue
-            if member.told_at is None:
+            if member.received_at is None:
                 unknown += 1
-            elif Clock.now() - member.told_at < 3 * PERIOD_S and self._disk.is_well(member.disk_ms):
+            elif Clock.now() - member.received_at < 3 * PERIOD_S and self._disk.is_well(member.disk_ms):
                 well += 1
         return bool(well) and well + unknown >= raft.quorum

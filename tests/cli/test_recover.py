@@ -345,7 +345,7 @@ async def test_one_gone_for_good_and_one_wiped_are_ended_by_a_recovery_of_the_th
     shutil.rmtree(tmp_path / "n2")
     try:
         await cluster.start("n2", "n3")
-        await until(lambda: "n2" in cluster.engines["n3"]._presence.doubted)
+        await until(lambda: "n2" in cluster.engines["n3"]._probations.doubted)
         assert "n2 may have lost what it promised" in cluster.engines["n3"].status().ready_reason
         await cluster.stop("n2")
         await cluster.stop("n3")

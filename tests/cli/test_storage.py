@@ -140,7 +140,7 @@ async def test_a_backup_of_a_running_cluster_becomes_a_new_one_with_the_same_job
         assert again[0] == 1 and "is not empty" in again[1]
     restored = Machine()
     disk = Disk(tmp_path / "new" / "n1" / "snapshots")
-    restored.restore(snapshots.Reader(disk, snapshots.newest(disk)[0]).pieces())
+    restored.restore(snapshots.SnapshotReader(disk, snapshots.newest(disk)[0]).pieces())
     assert restored.full_digest() == whole
     async with running(new):
         await until(lambda: all(engine.cluster_id() for engine in new.engines.values()))
@@ -375,7 +375,7 @@ def restored(directory: Path) -> tuple[Machine, Replica]:
     machine = Machine()
     replica = Replica(machine, lambda batch, outcome: None)
     disk = Disk(directory / "snapshots")
-    reader = snapshots.Reader(disk, snapshots.newest(disk)[0])
+    reader = snapshots.SnapshotReader(disk, snapshots.newest(disk)[0])
     replica.restore(reader.head.replica, reader.pieces())
     return machine, replica
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from quorumq.cli.admin import fetch
-from quorumq.cluster.errors import Removed
+from quorumq.cluster.errors import NodeRemoved
 from tests.cluster.traffic import Traffic, broken
 from tests.support.local_cluster import HOST, PATIENCE, LocalCluster, LocalNode, free_ports
 
@@ -93,7 +93,7 @@ async def test_a_fourth_node_joins_and_another_is_removed() -> None:
                 return status == 0
 
             await cluster.until(f"{gone.id} is removed", removed, timeout_s=30)
-            assert await gone.exited() == Removed.exit_code == 3
+            assert await gone.exited() == NodeRemoved.exit_code == 3
             (last,) = [line for line in gone.log_text().splitlines() if "ERROR" in line and "cannot go on" in line]
             assert "was removed from this cluster" in last
             assert "Traceback" not in gone.log_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quorumq.cluster.errors import Removed
+from quorumq.cluster.errors import NodeRemoved
 from tests.cluster.test_members import command, members
 from tests.cluster.test_strangers import not_started
 from tests.cluster.traffic import Traffic, broken
@@ -90,12 +90,12 @@ async def test_three_become_five_and_three_again_and_lose_nothing() -> None:
             assert (await command(first, "transfer", "q-4"))[0] == 0
             said = await resize(first, 3, address, "--no-promote")
             assert "leads in place of q-4" in said and said.index("q-4 was removed") < said.index("q-3 was removed")
-            assert [await node.exited() for node in late] == [Removed.exit_code] * 2
+            assert [await node.exited() for node in late] == [NodeRemoved.exit_code] * 2
             assert await members(first) == {f"q-{n}": True for n in range(3)}
 
             # With their old disks they are turned away; once these are set aside they are members again.
             await late[0].start()
-            assert await late[0].exited() == Removed.exit_code
+            assert await late[0].exited() == NodeRemoved.exit_code
             for node in late:
                 held = contents(node.data)
                 status, said = await command(first, "set-aside", node.id, str(node.data))
@@ -138,7 +138,7 @@ async def test_only_the_data_of_a_node_that_is_no_member_and_does_not_run_is_set
             status, said = await command(one, "set-aside", node.id, str(node.data))
             assert (status, said.strip()) == (0, f"{node.id} is a member: its data stays")
         await resize(one, 1, address, "--no-promote")
-        assert await other.exited() == Removed.exit_code
+        assert await other.exited() == NodeRemoved.exit_code
         # Somebody else's.
         status, said = await command(one, "set-aside", "q-7", str(other.data))
         assert status == 1 and f"is the data of {other.id}, not of q-7: it stays" in said

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quorumq.cluster import messages
-from quorumq.cluster.agreement import REMEMBERED, TELL_S, TOLD_AT_ONCE, Agreement
+from quorumq.cluster.agreement import REMEMBERED, SEND_S, SENT_AT_ONCE, Agreement
 from quorumq.cluster.membership import Membership, Seat
 
 WHEEL = next((Path(__file__).parents[1] / "versions").glob("quorumq-0.1.0-*.whl"))
@@ -64,7 +64,7 @@ class Member:
 
     def comes_to(self, index: int, point: tuple[bytes, bytes]) -> None:
         self.machine.points[index] = point
-        self.now += TELL_S
+        self.now += SEND_S
         self.agreement.drive(self.now)
 
     def hears(
@@ -174,18 +174,18 @@ def test_what_is_told_and_kept_is_bounded() -> None:
     member.agreement.drive(0.0)
     assert {peer for peer, _ in member.raft.links.sent} == {"n2", "n3"}
     points = member.raft.links.sent[0][1]["points"]
-    assert [point[0] for point in points] == list(range(500 - TOLD_AT_ONCE, 500))
+    assert [point[0] for point in points] == list(range(500 - SENT_AT_ONCE, 500))
     member.raft.links.sent.clear()
     member.comes_to(500, GOOD)
     assert [len(message["points"]) for _, message in member.raft.links.sent] == [1, 1]
     member.machine.points[501] = GOOD
-    member.agreement.drive(member.now + TELL_S / 2)
+    member.agreement.drive(member.now + SEND_S / 2)
     assert len(member.raft.links.sent) == 2
     member.agreement.peer_up("n3")
-    assert len(member.raft.links.sent[-1][1]["points"]) == TOLD_AT_ONCE
+    assert len(member.raft.links.sent[-1][1]["points"]) == SENT_AT_ONCE
     for index in range(1000, 1000 + 2 * REMEMBERED):
         member.hears("n2", index, GOOD)
-    assert len(member.agreement._told["n2"].points) == REMEMBERED
+    assert len(member.agreement._peers["n2"].points) == REMEMBERED
 
 
 def test_the_version_before_ignores_the_message() -> None:

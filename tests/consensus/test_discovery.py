@@ -212,8 +212,8 @@ async def test_a_node_that_joins_becomes_a_member_as_one_with_a_list_does(tmp_pa
         await until(lambda: bool(cluster.leader.status().cluster_id) and cluster.leader._raft.membership_settled)
         await (await cluster.led()).change_members("add", "n4", cluster.peers["n4"])
         await fresh(engine)
-        await until(lambda: not engine._presence.probation)
-        await until(lambda: "n4" in cluster.leader._presence.whole)
+        await until(lambda: not engine._probations.probation)
+        await until(lambda: "n4" in cluster.leader._probations.whole)
         leader = await cluster.led()
         await leader.change_members("promote", "n4")
         assert leader.status().members[3].voter

@@ -17,7 +17,7 @@ import pytest
 
 from quorumq.cluster import identity, snapshots
 from quorumq.cluster.disk import Disk
-from quorumq.cluster.held import Held, HeldFile
+from quorumq.cluster.held import HeldFile, HighWaterMark
 from quorumq.cluster.identity import Identity, IdentityFile
 from quorumq.cluster.log import Log
 from tests.consensus.disks import MemoryDisk
@@ -345,7 +345,7 @@ async def test_a_received_snapshot_has_its_name_only_when_it_is_whole_on_the_dis
     data = source.read(name)
     installed: list[bytes | None] = []
     disk = Disk(tmp_path)
-    receiver = snapshots.Receiver(
+    receiver = snapshots.SnapshotReceiver(
         disk,
         lambda peer, message: True,
         lambda name, head, done: installed.append(system.survives().get(name)),
@@ -359,7 +359,7 @@ async def test_a_received_snapshot_has_its_name_only_when_it_is_whole_on_the_dis
 
 def test_the_note_of_what_is_held_is_on_the_disk_where_it_has_to_be(tmp_path: Path, system: Recorder) -> None:
     file = HeldFile(Disk(tmp_path))
-    assert file.begin(Held(1, 100, 5, 1, 0))
+    assert file.begin(HighWaterMark(1, 100, 5, 1, 0))
     first = system.survives()["held"]
     # In place, from now on: with a new segment and with a snapshot at once, else when it is due.
     file.reached(1, 200, 6, 1)

@@ -14,12 +14,12 @@ import msgspec
 import pytest
 
 from quorumq.cluster import codec
+from quorumq.cluster.availability import Availability
 from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.engine import Engine
 from quorumq.cluster.errors import ClusterError, LogDamaged, NotApplied, Unavailable
 from quorumq.cluster.frames import frame
 from quorumq.cluster.handshake import PROTOCOL
-from quorumq.cluster.hearing import Hearing
 from quorumq.cluster.status import Status
 from tests.consensus.counting import Recorder
 from tests.support.local_cluster import free_ports
@@ -224,7 +224,7 @@ async def test_the_first_entry_of_a_leader_says_that_nothing_could_be_heard_befo
 ) -> None:
     # The first entry after a pause of this machine says the same.
     monkeypatch.setattr("quorumq.cluster.driver._STALL_S", 60.0)
-    monkeypatch.setattr("quorumq.cluster.hearing.HEARD_S", 60.0)
+    monkeypatch.setattr("quorumq.cluster.availability.RESUMED_S", 60.0)
     async with running(Cluster(tmp_path, **PATIENCE)) as cluster:
         for payload in (b"a", b"b", b"c"):
             await cluster.write("n1", payload)
@@ -242,10 +242,10 @@ async def test_a_first_entry_that_comes_late_has_nothing_to_make_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("quorumq.cluster.driver._STALL_S", 60.0)
-    monkeypatch.setattr("quorumq.cluster.hearing.HEARD_S", 0.1)
+    monkeypatch.setattr("quorumq.cluster.availability.RESUMED_S", 0.1)
     async with running(Cluster(tmp_path, **PATIENCE)) as cluster:
         leader = await cluster.led()
-        await until(lambda: leader._hearing._again_at is not None)
+        await until(lambda: leader._availability._again_at is not None)
         await asyncio.sleep(0.15)
         await write(leader, b"a")
         assert isinstance(leader.machine, Recorder)
@@ -253,28 +253,28 @@ async def test_a_first_entry_that_comes_late_has_nothing_to_make_up_for(
 
 
 def test_nobody_is_heard_before_a_leader_can_take_writes() -> None:
-    hearing = Hearing()
-    assert not hearing.say(0)
-    hearing.lost()
+    availability = Availability()
+    assert not availability.resumed(0)
+    availability.lost()
     for now in range(10):
-        hearing.look(now, able=False)
-    assert hearing.say(10) and not hearing.say(10)
-    hearing.lost()
-    hearing.look(20, able=True)
-    hearing.look(20.9, able=True)
-    assert hearing.say(20.9)
-    hearing.lost()
-    hearing.look(30, able=True)
-    assert not hearing.say(31.1)
-    hearing.lost()
-    hearing.look(40, able=True)
+        availability.look(now, able=False)
+    assert availability.resumed(10) and not availability.resumed(10)
+    availability.lost()
+    availability.look(20, able=True)
+    availability.look(20.9, able=True)
+    assert availability.resumed(20.9)
+    availability.lost()
+    availability.look(30, able=True)
+    assert not availability.resumed(31.1)
+    availability.lost()
+    availability.look(40, able=True)
     # It stood still once more meanwhile.
-    hearing.lost()
-    hearing.look(41, able=True)
-    assert hearing.say(41.5)
-    hearing.lost()
-    hearing.none_of_ours()
-    assert not hearing.say(50)
+    availability.lost()
+    availability.look(41, able=True)
+    assert availability.resumed(41.5)
+    availability.lost()
+    availability.not_leading()
+    assert not availability.resumed(50)
 
 
 async def test_handing_leadership_over_is_quick_and_loses_nothing(tmp_path: Path) -> None:

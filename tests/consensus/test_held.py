@@ -20,7 +20,7 @@ from quorumq.cluster import held, identity, links
 from quorumq.cluster.disk import Disk
 from quorumq.cluster.engine import Engine
 from quorumq.cluster.errors import ClusterError, LogDamaged
-from quorumq.cluster.held import Held, HeldFile
+from quorumq.cluster.held import HeldFile, HighWaterMark
 from quorumq.cluster.log import _COMMIT, _ENTRY, _MARK, _RECORD_ENTRY, _SECTOR, _U64, Log, read_only, record
 from tests.consensus.counting import Recorder
 from tests.consensus.disks import MemoryDisk
@@ -225,7 +225,7 @@ async def test_a_node_in_doubt_stays_on_probation_when_it_is_started_again(tmp_p
         for _ in range(3):
             await cluster.start("n1")
             assert not cluster.engines["n1"].metrics.whole
-            assert cluster.engines["n1"]._presence.probation.history  # type: ignore[union-attr]
+            assert cluster.engines["n1"]._probations.probation.history  # type: ignore[union-attr]
             await cluster.stop("n1")
     finally:
         for node in list(cluster.engines):
@@ -361,7 +361,7 @@ def a_noted_log(disk: MemoryDisk, root: MemoryDisk) -> tuple[Log, HeldFile]:
     file = HeldFile(root)
     log = Log(disk, 600, file)
     number, size = log.end
-    assert file.begin(Held(number, size, log.last_index, log.term, 0))
+    assert file.begin(HighWaterMark(number, size, log.last_index, log.term, 0))
     return log, file
 
 
@@ -455,7 +455,7 @@ def test_a_full_disk_neither_keeps_a_node_from_starting_nor_its_log_from_being_w
     root.fail_writes = errno.ENOSPC
     file = HeldFile(root)
     log = Log(disk, 600, file)
-    assert not file.begin(Held())
+    assert not file.begin(HighWaterMark())
     fill(log, 9)
     assert log.durable_index == 9 and isinstance(file.failure, OSError)
     root.fail_writes = None
@@ -492,7 +492,7 @@ def test_a_note_that_could_not_be_begun_is_written_when_the_disk_takes_it() -> N
     root = MemoryDisk()
     root.fail_writes = errno.ENOSPC
     file = HeldFile(root)
-    assert not file.begin(Held(3, 700, 20, 2)) and file.due(100.0)
+    assert not file.begin(HighWaterMark(3, 700, 20, 2)) and file.due(100.0)
     root.fail_writes = None
     file.sync()
     note = held.read(root)
@@ -629,10 +629,10 @@ def test_a_note_that_is_put_in_place_of_another_holds_whatever_that_ones_number(
     """A start that found less than was noted says what is there now; an old note with a higher number would doubt it again."""
     disk = MemoryDisk()
     old = HeldFile(disk)
-    assert old.begin(Held(1, 100, 10, 1, 0))
+    assert old.begin(HighWaterMark(1, 100, 10, 1, 0))
     for step in range(noted):
         old.reached(1, 200 + step, 20 + step, 1, sync=True)
     now = HeldFile(disk)
-    assert now.begin(Held(1, 50, 5, 1, 0))
+    assert now.begin(HighWaterMark(1, 50, 5, 1, 0))
     found = held.read(disk)
     assert found is not None and (found.size, found.last_index) == (50, 5)

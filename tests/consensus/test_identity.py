@@ -13,7 +13,7 @@ from quorumq.cluster import identity
 from quorumq.cluster.belonging import Belonging
 from quorumq.cluster.errors import LogDamaged
 from quorumq.cluster.identity import IdentityFile
-from quorumq.cluster.presence import Presence
+from quorumq.cluster.probation import Probations
 from tests.consensus.disks import MemoryDisk
 
 
@@ -78,7 +78,7 @@ def test_a_probation_that_cannot_be_written_off_goes_on_and_is_tried_again() -> 
     raft: Any = SimpleNamespace(id="n1", membership=SimpleNamespace(seats={"n1": None}))
     rest: Any = None
     probation = SimpleNamespace(writing=True, history=False)
-    presence = Presence(
+    probations = Probations(
         raft,
         driver,
         rest,
@@ -88,10 +88,10 @@ def test_a_probation_that_cannot_be_written_off_goes_on_and_is_tried_again() -> 
         has_history=lambda: True,
         changed=lambda: ended.append("changed"),
     )
-    presence._written(OSError(errno.ENOSPC, "no space"))
-    assert presence.probation is not None and not ended
+    probations._written(OSError(errno.ENOSPC, "no space"))
+    assert probations.probation is not None and not ended
     ((call, *given),) = later
     call(*given)
     assert not probation.writing
-    presence._written(None)
-    assert presence.probation is None and ended == ["changed", "poked"]
+    probations._written(None)
+    assert probations.probation is None and ended == ["changed", "poked"]

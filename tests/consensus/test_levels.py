@@ -47,7 +47,7 @@ class Leader:
             if level is None:
                 self.levels.lost(peer)
             else:
-                self.levels.heard(peer, Announced("9.9.9", level))
+                self.levels.on_announced(peer, Announced("9.9.9", level))
 
     def at(self, now: float, *, leads: bool = True) -> int:
         self.levels.drive(now, leads=leads)
@@ -212,7 +212,7 @@ async def test_a_member_is_known_again_after_one_of_the_two_connections_with_it_
         await cluster.told()
         leader = cluster.leader
         others = cluster.peers.keys() - {leader.config.node_id}
-        await until(lambda: leader._presence.whole == others)
+        await until(lambda: leader._probations.whole == others)
         for peer in others:
             # The leader dials anew, and the other one goes on with the connection that it has dialled.
             link = leader._links._links[peer]
@@ -220,7 +220,7 @@ async def test_a_member_is_known_again_after_one_of_the_two_connections_with_it_
             old.transport.abort()
             await until(lambda link=link, old=old: link.connection not in (None, old))
         await until(lambda: all(leader._levels.announced(peer) for peer in others))
-        await until(lambda: leader._presence.whole == others)
+        await until(lambda: leader._probations.whole == others)
 
 
 async def test_who_missed_the_raise_is_told_by_the_others(tmp_path: Path) -> None:

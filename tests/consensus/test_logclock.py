@@ -124,14 +124,14 @@ def test_it_is_never_before_the_last_entry_and_goes_on_from_there() -> None:
 
 def test_a_follower_takes_the_leaders_and_goes_on_with_it() -> None:
     clock = LogClock(10.0, 0.0)
-    clock.told(5_000_000, 11.0)
+    clock.synchronize(5_000_000, 11.0)
     assert clock.settled
     assert clock.read(12.0) == 5_001_000
     # Late by a second: the follower does not go back, only a little slower until the leader is there.
-    clock.told(5_000_000, 12.0)
+    clock.synchronize(5_000_000, 12.0)
     assert clock.read(12.0) == 5_001_000
     assert clock.read(13.0) == 5_001_900
-    clock.told(5_500_000, 13.0)
+    clock.synchronize(5_500_000, 13.0)
     assert clock.read(13.0) == 5_500_000
     # It leads: what it goes on from is that, and not what the walls say.
     clock.lead(Bounds(9_000_000, 9_000_000, True), 13.0)
@@ -142,13 +142,13 @@ def test_a_follower_takes_the_leaders_and_goes_on_with_it() -> None:
 def test_a_stamp_is_never_before_the_one_before_also_where_the_clock_is_set_back() -> None:
     """A machine that was suspended is told an older time than the one it stamped with, by whoever led meanwhile."""
     clock = LogClock(10.0, 0.0)
-    clock.told(9_000_000, 10.0)
+    clock.synchronize(9_000_000, 10.0)
     assert clock.stamp(11.0) == 9_001_000
     assert clock.slept(3600.0)
-    clock.told(8_000_000, 11.0)
+    clock.synchronize(8_000_000, 11.0)
     assert clock.read(11.0) == 8_000_000
     assert clock.stamp(11.0) == clock.stamp(12.0) == 9_001_000
-    clock.told(9_500_000, 13.0)
+    clock.synchronize(9_500_000, 13.0)
     assert clock.stamp(13.0) == 9_500_000
 
 

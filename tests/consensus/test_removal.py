@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quorumq.cluster.engine import Engine
-from quorumq.cluster.errors import Removed, Unavailable
+from quorumq.cluster.errors import NodeRemoved, Unavailable
 from tests.consensus.test_engine import Cluster, running, until
 
 
@@ -38,7 +38,7 @@ async def test_one_that_dialled_before_its_removal_was_committed_is_told_afterwa
                 adopt_again_once(engine, gone.node_id, cluster.peers[gone.node_id])
         await leader.change_members("remove", gone.node_id)
         await until(gone.failed.done)
-        assert isinstance(gone.failed.exception(), Removed)
+        assert isinstance(gone.failed.exception(), NodeRemoved)
         for engine in cluster.engines.values():
             assert engine is gone or not engine._links.known(gone.node_id)
 

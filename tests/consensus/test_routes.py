@@ -47,7 +47,7 @@ class Wires:
                 for other in member.others:
                     if member.connected(other) and member.name not in self.speaks_not:
                         speaks = member.routes.reaches(lambda peer: peer not in self.speaks_not)
-                        self.nodes[other].routes.told(member.name, speaks, self.now)
+                        self.nodes[other].routes.on_reaches(member.name, speaks, self.now)
                 member.routes.drive(self.now)
 
     def carry(self, source: str, target: str, message: Message) -> None:
@@ -234,7 +234,7 @@ def test_a_token_of_before_opens_nothing() -> None:
     wires = cut(("n1", "n3"), ("n3", "n1"))
     three = wires.nodes["n3"].routes
     late = {"type": "relay", "to": "n3", "from": "n1", "token": three._granted["n1"], "message": INNER}
-    three.direct_heard("n1")
+    three.on_introduction("n1")
     three.on_message("n2", late)
     assert wires.nodes["n3"].got == []
     wires.settle()

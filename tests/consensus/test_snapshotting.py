@@ -17,7 +17,7 @@ from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.errors import NotUnderstood, Unavailable
 from quorumq.cluster.membership import Membership, Seat
 from quorumq.cluster.replica import Replica, encode_members
-from quorumq.cluster.snapshots import Head, Receiver
+from quorumq.cluster.snapshots import Head, SnapshotReceiver
 from quorumq.node.machine import image
 from quorumq.node.machine.machine import Machine
 from tests.consensus.counting import Recorder
@@ -134,7 +134,7 @@ def test_a_transfer_goes_on_only_with_the_node_that_began_it() -> None:
         installed.append(disk.read(name))
         done(True)
 
-    receiver = Receiver(disk, lambda peer, message: sent.append((peer, message)) or True, install)  # type: ignore[func-returns-value]
+    receiver = SnapshotReceiver(disk, lambda peer, message: sent.append((peer, message)) or True, install)  # type: ignore[func-returns-value]
     size = len(images["a"])
     assert len(images["b"]) == size
     receiver.begin("n2", {"name": name, "size": size})
@@ -157,7 +157,7 @@ def test_a_piece_counts_only_where_the_one_before_it_ends() -> None:
     name = snapshots.file_name(7, 2)
     content = files(b"a" * 1000, name=name)["a"]
     disk, sent, installed = MemoryDisk(), [], []
-    receiver = Receiver(
+    receiver = SnapshotReceiver(
         disk,
         lambda peer, message: sent.append(message["offset"]) or True,  # type: ignore[func-returns-value]
         lambda name, head, done: installed.append(name),
@@ -171,7 +171,7 @@ def test_a_piece_counts_only_where_the_one_before_it_ends() -> None:
 
 def test_pieces_on_their_way_to_the_disk_do_not_count_for_a_transfer_that_took_their_place() -> None:
     disk, sent = MemoryDisk(immediate=False), []
-    receiver = Receiver(disk, lambda peer, message: sent.append(message) or True, lambda name, head, done: None)  # type: ignore[func-returns-value]
+    receiver = SnapshotReceiver(disk, lambda peer, message: sent.append(message) or True, lambda name, head, done: None)  # type: ignore[func-returns-value]
     name = snapshots.file_name(7, 2)
     receiver.begin("n2", {"name": name, "size": 300})
     receiver.piece("n2", {"name": name, "offset": 0, "data": b"x" * 100})
@@ -248,7 +248,7 @@ def test_a_disk_that_takes_no_snapshot_ends_no_connection(step: str, monkeypatch
     def broken(name: str) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    receiver = Receiver(disk, lambda peer, message: True, install)
+    receiver = SnapshotReceiver(disk, lambda peer, message: True, install)
     with monkeypatch.context() as patched:
         patched.setattr(disk, step, broken)
         receiver.begin("n2", {"name": name, "size": len(content)})
@@ -359,7 +359,7 @@ def test_taking_a_snapshot_in_never_waits_for_the_disk() -> None:
         sent.append((message["type"], message.get("offset")))
         return True
 
-    receiver = Receiver(disk, send, lambda name, head, done: installed.append(name))
+    receiver = SnapshotReceiver(disk, send, lambda name, head, done: installed.append(name))
     for damaged in (True, False):
         data = content[:-1] + b"?" if damaged else content
         receiver.begin("n2", {"name": name, "size": len(data)})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quorumq.cluster.membership import Membership, Seat
-from quorumq.cluster.snapshots import Pace, Policy
+from quorumq.cluster.snapshots import Policy, WriteThrottle
 from quorumq.cluster.turns import EXPIRES_S, RENEW_S, SETTLE_S, Turns
 
 WHEEL = next((Path(__file__).parents[1] / "versions").glob("quorumq-0.1.0-*.whl"))
@@ -116,7 +116,7 @@ def test_a_log_that_grows_faster_than_turns_come(field: str) -> None:
 
 
 def test_a_writer_in_no_hurry_takes_a_fifth() -> None:
-    calm, hurried = Pace(hurried=False), Pace(hurried=True)
+    calm, hurried = WriteThrottle(hurried=False), WriteThrottle(hurried=True)
     assert calm.pause_s(1.0) == hurried.pause_s(1.0) == 0.01
     assert calm.pause_s(1.01 + 0.02) == pytest.approx(0.08)
     assert calm.pause_s(1.01 + 0.02 + 0.08 + 0.001) == 0.01

@@ -63,7 +63,7 @@ class Played:
             alarm_ms=2000,
             tells_nothing=lambda peer: peer in self.old,
             reaches=lambda: ("n3",),
-            told=lambda peer, reached: None,
+            on_reaches=lambda peer, reached: None,
         )
         for peer in self.raft.peers:
             self.vitals.peer_up(peer)

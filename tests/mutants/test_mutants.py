@@ -37,7 +37,7 @@ def test_every_mutant_applies_to_the_tree_and_names_what_must_notice_it() -> Non
 
 def test_every_part_that_can_lose_a_promise_has_mutants() -> None:
     changed = {each.file for each in mutants()}
-    for each in ("disk", "log", "raft", "reads", "submit", "replica", "snapshots", "snapshotting", "presence", "held"):
+    for each in ("disk", "log", "raft", "reads", "submit", "replica", "snapshots", "snapshotting", "probation", "held"):
         assert f"cluster/{each}.py" in changed, each
     assert {"node/machine/state/state.py", "node/machine/machine.py", "api/scopes.py", "api/auth.py"} <= changed
 

@@ -170,7 +170,7 @@ class Inside:
     def _holds(self, voter: str, index: int, term: int) -> bool:
         """Whether its disk holds an entry, or did before it was lost, and its word counts."""
         for engine, journal in self._lives.get(voter, ()):
-            counts = engine._presence.probation is None and journal.durable_index >= index
+            counts = engine._probations.probation is None and journal.durable_index >= index
             if counts and (journal.base_index > index or journal.term_at(index) == term):
                 return True
         return False

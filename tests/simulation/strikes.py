@@ -356,7 +356,7 @@ async def crash_at_the_end_of_probation(world: World) -> None:
     disk = world.hosts[third].disks["log"]
     disk.latency = (0.6, 1.5)
     world.say(f"{third} catches up in memory")
-    ended = await _moment(lambda: engine._presence.probation is None or world.hosts[third].engine is not engine, 4.0)
+    ended = await _moment(lambda: engine._probations.probation is None or world.hosts[third].engine is not engine, 4.0)
     if world.hosts[third].engine is engine and (ended or engine._log.durable < engine._log.appended):
         world.crash(third)
         world.crash(leader.node_id)

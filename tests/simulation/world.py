@@ -16,7 +16,7 @@ from quorumq.cluster import snapshots
 from quorumq.cluster.config import ClusterConfig
 from quorumq.cluster.engine import Engine
 from quorumq.cluster.environment import NodeEnvironment
-from quorumq.cluster.errors import ClusterError, LogDamaged, Removed
+from quorumq.cluster.errors import ClusterError, LogDamaged, NodeRemoved
 from quorumq.cluster.handshake import LinkListener
 from quorumq.cluster.log import _MARK, read_record
 from quorumq.node.machine.machine import Machine
@@ -135,7 +135,7 @@ class _SimEnvironment(NodeEnvironment):
     def links(self, config: ClusterConfig, listener: LinkListener) -> Any:
         return SimLinks(self._world.network, self._host.process, config, listener)
 
-    def snapshot_writer(self) -> snapshots.Writer:
+    def snapshot_writer(self) -> snapshots.SnapshotWriter:
         return _SimWriter(self._world)
 
     async def resolve(self, names: Iterable[str]) -> list[str]:
@@ -346,7 +346,7 @@ class World:
             return
         assert host.engine is not None
         error = host.engine.failed.exception() if host.engine.failed.done() else None
-        if error is not None and not isinstance(error, Removed):
+        if error is not None and not isinstance(error, NodeRemoved):
             # It stopped by itself before it crashed, and nobody has looked since.
             violation = Violation("no node stops by itself", f"{name}: {type(error).__name__}: {error}")
             self.checks.first_violation = self.checks.first_violation or violation
@@ -630,7 +630,7 @@ class World:
         for name, host in self.hosts.items():
             if host.engine is not None and host.engine.failed.done() and host.up:
                 error = host.engine.failed.exception()
-                if isinstance(error, Removed) and name not in self.members():
+                if isinstance(error, NodeRemoved) and name not in self.members():
                     self.say(f"{name} was told that it is removed")
                     self.retire(name)
                     continue

@@ -21,8 +21,8 @@ log = logging.getLogger("quorumq.cluster")
 _WRITE_RETRY_S = 0.5
 
 
-class Presence:
-    """This node's own probation, and which of the others are whole.
+class Probations:
+    """This node's own, and which of the others are on one or whole.
 
     belongs: whether this node knows the members.  has_history: whether it holds entries or a snapshot.
     changed: called when its probation has ended.
@@ -99,7 +99,7 @@ class Presence:
             self.doubted.add(peer)
             self._raft.discount(peer)
         said = Announced(message.get("version", ""), message.get("level", 0), message.get("doors", {}))
-        self._levels.heard(peer, said)
+        self._levels.on_announced(peer, said)
         if self.probation is not None:
             if message["history"] and not self.probation.history and not self._raft.peers:
                 log.error(

@@ -1,4 +1,4 @@
-"""What a node says in its log of the way to an election, so that a pause can be explained: a few lines for each, not one a try."""
+"""The lines about elections in a node's log file, so that a pause can be explained: a few for each, not one a try."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 log = logging.getLogger("quorumq.raft")
 
 
-class Asking:
+class ElectionLog:
     """How often, and since when, this node has asked who would vote for it, with no leader heard meanwhile."""
 
     def __init__(self) -> None:
