@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from quorumq.node.node import Once
+from quorumq.node.node import IdempotencyKey
 
 if TYPE_CHECKING:
     from .auth import Grant
@@ -23,7 +23,7 @@ class BadKey(Exception):
     """An idempotency key that cannot be used; the message is for the client."""
 
 
-def once_of(request: web.BaseRequest, body: bytes, grant: Grant) -> Once | None:
+def once_of(request: web.BaseRequest, body: bytes, grant: Grant) -> IdempotencyKey | None:
     """Return what makes a request one with its repeats; None when it has no key. Raises BadKey.
 
     The key is scoped by the token's name, since clients that do not know each other may choose the same, and a token that is
@@ -41,13 +41,13 @@ def once_of(request: web.BaseRequest, body: bytes, grant: Grant) -> Once | None:
     earlier = f"{request.headers.get('Authorization', '')}\n{key}"
     head = f"{request.method} {request.raw_path}\n".encode("utf-8", "surrogateescape")
     fingerprint = blake2b(head + body, digest_size=16).digest()
-    return Once(_hashed(f"{grant.owner}\n{key}"), fingerprint, grant.scope, _hashed(earlier))
+    return IdempotencyKey(_hashed(f"{grant.owner}\n{key}"), fingerprint, grant.scope, _hashed(earlier))
 
 
 def _hashed(text: str) -> str:
     return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def part_of(once: Once, part: int) -> Once:
+def part_of(once: IdempotencyKey, part: int) -> IdempotencyKey:
     """What makes one of several operations of a request one with its repeats."""
     return once._replace(key=f"{once.key}:{part}", earlier=f"{once.earlier}:{part}")

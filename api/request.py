@@ -29,7 +29,7 @@ from .reply import Reply
 if TYPE_CHECKING:
     from quorumq.api.settings.rows import NodeConfig
     from quorumq.node.machine.operations.runs import Pulled, PullJobs
-    from quorumq.node.node import Node, Once
+    from quorumq.node.node import IdempotencyKey, Node
 
 # open: anybody. job: the token of the job itself, which the row's handler checks.
 Right = Literal["open", "job", "metrics", "produce", "consume", "read", "manage:all", "admin"]
@@ -128,7 +128,7 @@ class Call:
         return self._query
 
     @property
-    def once(self) -> Once | None:
+    def once(self) -> IdempotencyKey | None:
         """What makes this request one with its repeats, when it has an idempotency key. Raises Invalid."""
         try:
             return once_of(self.request, self.body, self.grant)

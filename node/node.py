@@ -43,7 +43,7 @@ T = TypeVar("T")
 WRITE_TIMEOUT_S = 15.0
 
 
-class Once(NamedTuple):
+class IdempotencyKey(NamedTuple):
     """A client's promise that requests with this key are one request. fingerprint: of all that it sent.
 
     scope: whose key it is, empty where everybody is one.  earlier: what the key is below feature level 1.
@@ -196,10 +196,17 @@ class Node:
     # -- Writing
 
     @overload
-    async def submit(self, op: Operation, *, timeout_s: float | None = None, once: Once | None = None) -> Any: ...
+    async def submit(
+        self, op: Operation, *, timeout_s: float | None = None, once: IdempotencyKey | None = None
+    ) -> Any: ...
     @overload
     async def submit(
-        self, op: Operation, view: Callable[[Any], T], *, timeout_s: float | None = None, once: Once | None = None
+        self,
+        op: Operation,
+        view: Callable[[Any], T],
+        *,
+        timeout_s: float | None = None,
+        once: IdempotencyKey | None = None,
     ) -> T: ...
     async def submit(
         self,
@@ -207,7 +214,7 @@ class Node:
         view: Callable[[Any], Any] | None = None,
         *,
         timeout_s: float | None = None,
-        once: Once | None = None,
+        once: IdempotencyKey | None = None,
     ) -> Any:
         """Replicate an operation and return `view(reply)`.
 
@@ -246,7 +253,7 @@ class Node:
     async def _hand_over(
         self,
         op: Operation,
-        once: Once | None,
+        once: IdempotencyKey | None,
         view: Callable[[Any], Any],
         timeout_s: float,
         abandoned: Callable[[Any], None] | None = None,
@@ -257,16 +264,16 @@ class Node:
             # Level 1 came into force just before it was applied, and so it is in force here too now.
             return await self.batcher.add(self._ready(op, once), view, timeout_s, abandoned)
 
-    def _key(self, once: Once) -> str:
+    def _key(self, once: IdempotencyKey) -> str:
         """What a client's key is at the level in force."""
         return once.key if self.machine.state.level >= 1 else once.earlier
 
-    def _question(self, once: Once) -> GetOutcome:
+    def _question(self, once: IdempotencyKey) -> GetOutcome:
         if self.machine.state.level < 1:
             return GetOutcome(once.earlier, once.fingerprint)
         return GetOutcome(once.key, once.fingerprint, once.scope, once.earlier)
 
-    def _ready(self, op: Operation, once: Once | None) -> Operation:
+    def _ready(self, op: Operation, once: IdempotencyKey | None) -> Operation:
         """Put an operation under its idempotency key, if it has one. Raises LevelTooLow for one that may not be in the log yet."""
         needed, level = level_needed(op), self.machine.state.level
         if needed > level:
@@ -300,7 +307,7 @@ class Node:
     # -- Taking jobs
 
     async def pull(
-        self, op: PullJobs, view: Callable[[Pulled], T], *, wait_ms: float = 0, once: Once | None = None
+        self, op: PullJobs, view: Callable[[Pulled], T], *, wait_ms: float = 0, once: IdempotencyKey | None = None
     ) -> T:
         """Take jobs, or wait up to wait_ms for one; return `view` of what was taken, which may be nothing.
 
@@ -358,7 +365,7 @@ class Node:
             return True
         return bool(queue.group_uses) and (state.group_limits.next_due() or now_ms + 1) <= now_ms
 
-    async def _take(self, op: PullJobs, view: Callable[[Pulled], T], once: Once | None) -> tuple[bool, T]:
+    async def _take(self, op: PullJobs, view: Callable[[Pulled], T], once: IdempotencyKey | None) -> tuple[bool, T]:
         """Pull, and say whether there was anything. What was taken for a caller that is gone, or failed, goes back."""
         taken: list[tuple[str, int]] = []
 
@@ -378,7 +385,7 @@ class Node:
             raise
 
     async def _finish_and_pull(
-        self, op: FinishAndPull, view: Callable[[Finished], T], timeout_s: float, once: Once | None
+        self, op: FinishAndPull, view: Callable[[Finished], T], timeout_s: float, once: IdempotencyKey | None
     ) -> T:
         """End a run and take the next jobs, which go back when the caller is gone. The end of the run stays as it is."""
         taken: list[tuple[str, int]] = []
@@ -397,7 +404,7 @@ class Node:
             self._give_back(taken, None)
             raise
 
-    def _give_back(self, taken: list[tuple[str, int]], once: Once | None) -> None:
+    def _give_back(self, taken: list[tuple[str, int]], once: IdempotencyKey | None) -> None:
         """Return jobs, by id and fence, as they were."""
         if not taken:
             return

@@ -37,7 +37,7 @@ FIELD = re.compile(r"\S+", re.ASCII)
 ITEM = re.compile(r"([a-z]+|\d+)(?:-([a-z]+|\d+))?(?:/(\d+)|#(\d+))?", re.ASCII)
 
 
-class Field(NamedTuple):
+class CronField(NamedTuple):
     """One field of an expression: its lowest and highest value, and the names of values from the lowest on."""
 
     low: int
@@ -45,9 +45,15 @@ class Field(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-SECONDS = Field(0, 59)
-MONTH_DAYS = Field(1, 31)
-FIELDS = (Field(0, 59), Field(0, 23), MONTH_DAYS, Field(1, 12, tuple(MONTHS)), Field(0, 6, tuple(WEEKDAYS)))
+SECONDS = CronField(0, 59)
+MONTH_DAYS = CronField(1, 31)
+FIELDS = (
+    CronField(0, 59),
+    CronField(0, 23),
+    MONTH_DAYS,
+    CronField(1, 12, tuple(MONTHS)),
+    CronField(0, 6, tuple(WEEKDAYS)),
+)
 
 
 class InvalidSchedule(ValueError):
@@ -115,11 +121,11 @@ def spelled_out(expression: str) -> str:
     return " ".join(map(_spelled_field, fields, kinds))
 
 
-def _spelled_field(text: str, field: Field) -> str:
+def _spelled_field(text: str, field: CronField) -> str:
     return ",".join(_spelled_item(item, field) for item in text.split(","))
 
 
-def _spelled_item(item: str, field: Field) -> str:
+def _spelled_item(item: str, field: CronField) -> str:
     """Return the values of a range or of a start with a step; anything else as it is. Raises InvalidSchedule."""
     found = ITEM.fullmatch(item)
     if found is None:
@@ -140,7 +146,7 @@ def _spelled_item(item: str, field: Field) -> str:
     return ",".join(str(value) if nth is None else f"{value}#{nth}" for value in values)
 
 
-def _value(word: str, field: Field) -> int | None:
+def _value(word: str, field: CronField) -> int | None:
     """Return what a number or a name stands for; None when it is out of the field."""
     if not word.isdigit():
         return field.low + field.names.index(word) if word in field.names else None

@@ -14,7 +14,7 @@ from quorumq.node.machine.operations.runs import FailJob, PullJobs
 from quorumq.node.machine.refusals import LevelTooLow
 from quorumq.node.machine.state import job_spec
 from quorumq.node.machine.state.outcomes import scope_of
-from quorumq.node.node import Once
+from quorumq.node.node import IdempotencyKey
 from tests.node.conftest import Local
 
 
@@ -28,8 +28,8 @@ def _newer(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(operation.LEVELLED, record, info)
 
 
-@pytest.mark.parametrize("once", [None, Once("key", b"f", "", "earlier")])
-async def test_a_newer_operation_is_refused_below_its_level(local: Local, once: Once | None) -> None:
+@pytest.mark.parametrize("once", [None, IdempotencyKey("key", b"f", "", "earlier")])
+async def test_a_newer_operation_is_refused_below_its_level(local: Local, once: IdempotencyKey | None) -> None:
     local.machine.level = 0
     before = local.engine.applied_index
     with pytest.raises(LevelTooLow, match=r"queue\.pause needs feature level 1, and this cluster is at 0"):
@@ -57,7 +57,7 @@ async def test_a_key_that_was_sent_just_before_the_level_is_sent_again_with_its_
     local.machine.level = 0
     push = PushJobs("q", [job_spec("a", b"1")])
     pending = asyncio.ensure_future(
-        local.node.submit(push, lambda reply: reply.ids, once=Once("new", b"f", "mailer", "old"))
+        local.node.submit(push, lambda reply: reply.ids, once=IdempotencyKey("new", b"f", "mailer", "old"))
     )
     # It has been handed over and is not applied yet.
     await asyncio.sleep(0)
@@ -71,7 +71,7 @@ async def test_a_key_that_was_sent_just_before_the_level_is_sent_again_with_its_
 async def test_below_level_1_a_key_is_what_the_version_before_calls_it(local: Local) -> None:
     local.machine.level = 0
     push = PushJobs("q", [job_spec("a", b"1")])
-    once = Once("new", b"f", "mailer", "old")
+    once = IdempotencyKey("new", b"f", "mailer", "old")
     assert await local.node.submit(push, lambda reply: reply.ids, once=once) == ["a"]
     assert [key for key, _ in local.machine.state.outcomes.items()] == ["old"]
     local.machine.level = 1

@@ -16,7 +16,7 @@ from quorumq.node.machine.operations.runs import AckJob, FailJob, FinishAndPull,
 from quorumq.node.machine.operations.settings import HoldQueue, SetRateLimit, SetWindow
 from quorumq.node.machine.refusals import IdempotencyKeyReused, JobNotFound
 from quorumq.node.machine.state import job_spec
-from quorumq.node.node import Once
+from quorumq.node.node import IdempotencyKey
 from tests.node.conftest import Local
 from tests.support.world import encode
 
@@ -383,7 +383,7 @@ def keyed(local: Local, key: str = "k", fingerprint: bytes = b"f", wait_ms: int 
         PullJobs("q", 1, "w", token_seed=f"seed{local.ids}"),
         lambda reply: (reply.tokens, [job.id for job in reply.jobs]),
         wait_ms=wait_ms,
-        once=Once(key, fingerprint, "", f"{key}-earlier"),
+        once=IdempotencyKey(key, fingerprint, "", f"{key}-earlier"),
     )
 
 
@@ -430,5 +430,5 @@ async def test_a_repeated_write_is_rendered_from_the_first_reply(local: Local) -
     ids = []
     for i in range(2):
         push = PushJobs("q", [job_spec(f"new-{i}", b"1")])
-        ids.append(await local.node.submit(push, lambda reply: reply.ids[0], once=Once("k", b"f", "", "e")))
+        ids.append(await local.node.submit(push, lambda reply: reply.ids[0], once=IdempotencyKey("k", b"f", "", "e")))
     assert ids == ["new-0", "new-0"]

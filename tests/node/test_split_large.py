@@ -23,7 +23,7 @@ from quorumq.node.machine.operations.retention import SetDefaultRetention
 from quorumq.node.machine.operations.runs import AckJobs, FailJob
 from quorumq.node.machine.refusals import QueueBusy
 from quorumq.node.machine.state import Repeat, job_spec
-from quorumq.node.node import Once
+from quorumq.node.node import IdempotencyKey
 from tests.node.conftest import Local
 from tests.support.world import World
 
@@ -38,7 +38,7 @@ async def fill(local: Local, count: int, **options: object) -> None:
     local.ids += 1
 
 
-async def entries_of(local: Local, op: Operation, once: Once | None = None) -> tuple[int, int]:
+async def entries_of(local: Local, op: Operation, once: IdempotencyKey | None = None) -> tuple[int, int]:
     """Return what an operation counted, and how many entries it took."""
     before = len(local.engine.entries)
     count = await local.node.submit(op, lambda reply: reply.count, once=once)
@@ -194,9 +194,9 @@ def tell(local: Local) -> list[Event]:
 
 async def test_a_repeat_of_a_long_drain_is_answered_and_does_nothing(local: Local) -> None:
     await fill(local, 25)
-    assert await entries_of(local, DrainQueue("q"), Once("k", b"f", "", "e")) == (25, 4)
+    assert await entries_of(local, DrainQueue("q"), IdempotencyKey("k", b"f", "", "e")) == (25, 4)
     await fill(local, 25)
-    assert await entries_of(local, DrainQueue("q"), Once("k", b"f", "", "e")) == (25, 1)
+    assert await entries_of(local, DrainQueue("q"), IdempotencyKey("k", b"f", "", "e")) == (25, 1)
     assert len(local.machine.state.queues["q"].jobs) == 25
 
 

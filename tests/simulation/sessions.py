@@ -11,7 +11,7 @@ import random
 from typing import TYPE_CHECKING
 
 from quorumq.cluster.errors import ClusterError
-from quorumq.node.machine.operations.bullmq.streams import PublishEvent, ReadEvents, Reading
+from quorumq.node.machine.operations.bullmq.streams import EventBatch, PublishEvent, ReadEvents
 from quorumq.node.machine.refusals import LevelTooLow
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.bullmq.streams import fields_of, written
@@ -100,7 +100,7 @@ class Sessions:
             await asyncio.sleep(rng.expovariate(10))
             names = world._asked()
             if names and (node := world.hosts[rng.choice(names)].node) is not None:
-                reading: Reading = ReadEvents(STREAM, last, rng.choice((1, 5, 100))).answer(node.machine.state)
+                reading: EventBatch = ReadEvents(STREAM, last, rng.choice((1, 5, 100))).answer(node.machine.state)
                 found += [(event.id, event.fields) for event in reading.events]
                 last = reading.last
 

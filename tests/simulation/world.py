@@ -28,7 +28,7 @@ from quorumq.node.machine.operations.schedules import AddCron, DeleteCron
 from quorumq.node.machine.refusals import Refusal
 from quorumq.node.machine.state.job import DELAYED, JobSpec, Options
 from quorumq.node.machine.state.schedule import Cron
-from quorumq.node.node import Node, Once
+from quorumq.node.node import IdempotencyKey, Node
 from tests.simulation.checks import Checks, Violation
 from tests.simulation.damage import DAMAGES
 from tests.simulation.disk import SimDisk
@@ -521,7 +521,9 @@ class World:
                 host = self.hosts[rng.choice(names)]
                 assert host.node is not None
                 adding = host.node.submit(
-                    AddJobs(CHAIN_QUEUE, jobs), lambda reply: list(reply.ids), once=Once(key, b"same", "", key)
+                    AddJobs(CHAIN_QUEUE, jobs),
+                    lambda reply: list(reply.ids),
+                    once=IdempotencyKey(key, b"same", "", key),
                 )
                 task = self.loop.create_task(adding, context=host.process.context())
                 # An attempt that is given up may still end, in either way, while the next one is under way.

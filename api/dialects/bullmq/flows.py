@@ -29,7 +29,7 @@ from quorumq.node.machine.operations.flows import (
     AddFlow,
     AwaitChildren,
     Awaits,
-    Dependencies,
+    ChildrenByKind,
     FlowJob,
     Kind,
     ListDependencies,
@@ -294,14 +294,14 @@ async def show_dependencies(call: Call) -> Reply:
     return success(await call.node.ask(query, view, stale=call.stale))
 
 
-def dependencies(prefix: str, kinds: list[Kind], start: int, length: int, found: Dependencies) -> bytes:
+def dependencies(prefix: str, kinds: list[Kind], start: int, length: int, found: ChildrenByKind) -> bytes:
     """Render children by kind: of those that completed their results, of those that were ignored why they failed."""
     parts = [b'"counts":%b' % replies.ENCODE({kind: found.counts[kind] for kind in kinds})]
     parts += [b'"%b":%b' % (kind.encode(), _kind(prefix, found, kind)) for kind in kinds]
     return b'{%b,"start":%d,"length":%d}' % (b",".join(parts), start, length)
 
 
-def _kind(prefix: str, found: Dependencies, kind: Kind) -> bytes:
+def _kind(prefix: str, found: ChildrenByKind, kind: Kind) -> bytes:
     children = [(f"{prefix}:{one.queue}:{unscoped(one.queue, one.job_id)}", one.end) for one in found.pages[kind]]
     if kind == "processed":
         values = [

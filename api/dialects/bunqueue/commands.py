@@ -26,7 +26,7 @@ from quorumq.api.scopes import its_jobs, permit, unmask
 from quorumq.api.values import as_text, value_of
 from quorumq.node.machine.operations.runs import AckedBatch, AckJobs, Pulled, PullJobs, ReleaseJobs
 from quorumq.node.machine.refusals import JobNotActive, JobNotFound, LockLost, Refusal
-from quorumq.node.node import Once
+from quorumq.node.node import IdempotencyKey
 
 from . import finishing, pull_groups, pulling, replies
 from .values import check_queue, read
@@ -69,7 +69,7 @@ class CommandCall(Call):
         self._query = query
 
     @property
-    def once(self) -> Once | None:
+    def once(self) -> IdempotencyKey | None:
         """None: the headers are those of the handshake."""
         return None
 

@@ -26,8 +26,8 @@ from quorumq.node.machine.operations.overview import (
     Limits,
     ListBlocked,
     ListBriefs,
-    Page,
     Portrait,
+    QueuePage,
 )
 from quorumq.node.machine.operations.queue_reads import ListJobs, PriorityCounts, Totals
 from quorumq.node.machine.operations.schedules import ListCrons
@@ -262,7 +262,7 @@ def now_ms() -> int:
 # -- Queues ------------------------------------------------------------------------------------------------------------
 
 
-def summed(found: Page) -> bytes:
+def summed(found: QueuePage) -> bytes:
     """Render all queues in numbers, as the plain list that the documented server gives."""
     return ENCODE(
         [
@@ -288,7 +288,7 @@ async def dashboard_queues(call: Call) -> Reply:
     limit, offset = page(call, "limit")
     limit = SHOWN_MAX if limit is None else min(limit, SHOWN_MAX)
 
-    def view(found: Page) -> bytes:
+    def view(found: QueuePage) -> bytes:
         shown = [
             DashboardQueueShown(
                 name=one.name,
@@ -392,7 +392,7 @@ async def dashboard(call: Call) -> Reply:
         ListCrons(), lambda known: [crons.shown(cron) for cron in known[: LISTED_MAX + 1]], stale=True
     )
     cron_count = await node.ask(ListCrons(), len, stale=True)
-    blocked: Page = await node.ask(ListBlocked(LISTED_MAX), stale=True)
+    blocked: QueuePage = await node.ask(ListBlocked(LISTED_MAX), stale=True)
     disk = await host.disk.look(node)
     shown = Dashboard(
         ok=True,

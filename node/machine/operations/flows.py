@@ -366,7 +366,7 @@ KINDS: dict[str | None, Kind] = {
 }
 
 
-class Dependencies(msgspec.Struct, frozen=True, gc=False):
+class ChildrenByKind(msgspec.Struct, frozen=True, gc=False):
     """Children of a job by what became of them: how many there are of each kind, and a page of each that was asked for.
 
     next: where the page after that begins; 0 when there is none.
@@ -384,7 +384,7 @@ class ListDependencies(Query, frozen=True):
     job_id: JobId
     pages: dict[Kind, tuple[int, int]]
 
-    def answer(self, state: State) -> Dependencies:
+    def answer(self, state: State) -> ChildrenByKind:
         links = state.job(self.job_id).flow or FlowLinks()
         counts: dict[Kind, int] = dict.fromkeys(KINDS.values(), 0)
         pages: dict[Kind, list[Child]] = {kind: [] for kind in self.pages}
@@ -396,4 +396,4 @@ class ListDependencies(Query, frozen=True):
                 pages[kind].append(Child(child_id, queue, end))
             counts[kind] += 1
         following = {kind: start + count for kind, (start, count) in self.pages.items()}
-        return Dependencies(counts, pages, {kind: at if at < counts[kind] else 0 for kind, at in following.items()})
+        return ChildrenByKind(counts, pages, {kind: at if at < counts[kind] else 0 for kind, at in following.items()})

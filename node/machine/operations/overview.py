@@ -21,7 +21,7 @@ class Brief(msgspec.Struct, frozen=True, gc=False):
     blocked_by: tuple[Limit, ...] = ()
 
 
-class Page(msgspec.Struct, frozen=True, gc=False):
+class QueuePage(msgspec.Struct, frozen=True, gc=False):
     """Some queues in order of creation. total: how many there are."""
 
     queues: list[Brief]
@@ -57,7 +57,7 @@ class ListBlocked(Query, frozen=True):
 
     limit: int
 
-    def answer(self, state: State) -> Page:
+    def answer(self, state: State) -> QueuePage:
         found: list[Brief] = []
         total = 0
         for queue in state.queues.values():
@@ -67,7 +67,7 @@ class ListBlocked(Query, frozen=True):
                 counts = Counts(paused=queue.settings.paused)
                 counts.add(queue)
                 found.append(Brief(queue.name, counts, blocked_by))
-        return Page(found, total)
+        return QueuePage(found, total)
 
 
 @query
@@ -77,7 +77,7 @@ class ListBriefs(Query, frozen=True):
     limit: int
     offset: int = 0
 
-    def answer(self, state: State) -> Page:
+    def answer(self, state: State) -> QueuePage:
         start = max(self.offset, 0)
         found: list[Brief] = []
         listed = list(state.listed_queues())
@@ -85,7 +85,7 @@ class ListBriefs(Query, frozen=True):
             counts = Counts(paused=queue.settings.paused)
             counts.add(queue)
             found.append(Brief(queue.name, counts, queue.blocked_by(state.now_ms)))
-        return Page(found, len(listed))
+        return QueuePage(found, len(listed))
 
 
 @query

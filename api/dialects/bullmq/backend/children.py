@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from quorumq.api.errors import Invalid
 from quorumq.node.machine.operations.bullmq.children import EVERYTHING, CountChildren, ListChildren, PageOfChildren
-from quorumq.node.machine.operations.flows import KINDS, Child, Dependencies, Kind
+from quorumq.node.machine.operations.flows import KINDS, Child, ChildrenByKind, Kind
 from quorumq.node.machine.state.job import Job, unscoped
 
 from . import names
@@ -95,7 +95,7 @@ def by_key(children: Sequence[Child], prefix: str) -> dict[str, Any]:
     return {key_of(child, prefix): left_of(child) for child in children}
 
 
-def shown(dependencies: Dependencies, prefix: str) -> dict[str, Any]:
+def shown(dependencies: ChildrenByKind, prefix: str) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for kind, children in dependencies.pages.items():
         told[kind] = by_key(children, prefix)
@@ -104,7 +104,7 @@ def shown(dependencies: Dependencies, prefix: str) -> dict[str, Any]:
     return told | {"next": dependencies.next}
 
 
-def values(dependencies: Dependencies, prefix: str) -> dict[str, Any]:
+def values(dependencies: ChildrenByKind, prefix: str) -> dict[str, Any]:
     (children,) = dependencies.pages.values()
     return by_key(children, prefix)
 

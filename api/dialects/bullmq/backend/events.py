@@ -15,12 +15,12 @@ from msgspec import Meta
 from quorumq.api.errors import Invalid
 from quorumq.node.machine.operations.bullmq.streams import (
     READ_EVENTS,
+    EventBatch,
     LastEvent,
     OpenStream,
     PublishEvent,
     ReadEvent,
     ReadEvents,
-    Reading,
     TrimEvents,
 )
 from quorumq.node.machine.state.bullmq.streams import read_id, written
@@ -152,7 +152,7 @@ async def _until_wanted(asked: Asked, subscription: Subscription) -> None:
             return
 
 
-def _look(asked: Asked, after: int, limit: int) -> Reading:
+def _look(asked: Asked, after: int, limit: int) -> EventBatch:
     # What this node has applied is committed, so nobody need be asked whether there is more.
     return ReadEvents(asked.queue, after, limit).answer(asked.server.node.machine.state)
 

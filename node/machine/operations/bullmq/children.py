@@ -5,7 +5,7 @@ from __future__ import annotations
 from quorumq.node.machine.bounds import JobId, QueueName
 from quorumq.node.machine.operation import Query, query
 from quorumq.node.machine.operations.bullmq.lists import found
-from quorumq.node.machine.operations.flows import KINDS, Child, Dependencies, Kind, ListDependencies
+from quorumq.node.machine.operations.flows import KINDS, Child, ChildrenByKind, Kind, ListDependencies
 from quorumq.node.machine.state import State
 from quorumq.node.machine.state.job import Job
 
@@ -33,11 +33,13 @@ class ListChildren(Query, frozen=True):
     own: JobId
     pages: dict[Kind, tuple[int, int]] | None = None
 
-    def answer(self, state: State) -> Dependencies:
+    def answer(self, state: State) -> ChildrenByKind:
         pages = dict.fromkeys(KINDS.values(), (0, EVERYTHING)) if self.pages is None else self.pages
         job = found(state, self.queue, self.own)
         if job is None:
-            return Dependencies(dict.fromkeys(KINDS.values(), 0), {kind: [] for kind in pages}, dict.fromkeys(pages, 0))
+            return ChildrenByKind(
+                dict.fromkeys(KINDS.values(), 0), {kind: [] for kind in pages}, dict.fromkeys(pages, 0)
+            )
         return ListDependencies(job.id, pages).answer(state)
 
 

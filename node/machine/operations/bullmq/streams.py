@@ -76,7 +76,7 @@ class ReadEvent(msgspec.Struct, frozen=True, gc=False, array_like=True):
     fields: list[str]
 
 
-class Reading(msgspec.Struct, frozen=True, gc=False):
+class EventBatch(msgspec.Struct, frozen=True, gc=False):
     """Events of a queue. last: where to go on.  more: whether there are more already."""
 
     events: list[ReadEvent]
@@ -92,7 +92,7 @@ class ReadEvents(Query, frozen=True):
     after: int
     limit: int = READ_EVENTS
 
-    def answer(self, state: State) -> Reading:
+    def answer(self, state: State) -> EventBatch:
         stream = state.bullmq.streams.by_queue.get(self.queue)
         found: list[ReadEvent] = []
         last, size = self.after, 0
@@ -103,7 +103,7 @@ class ReadEvents(Query, frozen=True):
                 size += streams.weight_of(entry)
                 if size > READ_BYTES:
                     break
-        return Reading(found, last, stream is not None and last < stream.last and bool(found))
+        return EventBatch(found, last, stream is not None and last < stream.last and bool(found))
 
 
 @query
