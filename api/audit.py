@@ -57,7 +57,7 @@ class Audit:
         self.refusals[FORBIDDEN] += 1
         self._write(logging.WARNING, REFUSED, request, STRANGER, route, None, FORBIDDEN)
 
-    def deaf(self, request: web.BaseRequest, grant: Grant, route: str) -> None:
+    def subscription_refused(self, request: web.BaseRequest, grant: Grant, route: str) -> None:
         """Somebody asked for events who may not read."""
         self.refusals[FORBIDDEN] += 1
         self._write(logging.WARNING, REFUSED, request, named(grant), route, None, FORBIDDEN)

@@ -18,7 +18,7 @@ from quorumq.cluster import pem
 
 if TYPE_CHECKING:
     from .door import Door
-    from .metrics import Page
+    from .metrics import MetricsPage
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Certificate:
         names = ", ".join(self.facts.names)[:200] or "nobody in particular"
         return f"for {names}, until {datetime.fromtimestamp(self.facts.ends_at, UTC):%Y-%m-%d %H:%M} UTC"
 
-    def write_figures(self, page: Page, door: Door) -> None:
+    def write_figures(self, page: MetricsPage, door: Door) -> None:
         """Write what there is to watch."""
         page.gauge(
             "quorumq_tls_certificate_end_seconds",

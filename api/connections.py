@@ -30,7 +30,7 @@ HEADER_BYTES_MAX = (16 << 10) + 128
 UNREAD_S = 60.0
 
 
-class Served(Protocol):
+class ConnectionListener(Protocol):
     """The listener of a connection."""
 
     host: Host
@@ -51,9 +51,9 @@ class Served(Protocol):
 class HttpConnection(RequestHandler):
     """One client's connection, which is answered in the port's dialect even where aiohttp cannot parse what it sent."""
 
-    __slots__ = ("_begun", "_body", "_deaf", "_dropped", "_gone", "_listener", "client", "turned_away")
+    __slots__ = ("_begun", "_body", "_discarding", "_dropped", "_gone", "_listener", "client", "turned_away")
 
-    def __init__(self, listener: Served, manager: HttpServer, **settings: Any) -> None:
+    def __init__(self, listener: ConnectionListener, manager: HttpServer, **settings: Any) -> None:
         super().__init__(manager, **settings)
         self._listener = listener
         # The last body that has begun; what comes before its end is no head.
@@ -61,7 +61,7 @@ class HttpConnection(RequestHandler):
         # Whether a head has begun that is not finished.
         self._begun = False
         # Whether what comes is dropped unseen, because the answer has been given.
-        self._deaf = False
+        self._discarding = False
         self._dropped = 0
         self._gone: asyncio.Future[None] | None = None
         # The peer's address, where connections of an address are bounded.
@@ -101,7 +101,7 @@ class HttpConnection(RequestHandler):
         self._body = None
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._discarding:
             self._dropped += len(data)
             if self._dropped > LINGER_BYTES_MAX:
                 self.drop()
@@ -154,7 +154,7 @@ class HttpConnection(RequestHandler):
 
     async def _linger(self, transport: asyncio.Transport) -> None:
         """Let the client read the answer to a body that nobody wants; what is still to come of it is dropped unparsed."""
-        self._deaf = True
+        self._discarding = True
         self._keepalive = False
         self._gone = self._loop.create_future()
         with contextlib.suppress(Exception):
@@ -197,7 +197,7 @@ def status_of(error: BaseException | None, status: int) -> int:
 class HttpServer(web.Server):
     """aiohttp's server, with our connections."""
 
-    def __init__(self, listener: Served, **settings: Any) -> None:
+    def __init__(self, listener: ConnectionListener, **settings: Any) -> None:
         super().__init__(listener.handle, handler_cancellation=True)
         self._listener = listener
         self._settings = settings

@@ -28,7 +28,7 @@ EVICTED_AT_ONCE = 64
 # When there was none, it is not looked again for so long.
 LOOK_AGAIN_S = 0.1
 # A line of each kind at most this often.
-TELL_S = 10.0
+LOG_S = 10.0
 
 Ended = Literal["head", "body", "reply", "idle", "frame", "unread"]
 Turned = Literal["all", "client", "descriptors"]
@@ -133,8 +133,8 @@ class Door:
         # When it makes sense again to look for somebody idle.
         self._look_again_at = 0.0
         self.counts: Counter[str] = Counter()
-        self._told: dict[str, float] = {}
-        self._untold: Counter[str] = Counter()
+        self._logged: dict[str, float] = {}
+        self._unlogged: Counter[str] = Counter()
         self._looking: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
@@ -259,9 +259,9 @@ class Door:
     def note(self, what: str, why: str = "") -> None:
         """Count it, and say so, but not more often than every few seconds. why: said of the last."""
         self.counts[what] += 1
-        self._untold[what] += 1
+        self._unlogged[what] += 1
         now = asyncio.get_running_loop().time()
-        if now - self._told.get(what, -TELL_S) < TELL_S:
+        if now - self._logged.get(what, -LOG_S) < LOG_S:
             return
-        self._told[what] = now
-        log.warning("%d %s%s", self._untold.pop(what), SAID[what], f", the last: {why}" if why else "")
+        self._logged[what] = now
+        log.warning("%d %s%s", self._unlogged.pop(what), SAID[what], f", the last: {why}" if why else "")

@@ -31,7 +31,7 @@ REPLAYING = "the log is being replayed"
 T = TypeVar("T")
 
 
-class Session(Protocol):
+class LongLivedConnection(Protocol):
     """A connection that lasts. grant: None as long as it has shown no token."""
 
     grant: Grant | None
@@ -76,7 +76,7 @@ class CommandPort(Port, Protocol):
         """Have its clients go elsewhere."""
 
 
-class Leaving(Protocol):
+class DrainableConnection(Protocol):
     """A connection that says so when its node leaves."""
 
     def leave(self) -> None:
@@ -129,9 +129,9 @@ class Host:
         self.latency = Latency()
         self._services: dict[type, Any] = {Host: self}
         # Connections that last, each with the token that it showed.
-        self.sessions: dict[Session, None] = {}
+        self.sessions: dict[LongLivedConnection, None] = {}
         # Those of them that speak BullMQ's backend protocol.
-        self.backends: dict[Leaving, None] = {}
+        self.backends: dict[DrainableConnection, None] = {}
         self.websockets = 0
         # Requests that wait for something to happen, with what runs them.
         self.waiting: dict[Call, asyncio.Task[Any]] = {}

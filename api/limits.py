@@ -186,7 +186,7 @@ def release(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-class Held(Protocol):
+class BodyHolder(Protocol):
     """A request that may hold some of what requests share. counted: bytes of its body; in_turn: whether it is a large one's turn."""
 
     counted: int
@@ -215,7 +215,7 @@ class Bodies:
         # Bodies that were longer than a short one, whether they were wanted or not.
         self.taken = 0
 
-    async def read(self, request: web.BaseRequest, held: Held, wait_s: float = 15) -> bytes:
+    async def read(self, request: web.BaseRequest, held: BodyHolder, wait_s: float = 15) -> bytes:
         """Return the whole body, inflated. wait_s: how long a large one may wait for its turn.
 
         Whoever calls it calls `let_go` afterwards.  Raises BodyTooLarge, Busy, TooSlow, Unsupported, RequestPayloadError.
@@ -235,7 +235,7 @@ class Bodies:
             body = await self._inflated(body, encoding, held, wait_s)
         return body
 
-    async def skip(self, request: web.BaseRequest, held: Held) -> None:
+    async def skip(self, request: web.BaseRequest, held: BodyHolder) -> None:
         """Read and forget a body that is not asked for, if it is short; a longer one is left, and ends the connection."""
         if (request.content_length or SKIPPED_BYTES_MAX + 1) <= SKIPPED_BYTES_MAX and not expects(request):
             await self._read_slowly(request, held)
@@ -251,7 +251,7 @@ class Bodies:
         """Count such bytes no more."""
         self.pending_bytes -= count
 
-    async def _read_slowly(self, request: web.BaseRequest, held: Held) -> bytes:
+    async def _read_slowly(self, request: web.BaseRequest, held: BodyHolder) -> bytes:
         declared = request.content_length or 0
         if declared > self.body_bytes_max:
             raise BodyTooLarge(self.body_bytes_max, declared)
@@ -285,7 +285,7 @@ class Bodies:
             pace.ended("body")
             raise TooSlow from None
 
-    async def _inflated(self, body: bytes, encoding: str, held: Held, wait_s: float) -> bytes:
+    async def _inflated(self, body: bytes, encoding: str, held: BodyHolder, wait_s: float) -> bytes:
         """Inflate a body that was let in; a short one at once, whatever takes longer in its turn and in a thread."""
         # One at a time: what becomes longer than can be made at once is begun again in a thread.
         whole = inflated(body, encoding, AT_ONCE_BYTES) if len(body) <= AT_ONCE_BYTES else None
@@ -298,7 +298,7 @@ class Bodies:
             raise BodyTooLarge(self.body_bytes_max, len(whole))
         return whole
 
-    async def await_turn(self, held: Held, wait_s: float) -> None:
+    async def await_turn(self, held: BodyHolder, wait_s: float) -> None:
         """Wait for the turn of a large body, unless it has come. Raises Busy."""
         if held.in_turn is not None:
             return
@@ -316,7 +316,7 @@ class Bodies:
         # Without a quorum the answer may take long, and what then waits for it takes no time of anybody's.
         held.in_turn = asyncio.get_running_loop().call_later(TURN_S, self.end_turn, held)
 
-    def end_turn(self, held: Held) -> None:
+    def end_turn(self, held: BodyHolder) -> None:
         """The turn of a large body is over, if it was its turn."""
         if held.in_turn is None:
             return
@@ -330,7 +330,7 @@ class Bodies:
         else:
             self._turns.release()
 
-    def let_go(self, held: Held) -> None:
+    def let_go(self, held: BodyHolder) -> None:
         """Give back what a request holds: its body has done its work."""
         self.pending_bytes -= held.counted
         held.counted = 0
@@ -402,7 +402,7 @@ COUNT_BITS = 32
 COUNT_MASK = (1 << COUNT_BITS) - 1
 
 
-class Sent:
+class RequestWindow:
     """What one client sent within the window. steps: number of a step and requests in it, packed, oldest first."""
 
     __slots__ = ("steps", "total")
@@ -430,7 +430,7 @@ class RequestLimit:
         self.requests_max = requests_max
         self.step_s = window_ms / 1000 / STEPS
         self.cleanup_s = cleanup_ms / 1000
-        self.clients: dict[str, Sent] = {}
+        self.clients: dict[str, RequestWindow] = {}
         self._cleanup_at = 0.0
 
     def admit(self, client: str, now: float) -> float:
@@ -443,7 +443,7 @@ class RequestLimit:
             self._clean_up(step)
             self._cleanup_at = now + self.cleanup_s
         # Taken out and put back, so that the order of the dictionary is that of the last requests.
-        sent = self.clients.pop(client, None) or Sent()
+        sent = self.clients.pop(client, None) or RequestWindow()
         if len(self.clients) >= CLIENTS_MAX:
             del self.clients[next(iter(self.clients))]
         self.clients[client] = sent

@@ -50,7 +50,7 @@ class DurationHistogram:
         return 0.0
 
 
-class Page:
+class MetricsPage:
     """A page of figures in the making."""
 
     def __init__(self) -> None:

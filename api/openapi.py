@@ -19,7 +19,7 @@ from .once import HEADER, KEY_CHARS_MAX
 from .reply import TEXT
 from .request import Route
 from .router import Dialect
-from .rows import Html, NotReady, Octets, Socket, Stream, Text
+from .rows import EventStream, Html, NotReady, Octets, Text, WebSocketUpgrade
 
 Json = dict[str, Any]
 REF = "#/components/schemas/"
@@ -95,7 +95,7 @@ OF_SOCKETS = (
 SCOPES = {"queue": " on the queue", "job": " on the job's queue", "every": " on all queues"}
 
 
-class Served(msgspec.Struct, frozen=True):
+class ServedRoute(msgspec.Struct, frozen=True):
     """A route with the whole path under which a listener serves it."""
 
     path: str
@@ -103,9 +103,11 @@ class Served(msgspec.Struct, frozen=True):
     dialect: Dialect
 
 
-def served(dialects: Iterable[tuple[Dialect, str]]) -> list[Served]:
+def served(dialects: Iterable[tuple[Dialect, str]]) -> list[ServedRoute]:
     """Return every route in the order of the tables."""
-    return [Served(prefix + route.path, route, dialect) for dialect, prefix in dialects for route in dialect.routes]
+    return [
+        ServedRoute(prefix + route.path, route, dialect) for dialect, prefix in dialects for route in dialect.routes
+    ]
 
 
 def document(dialects: Iterable[tuple[Dialect, str]], version: str) -> Json:
@@ -185,10 +187,10 @@ JSON_TYPES: Mapping[type, str] = {bool: "boolean", int: "integer", float: "numbe
 
 
 def is_json(kind: Any) -> bool:
-    return kind is not None and kind not in (Text, Html, Octets, Socket, Stream)
+    return kind is not None and kind not in (Text, Html, Octets, WebSocketUpgrade, EventStream)
 
 
-def described(row: Served, kinds: Mapping[Any, Json]) -> Json:
+def described(row: ServedRoute, kinds: Mapping[Any, Json]) -> Json:
     """Describe one route."""
     route = row.route
     shown: Json = {
@@ -243,7 +245,7 @@ def operation_id(method: str, path: str) -> str:
     return method.lower() + "".join(word[0].upper() + word[1:] for word in words)
 
 
-def parameters(row: Served) -> list[Json]:
+def parameters(row: ServedRoute) -> list[Json]:
     """List the parameters of the path, then those of the query, then the headers."""
     found: list[Json] = []
     for name in re.findall(r"\{(\w+)\}", row.path):
@@ -263,10 +265,10 @@ def is_write(route: Route) -> bool:
     return route.what is not None and issubclass(route.what, Operation)
 
 
-def responses(row: Served, kinds: Mapping[Any, Json]) -> Json:
+def responses(row: ServedRoute, kinds: Mapping[Any, Json]) -> Json:
     """List the statuses that a route answers with."""
     route, in_text = row.route, row.dialect.content_type == TEXT
-    if route.reply is Socket:
+    if route.reply is WebSocketUpgrade:
         found: Json = {"101": {"description": "The connection goes on as a WebSocket."}}
     else:
         found = {"200": {"description": "Done.", "content": content(route.reply, kinds)}}
@@ -315,7 +317,7 @@ def content(reply: Any, kinds: Mapping[Any, Json]) -> Json:
         return {"text/html": {"schema": {"type": "string"}}}
     if reply is Octets:
         return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    if reply is Stream:
+    if reply is EventStream:
         # Without a schema: OpenAPI 3.1 does not say whether one would be of the stream or of an event, and tools differ.
         return {"text/event-stream": {}}
     return {"application/json": {"schema": kinds[reply]}}

@@ -31,7 +31,7 @@ from .request import (
 )
 
 
-class About(TypedDict, total=False):
+class RowOptions(TypedDict, total=False):
     """What every kind of row says besides."""
 
     reply: Required[Any]
@@ -43,7 +43,7 @@ class About(TypedDict, total=False):
     command: str | Command | tuple[str | Command, ...]
 
 
-class More(About):
+class More(RowOptions):
     """What every row says that is no plain read."""
 
     right: Right
@@ -61,11 +61,11 @@ class Octets(msgspec.Struct):
     """Stands for a reply that is a file."""
 
 
-class Stream(msgspec.Struct):
+class EventStream(msgspec.Struct):
     """Stands for a reply that goes on for as long as the client stays."""
 
 
-class Socket(msgspec.Struct):
+class WebSocketUpgrade(msgspec.Struct):
     """Stands for a connection that goes on as a WebSocket."""
 
 
@@ -118,7 +118,7 @@ def ask(
     right: Right = "read",
     asks: tuple[Parameter, ...] = (),
     narrow: Narrow | None = None,
-    **more: Unpack[About],
+    **more: Unpack[RowOptions],
 ) -> Route:
     """A row that reads: linearizable unless `?consistency=stale`."""
 

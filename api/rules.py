@@ -79,7 +79,7 @@ def says(
     return Meta(description=text or None, extra_json_schema=known or None, extra={"rule": rule})
 
 
-class Field(NamedTuple):
+class RuledField(NamedTuple):
     """A field with its rule: its name here, its name for clients."""
 
     name: str
@@ -99,7 +99,7 @@ def hints_of(kind: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def fields_with_rules(kind: Any) -> tuple[Field, ...]:
+def fields_with_rules(kind: Any) -> tuple[RuledField, ...]:
     """Return the fields that have a rule, in the order in which they are checked: `CHECKED` of the struct first, then as declared."""
     hints = hints_of(kind)
     found = {}
@@ -110,7 +110,7 @@ def fields_with_rules(kind: Any) -> tuple[Field, ...]:
             rule = rules[0]
             for outer in rules[1:]:
                 rule = Rule(*(new or old for new, old in zip(outer, rule, strict=True)))
-            found[field.name] = Field(field.name, field.encode_name, rule)
+            found[field.name] = RuledField(field.name, field.encode_name, rule)
     first = [found.pop(name) for name in getattr(kind, "CHECKED", ())]
     return (*first, *found.values())
 

@@ -39,7 +39,7 @@ from .outgoing.services import Outgoing
 from .path import answer, failure
 from .reply import HEADS, Reply
 from .router import Dialect, Mount, Router
-from .rows import Socket
+from .rows import WebSocketUpgrade
 from .sockets import BACKLOG, KEEP_ALIVE_S, cannot_listen, listen
 
 log = logging.getLogger(__name__)
@@ -402,7 +402,7 @@ class Server(Host):
         route = None if found is None else found[0].route
         turned_away = connection_of(request).turned_away
         # Probes are answered: a node that is full is not one to be restarted.
-        if turned_away is not None and (route is None or route.right != "open" or route.reply is Socket):
+        if turned_away is not None and (route is None or route.right != "open" or route.reply is WebSocketUpgrade):
             return failure(dialect, 503, TURNED_AWAY[turned_away], "busy", retry_after_s=1).end_connection()
         if self.request_limit is not None and (route is None or route.limited):
             wait_s = self.request_limit.admit(self.proxies.client_of(request), time.monotonic())

@@ -199,13 +199,13 @@ class CommandConnection:
         if not self.binds_workers:
             return
         if name == "RegisterWorker":
-            self.heard_of(msgspec.json.decode(reply)["data"]["workerId"])
+            self.note_worker(msgspec.json.decode(reply)["data"]["workerId"])
         elif name == "Heartbeat":
-            self.heard_of(as_text(value_of(fields["id"])) or "")
+            self.note_worker(as_text(value_of(fields["id"])) or "")
         elif name == "UnregisterWorker":
             self.workers.pop(as_text(value_of(fields["workerId"])) or "", None)
 
-    def heard_of(self, worker_id: str) -> None:
+    def note_worker(self, worker_id: str) -> None:
         worker = self.host.node.machine.state.workers.by_id.get(worker_id)
         if worker is not None:
             self.workers[worker_id] = worker.last_seen
@@ -244,11 +244,11 @@ class CommandConnection:
         self.admitted()
         return OK
 
-    def may_hear(self, name: str) -> bytes | None:
+    def may_subscribe(self, name: str) -> bytes | None:
         """Return the error for a token that may not read events."""
         if self.grant is None or self.grant.may("read"):
             return None
-        self.host.audit.deaf(self.sender, self.grant, f"{self.door} {name}")
+        self.host.audit.subscription_refused(self.sender, self.grant, f"{self.door} {name}")
         return failed("Forbidden: the token does not have the right read")
 
 

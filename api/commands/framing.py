@@ -1,7 +1,7 @@
 """Frames of bunqueue's TCP protocol, under the bounds of bodies: four bytes that say how long, big-endian, and so many of MessagePack.
 
 A frame beyond its bound ends the connection, as in the protocol. One for which there is no room among the bodies under way becomes a
-`Refused` in its place, and what there is of it is dropped unseen.
+`RefusedFrame` in its place, and what there is of it is dropped unseen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FrameTooLarge(Exception):
         super().__init__(f"Frame too large: {length} bytes exceeds maximum {limit}")
 
 
-class Refused(NamedTuple):
+class RefusedFrame(NamedTuple):
     """A frame that was not taken. number: the `reqId` of the command in it, where that could be told."""
 
     number: str | None
@@ -56,7 +56,7 @@ class FrameReader:
         self,
         bodies: Bodies,
         bytes_max: int,
-        take: Callable[[Frame | Refused], None],
+        take: Callable[[Frame | RefusedFrame], None],
         too_slow: Callable[[], None],
     ) -> None:
         self.bytes_max = bytes_max
@@ -132,7 +132,7 @@ class FrameReader:
         assert body is not None
         if self._refused:
             self._refused = False
-            self._take(Refused(number_of(self._first, self._last)))
+            self._take(RefusedFrame(number_of(self._first, self._last)))
             self._first = self._last = b""
             return
         counted, self._counted = self._counted, 0

@@ -17,16 +17,16 @@ from .messagepack import decoded, encoded_json
 NAME_CHARS_MAX = 256
 
 
-class UntoldJob(msgspec.Struct):
+class UndeliveredJob(msgspec.Struct):
     """A job whose id is all that matters."""
 
     id: str
 
 
-class Untold(msgspec.Struct):
+class UndeliveredJobs(msgspec.Struct):
     """Jobs that were taken for a client that cannot be told of them."""
 
-    jobs: list[UntoldJob]
+    jobs: list[UndeliveredJob]
 
 
 class Known(NamedTuple):

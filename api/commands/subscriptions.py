@@ -13,7 +13,7 @@ from .framing import framed
 from .messagepack import encoded
 
 if TYPE_CHECKING:
-    from quorumq.api.events.feed import Feed, Message
+    from quorumq.api.events.feed import EventMessage, Feed
 
 
 class Subscriber(Protocol):
@@ -48,7 +48,7 @@ class Subscriptions:
 
     # -- As a listener of the feed
 
-    def hear(self, messages: Sequence[Message]) -> None:
+    def on_events(self, messages: Sequence[EventMessage]) -> None:
         """Take the messages of an entry, and send those of each queue in one piece to whoever wants them."""
         frames: dict[str, list[bytes]] = {}
         for message in messages:

@@ -34,10 +34,10 @@ from quorumq.node.machine.operations.runs import ReleaseJobs
 
 from .connection import OK, UNSENT_BYTES_MAX, CommandConnection, Task
 from .connection import failed as refusal
-from .framing import FRAME_BYTES_MAX, STRANGER_BYTES_MAX, Frame, FrameReader, FrameTooLarge, Refused, framed
+from .framing import FRAME_BYTES_MAX, STRANGER_BYTES_MAX, Frame, FrameReader, FrameTooLarge, RefusedFrame, framed
 from .messagepack import END_BYTES, BadFrame, encoded, number_of
 from .polls import KNOWN_MAX, Poll, Polls
-from .requests import NOTHING, Known, Large, Untold, read, waits
+from .requests import NOTHING, Known, Large, UndeliveredJobs, read, waits
 from .subscriptions import Subscriptions
 from .wire import Wire
 
@@ -49,7 +49,7 @@ TOO_LARGE = f"The reply would be larger than {FRAME_BYTES_MAX >> 20} MB: ask for
 BUSY = "The bodies under way take all the memory set aside for them"
 
 
-class Sender:
+class TcpPeer:
     """The other end of a connection, as the audit and the request limit see it: an address, and no headers."""
 
     def __init__(self, remote: str) -> None:
@@ -66,7 +66,7 @@ class TcpConnection(CommandConnection, asyncio.Protocol):
     def __init__(self, listener: TcpListener) -> None:
         host = listener.host
         self.wire = Wire(host.door)
-        sender = cast("web.BaseRequest", Sender("unknown"))
+        sender = cast("web.BaseRequest", TcpPeer("unknown"))
         super().__init__(host, sender, self.wire, EVERYTHING if host.access.is_open else None, door="TCP")
         self.listener = listener
         self.frames = FrameReader(
@@ -128,7 +128,7 @@ class TcpConnection(CommandConnection, asyncio.Protocol):
         self.transport.set_write_buffer_limits(UNSENT_BYTES_MAX)
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
-            cast(Sender, self.sender).remote = peer[0]
+            cast(TcpPeer, self.sender).remote = peer[0]
         self.idle_since = asyncio.get_running_loop().time()
         self.listener.connections_open.add(self)
         self.turned_away = self.host.door.enter(self, self.transport)
@@ -230,9 +230,9 @@ class TcpConnection(CommandConnection, asyncio.Protocol):
         self.known_polls.clear()
         self.unsubscribe()
 
-    def take(self, frame: Frame | Refused) -> None:
+    def take(self, frame: Frame | RefusedFrame) -> None:
         """A frame is there; it is looked at when there is room for what it asks."""
-        if isinstance(frame, Refused):
+        if isinstance(frame, RefusedFrame):
             self.answer(refusal(BUSY, "busy"), frame.number)
         elif self.waiting or self.is_busy:
             self.waiting.append(frame)
@@ -338,12 +338,12 @@ class TcpConnection(CommandConnection, asyncio.Protocol):
         if len(packed) > FRAME_BYTES_MAX:
             packed = encoded(refusal(TOO_LARGE, "reply_too_large"), number)
             if name == "PULLB":
-                await self.give_up(msgspec.json.decode(reply, type=Untold))
+                await self.give_up(msgspec.json.decode(reply, type=UndeliveredJobs))
         self.wire.send(packed)
 
-    async def give_up(self, untold: Untold) -> None:
+    async def give_up(self, undelivered: UndeliveredJobs) -> None:
         """Return jobs to their queue that the client cannot be told of."""
-        fences = [(job.id, self.held.fences.pop(job.id)) for job in untold.jobs if job.id in self.held.fences]
+        fences = [(job.id, self.held.fences.pop(job.id)) for job in undelivered.jobs if job.id in self.held.fences]
         with contextlib.suppress(ClusterError):
             await self.host.node.submit(ReleaseJobs(fences))
 
@@ -360,15 +360,15 @@ class TcpConnection(CommandConnection, asyncio.Protocol):
         if name == "UnsubscribeEvents":
             self.unsubscribe()
             return OK
-        deaf = self.may_hear(name)
-        if deaf is not None:
-            return deaf
+        refused = self.may_subscribe(name)
+        if refused is not None:
+            return refused
         queue = check_queue((as_text(value_of(fields["queue"])) if "queue" in fields else None) or "")
         assert self.grant is not None
         try:
             needs(self.grant, queue)
         except Forbidden as error:
-            self.host.audit.deaf(self.sender, self.grant, f"{self.door} {name}")
+            self.host.audit.subscription_refused(self.sender, self.grant, f"{self.door} {name}")
             return refusal(str(error), "forbidden")
         self.unsubscribe()
         self.events_of = queue

@@ -48,7 +48,7 @@ def id_of(text: str) -> Id | None:
     return Id(int(entry), int(place))
 
 
-class Message:
+class EventMessage:
     """One event as it is told.
 
     queue: whose counts it may have changed, empty for none.  queues: those that it is about, none when it is about the node or
@@ -88,17 +88,17 @@ class Message:
         """Say whether it belongs to the events of one queue: all do but those that are only about other queues."""
         return not self.queues or queue in self.queues
 
-    def naming(self, queues: Sequence[str]) -> Message:
+    def naming(self, queues: Sequence[str]) -> EventMessage:
         """Return the message for a token that must not know of the other queues that it is about."""
         data = self.data
         if b'"queues":' in data:
             data = ENCODE({**msgspec.json.decode(data), "queues": queues})
-        message = Message(self.name, self.at_ms, data, queue=self.queue, queues=queues, legacy=self.legacy)
+        message = EventMessage(self.name, self.at_ms, data, queue=self.queue, queues=queues, legacy=self.legacy)
         message.id = self.id
         return message
 
 
-def visible_to(grant: Grant, message: Message) -> Message | None:
+def visible_to(grant: Grant, message: EventMessage) -> EventMessage | None:
     """Return what a token may see of a message: nothing unless it names a queue of the token's. One that names none is about all."""
     if not grant.may("read"):
         return None
@@ -113,7 +113,7 @@ def visible_to(grant: Grant, message: Message) -> Message | None:
 class EventListener(Protocol):
     """Takes the messages of a feed."""
 
-    def hear(self, messages: Sequence[Message]) -> None:
+    def on_events(self, messages: Sequence[EventMessage]) -> None:
         """Take messages, in order, without waiting for anything."""
 
     def lost(self) -> None:
@@ -129,7 +129,7 @@ class Payload(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     EVENT: ClassVar[str]
 
 
-Render = Callable[["State", int, "Event"], Iterable[Message]]
+Render = Callable[["State", int, "Event"], Iterable[EventMessage]]
 Summary = Callable[["State", str], Payload]
 
 
@@ -192,7 +192,7 @@ class Feed:
             self._timer.cancel()
             self._timer = None
 
-    def after(self, last: Id, queue: str = "") -> Iterator[Message] | None:
+    def after(self, last: Id, queue: str = "") -> Iterator[EventMessage] | None:
         """Return what came after a message, or None when that is not known any more. queue: the only one that matters.
 
         The messages are made one by one: whoever has enough may stop.
@@ -201,7 +201,7 @@ class Feed:
             return None
         return self._past(list(self._recent), last, queue)
 
-    def _past(self, recent: list[Past], last: Id, queue: str) -> Iterator[Message]:
+    def _past(self, recent: list[Past], last: Id, queue: str) -> Iterator[EventMessage]:
         for past in recent:
             if past.entry < last.entry:
                 continue
@@ -213,7 +213,7 @@ class Feed:
                     if (one.id is None or one.id > last) and (not queue or one.concerns(queue)):
                         yield one
 
-    def _made(self, index: int, now_ms: int, event: Event, place: int) -> list[Message]:
+    def _made(self, index: int, now_ms: int, event: Event, place: int) -> list[EventMessage]:
         messages = list(self._render(self._machine.state, now_ms, event))
         for more, message in enumerate(messages):
             message.id = Id(index, place + more)
@@ -223,7 +223,7 @@ class Feed:
         """Deliver an event that only this node can know of: figures, warnings. It has no id and is not kept."""
         if self._listeners:
             now_ms = time.time_ns() // 1_000_000
-            self._deliver([Message(payload.EVENT, now_ms, ENCODE(payload), queue=queue, queues=queues)])
+            self._deliver([EventMessage(payload.EVENT, now_ms, ENCODE(payload), queue=queue, queues=queues)])
 
     def _on_entry(self, entry: Entry) -> None:
         events = entry.events
@@ -240,7 +240,7 @@ class Feed:
                 self._deliver_events(entry.index, entry.now_ms, events)
 
     def _deliver_events(self, index: int, now_ms: int, events: list[Event]) -> None:
-        messages: list[Message] = []
+        messages: list[EventMessage] = []
         for event in events:
             messages += self._made(index, now_ms, event, len(messages))
         self._changed.update(dict.fromkeys(message.queue for message in messages if message.queue))
@@ -256,9 +256,9 @@ class Feed:
             self._recent_weight -= weight(oldest)
             self._floor = Id(oldest.entry, PLACES)
 
-    def _deliver(self, messages: Sequence[Message]) -> None:
+    def _deliver(self, messages: Sequence[EventMessage]) -> None:
         for listener in list(self._listeners):
-            listener.hear(messages)
+            listener.on_events(messages)
 
     def _deliver_counts(self) -> None:
         self._timer = None
@@ -274,7 +274,7 @@ def weight(past: Past) -> int:
     return len(past.events) + sum(len(getattr(event, "error", None) or "") // 100 for event in past.events)
 
 
-class Outbox:
+class SendQueue:
     """Frames on their way to one client. What a client does not read in time it misses, but for what it asked for."""
 
     def __init__(self, bytes_max: int) -> None:

@@ -1,7 +1,7 @@
 """Frames of WebSockets as clients send them (RFC 6455), put together to messages under the bounds that bodies of requests have.
 
 It takes the place of aiohttp's reader, which ends the connection at a message beyond its bound, holds unfinished messages without
-a common bound, and obeys frames that are not masked. A message that cannot be taken becomes a `Refused` in its place, and what
+a common bound, and obeys frames that are not masked. A message that cannot be taken becomes a `RefusedMessage` in its place, and what
 there is of it is dropped unseen; a client that breaks the protocol is told so and left.
 """
 
@@ -32,14 +32,14 @@ CLOSE_S = 2
 NUMBER = re.compile(rb'(?<!\\)"reqId"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*"|-?\d+(?:\.\d+)?)')
 
 
-class Refused(NamedTuple):
+class RefusedMessage(NamedTuple):
     """A message that was not taken. number: the `reqId` of the command in it, as JSON, where that could be told."""
 
     error: BodyTooLarge | Busy
     number: bytes | None
 
 
-class Frames:
+class WebSocketReader:
     """The reader of one connection: aiohttp feeds it what arrives, and it feeds the queue that messages are received from.
 
     queue: takes the messages.  bodies: whose bounds hold.  bytes_max: of one message; may be changed at any time.
@@ -212,7 +212,9 @@ class Frames:
         self._message, self._error = bytearray(), None
         self._first = self._last = b""
         if error is not None:
-            self._queue.feed_data(WSMessage(WSMsgType.BINARY, Refused(error, number_of(first, last)), ""), END_BYTES)
+            self._queue.feed_data(
+                WSMessage(WSMsgType.BINARY, RefusedMessage(error, number_of(first, last)), ""), END_BYTES
+            )
             return
         if kind == TEXT and not found.isascii():
             try:
@@ -256,10 +258,10 @@ def number_of(first: bytes, last: bytes) -> bytes | None:
     return None if found is None else found[1]
 
 
-class Socket(web.WebSocketResponse):
+class WebSocket(web.WebSocketResponse):
     """aiohttp's side of a connection, with our reader. frames: there once the handshake is done."""
 
-    frames: Frames
+    frames: WebSocketReader
 
     def __init__(self, bodies: Bodies, bytes_max: int, **settings: Any) -> None:
         super().__init__(**settings)
@@ -273,7 +275,7 @@ class Socket(web.WebSocketResponse):
         self._reset_heartbeat()
         assert self._loop is not None
         self._reader = WebSocketDataQueue(request._protocol, QUEUE_BYTES, loop=self._loop)
-        self.frames = Frames(self._reader, self._bodies, self._bytes_max)
+        self.frames = WebSocketReader(self._reader, self._bodies, self._bytes_max)
         reader: Any = self.frames
         heard = None if self._heartbeat is None else self._on_data_received
         request.protocol.set_parser(reader, data_received_cb=heard)

@@ -24,7 +24,7 @@ from yarl import URL
 from .budget import SMALL_BYTES, ReceiveBudget
 from .egress import CALLER, CallPolicy, IPAddress, embedded, is_here, literal
 from .egress import split as split_url
-from .response import BODY_BYTES_MAX, Answer, AnswerReader, BadAnswer, CallError, ConnectionLost, decoded
+from .response import BODY_BYTES_MAX, BadResponse, CallError, ConnectionLost, Response, ResponseReader, decoded
 
 REDIRECTS_MAX = 20
 # Servers end idle connections, most of them after five seconds or more: ours are ended before.
@@ -64,7 +64,7 @@ class CannotConnect(CallError):
         self.is_local = code in ("EADDRNOTAVAIL", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")
 
 
-class TimedOut(CallError):
+class CallTimedOut(CallError):
     """No whole answer in time. connected: whether the request had a connection, so that it may have been worked on."""
 
     def __init__(self, *, connected: bool, status: int = 0) -> None:
@@ -160,7 +160,7 @@ def is_host(host: str) -> bool:
     return literal(host) is not None or not NUMERIC_END.search(host)
 
 
-Done = Callable[["Answer | CallError"], None]
+Done = Callable[["Response | CallError"], None]
 
 
 class OutgoingCall:
@@ -182,7 +182,7 @@ class OutgoingCall:
     )
 
     def __init__(
-        self, client: Client, target: Target, body: bytes | None, timeout_s: float, done: Done, more: bytes
+        self, client: HttpClient, target: Target, body: bytes | None, timeout_s: float, done: Done, more: bytes
     ) -> None:
         self.client = client
         self.target = target
@@ -229,7 +229,7 @@ class OutgoingCall:
             return
         self.carry(connection)
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: Response) -> None:
         """Take the answer of a connection, which is free again."""
         self.connection = None
         try:
@@ -246,11 +246,11 @@ class OutgoingCall:
     def _follow(self, status: int, location: str) -> None:
         self.hops += 1
         if self.hops > REDIRECTS_MAX:
-            raise BadAnswer("TooManyRedirects: The response redirected too many times.")
+            raise BadResponse("TooManyRedirects: The response redirected too many times.")
         try:
             self.target, keeps_body = self.target.after(status, location)
         except ValueError:
-            raise BadAnswer("The answer redirects to a URL that cannot be called") from None
+            raise BadResponse("The answer redirects to a URL that cannot be called") from None
         if not keeps_body:
             self.body = None
         self.begin()
@@ -275,9 +275,9 @@ class OutgoingCall:
 
     def _late(self) -> None:
         status = 0 if self.connection is None else self.connection.status
-        self.finish(TimedOut(connected=self.connected, status=status))
+        self.finish(CallTimedOut(connected=self.connected, status=status))
 
-    def finish(self, outcome: Answer | CallError) -> None:
+    def finish(self, outcome: Response | CallError) -> None:
         """End the call with an outcome, unless it has ended."""
         done = self.give_up()
         if done is not None:
@@ -301,12 +301,12 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     __slots__ = ("_idle_since", "_reader", "_room", "_sent_at", "_transport", "call", "client", "origin", "uses")
 
-    def __init__(self, client: Client, origin: Origin) -> None:
+    def __init__(self, client: HttpClient, origin: Origin) -> None:
         self.client = client
         self.origin = origin
         self.call: OutgoingCall | None = None
         self.uses = 0
-        self._reader = AnswerReader(client.body_bytes_max)
+        self._reader = ResponseReader(client.body_bytes_max)
         self._transport: asyncio.Transport | None = None
         self._idle_since = self._sent_at = 0.0
         # Bytes of the answer that there is room for, beyond what every answer may have.
@@ -384,7 +384,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             self.call.start_clock()
             self._transport.resume_reading()
 
-    def _answered(self, call: OutgoingCall, answer: Answer) -> None:
+    def _answered(self, call: OutgoingCall, answer: Response) -> None:
         self.call = None
         self._leave_room()
         transport = self._transport
@@ -431,7 +431,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._transport.abort()
 
 
-class Client:
+class HttpClient:
     """Makes calls and keeps connections. policy: which addresses may be called.
 
     own_hosts: hosts of the cluster's nodes, whose ports are not called.  caller: what calls say of where they come from.
@@ -480,9 +480,9 @@ class Client:
         call.begin()
         return call
 
-    async def ask(self, target: Target, body: bytes | None, timeout_s: float, more: bytes = b"") -> Answer:
+    async def ask(self, target: Target, body: bytes | None, timeout_s: float, more: bytes = b"") -> Response:
         """Call an endpoint and return its answer; who is cancelled gives the call up. Raises CallError."""
-        ended: asyncio.Future[Answer | CallError] = self.loop.create_future()
+        ended: asyncio.Future[Response | CallError] = self.loop.create_future()
         call = self.call(target, body, timeout_s, ended.set_result, more)
         try:
             outcome = await ended

@@ -40,10 +40,10 @@ from quorumq.node.machine.state.queue import Queue
 from quorumq.node.proposals import AGAIN_S, propose_once, propose_until_answered
 
 from .budget import SMALL_BYTES
-from .client import CannotConnect, Client, TimedOut
+from .client import CallTimedOut, CannotConnect, HttpClient
 from .delivery import FAILURES_MAX, PAUSE_MAX_S, PAUSE_S, JobDelivery, Serving
 from .egress import CallPolicy, caller_of
-from .response import Answer, CallError
+from .response import CallError, Response
 from .result import is_local, is_unavailable, result_of
 
 log = logging.getLogger("quorumq.pushing")
@@ -136,7 +136,7 @@ class PushWorkers:
         self._draining = False
         self._stopped = False
         self._empty: asyncio.Future[None] | None = None
-        self._client: Client | None = None
+        self._client: HttpClient | None = None
 
     # -- Life
 
@@ -388,7 +388,7 @@ class PushWorkers:
             return
         if self._client is None:
             status = self._engine.status()
-            self._client = Client(self._policy, own_hosts=self._own_hosts, caller=caller_of(status.cluster_id))
+            self._client = HttpClient(self._policy, own_hosts=self._own_hosts, caller=caller_of(status.cluster_id))
         call = self._client.call(serving.target, body, serving.timeout_s, partial(self._ended, delivery))
         if not call.ended:
             delivery.call = call
@@ -397,13 +397,15 @@ class PushWorkers:
         """The hosts of the members."""
         return [parted(member.address)[0] for member in self._engine.status().members]
 
-    def _ended(self, delivery: JobDelivery, outcome: Answer | CallError) -> None:
+    def _ended(self, delivery: JobDelivery, outcome: Response | CallError) -> None:
         """Take the end of a call."""
         serving = delivery.serving
         self._bytes -= delivery.size
         delivery.call = None
         self.figures.seconds.observe(self._loop.time() - delivery.began)
-        unreachable = isinstance(outcome, CannotConnect) or (isinstance(outcome, TimedOut) and not outcome.connected)
+        unreachable = isinstance(outcome, CannotConnect) or (
+            isinstance(outcome, CallTimedOut) and not outcome.connected
+        )
         was_open = serving.is_open
         self._note(delivery, outcome, is_down=unreachable or is_unavailable(outcome))
         if unreachable and (was_open or delivery.probe or is_local(outcome)):
@@ -572,7 +574,7 @@ class PushWorkers:
 
     # -- Circuits
 
-    def _note(self, delivery: JobDelivery, outcome: Answer | CallError, *, is_down: bool) -> None:
+    def _note(self, delivery: JobDelivery, outcome: Response | CallError, *, is_down: bool) -> None:
         """Learn from the end of a call how it stands with its endpoint."""
         serving, now = delivery.serving, self._loop.time()
         if delivery.generation != serving.generation:
@@ -590,7 +592,7 @@ class PushWorkers:
                     self._note_circuit(serving)
             return
         serving.failures += 1
-        serving.error = outcome.reason if isinstance(outcome, Answer) else str(outcome)
+        serving.error = outcome.reason if isinstance(outcome, Response) else str(outcome)
         if serving.is_open:
             if delivery.probe:
                 serving.pause_s = min(serving.pause_s * 2, PAUSE_MAX_S)

@@ -38,11 +38,11 @@ class ConnectionLost(CallError):
         super().__init__("ECONNRESET: The socket connection was closed unexpectedly.")
 
 
-class BadAnswer(CallError):
+class BadResponse(CallError):
     """What came back is not an answer that can be used."""
 
 
-class TooLarge(BadAnswer):
+class TooLarge(BadResponse):
     """The answer is larger than may be kept."""
 
     def __init__(self, limit: int, status: int) -> None:
@@ -50,7 +50,7 @@ class TooLarge(BadAnswer):
         self.status = status
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A whole answer. content_type: as sent, in lower case; empty when there is none."""
 
     status: int
@@ -62,12 +62,12 @@ class Answer(NamedTuple):
 
 
 # What a head means: an endpoint's answers of one second mostly begin with the same bytes.
-_heads: dict[bytes, tuple[Answer | None, int | None, int, bool]] = {}
+_heads: dict[bytes, tuple[Response | None, int | None, int, bool]] = {}
 KNOWN_MAX = 256
 KNOWN_BYTES_MAX = 1024
 
 
-class AnswerReader:
+class ResponseReader:
     """Makes answers of the bytes of a connection, however they are cut.
 
     `feed` gives an answer when it is whole. keep: whether the connection can carry another request after it.
@@ -82,7 +82,7 @@ class AnswerReader:
 
     def reset(self) -> None:
         """Begin with the next answer."""
-        self._head: Answer | None = None
+        self._head: Response | None = None
         # Bytes of the body to come; None: chunks, or until the end of the connection.
         self._left: int | None = 0
         self._chunk = -1
@@ -112,17 +112,17 @@ class AnswerReader:
         """Bytes that are kept of the answer so far."""
         return self._size + len(self._data)
 
-    def feed(self, data: bytes) -> Answer | None:
-        """Take in bytes; return the answer when they complete it. Raises BadAnswer."""
+    def feed(self, data: bytes) -> Response | None:
+        """Take in bytes; return the answer when they complete it. Raises BadResponse."""
         self._data += data
         while self._head is None:
             end = self._data.find(b"\r\n\r\n")
             if end < 0:
                 if len(self._data) > HEAD_BYTES_MAX:
-                    raise BadAnswer("The head of the answer is too large")
+                    raise BadResponse("The head of the answer is too large")
                 return None
             if end > HEAD_BYTES_MAX:
-                raise BadAnswer("The head of the answer is too large")
+                raise BadResponse("The head of the answer is too large")
             head = bytes(self._data[:end])
             del self._data[: end + 4]
             self._take_head(head)
@@ -136,7 +136,7 @@ class AnswerReader:
         self._take(self._left)
         return self._whole()
 
-    def end(self) -> Answer:
+    def end(self) -> Response:
         """Say that the connection ended. Raises ConnectionLost unless that is how the answer ends."""
         self.keep = False
         if self._head is None or self._left is not None or self._chunk >= 0:
@@ -161,13 +161,13 @@ class AnswerReader:
         first, *lines = head.split(b"\r\n")
         match = _STATUS_LINE.fullmatch(first)
         if match is None:
-            raise BadAnswer("The answer is not HTTP/1.1")
+            raise BadResponse("The answer is not HTTP/1.1")
         minor, status, reason = match[1] == b"1", int(match[2]), match[3] or b""
         found: dict[bytes, bytes] = {}
         for line in lines:
             name, colon, value = line.partition(b":")
             if not colon or not _NAME.fullmatch(name):
-                raise BadAnswer("The answer has a malformed header")
+                raise BadResponse("The answer has a malformed header")
             name = name.lower()
             if name in _READ:
                 value = value.strip(b" \t")
@@ -177,12 +177,12 @@ class AnswerReader:
         if status < 200:
             # Interim answers say nothing that matters here, but for one that ends HTTP.
             if status == 101:
-                raise BadAnswer("The answer is not HTTP/1.1")
+                raise BadResponse("The answer is not HTTP/1.1")
             self._interim = True
             return
         self._frame(status, minor, found)
         location = found.get(b"location")
-        self._head = Answer(
+        self._head = Response(
             status,
             reason.decode("latin-1").strip(),
             found.get(b"content-type", b"").decode("latin-1").lower(),
@@ -198,13 +198,13 @@ class AnswerReader:
         length, coding = found.get(b"content-length"), found.get(b"transfer-encoding")
         if coding is not None:
             if length is not None or not minor or coding.lower() != b"chunked":
-                raise BadAnswer("The answer's length cannot be told")
+                raise BadResponse("The answer's length cannot be told")
             self._left, self._chunk = None, 0
         elif length is not None:
             lengths = {one.strip(b" \t") for one in length.split(b",")}
             only = lengths.pop()
             if lengths or not _DIGITS.fullmatch(only):
-                raise BadAnswer("The answer's length cannot be told")
+                raise BadResponse("The answer's length cannot be told")
             self._left = int(only)
             if self._left > self.limit and status not in (204, 304):
                 raise TooLarge(self.limit, status)
@@ -216,7 +216,7 @@ class AnswerReader:
                 self.keep = False
             self._left, self._chunk = 0, -1
 
-    def _read_chunks(self) -> Answer | None:
+    def _read_chunks(self) -> Response | None:
         data = self._data
         while True:
             if self._chunk > 0:
@@ -224,19 +224,19 @@ class AnswerReader:
                 if len(data) < self._chunk + 2:
                     return None
                 if data[self._chunk : self._chunk + 2] != b"\r\n":
-                    raise BadAnswer("The answer has a malformed chunk")
+                    raise BadResponse("The answer has a malformed chunk")
                 self._take(self._chunk)
                 del data[:2]
                 self._chunk = 0
             end = data.find(b"\r\n", 0, CHUNK_LINE_BYTES_MAX)
             if end < 0:
                 if len(data) >= CHUNK_LINE_BYTES_MAX:
-                    raise BadAnswer("The answer has a malformed chunk")
+                    raise BadResponse("The answer has a malformed chunk")
                 return None
             if self._left is None:
                 match = _CHUNK_LINE.fullmatch(data[:end])
                 if match is None:
-                    raise BadAnswer("The answer has a malformed chunk")
+                    raise BadResponse("The answer has a malformed chunk")
                 del data[: end + 2]
                 self._chunk = int(match[1], 16)
                 if self._chunk + self._size > self.limit:
@@ -250,7 +250,7 @@ class AnswerReader:
                 return self._whole()
             self._left -= end
             if self._left < 0:
-                raise BadAnswer("The head of the answer is too large")
+                raise BadResponse("The head of the answer is too large")
 
     def _take(self, count: int) -> None:
         self._size += count
@@ -263,32 +263,32 @@ class AnswerReader:
     def _too_large(self) -> TooLarge:
         return TooLarge(self.limit, self.status)
 
-    def _whole(self) -> Answer:
+    def _whole(self) -> Response:
         head, keep = self._head, self.keep
         assert head is not None
         if self._size:
             status, reason, kind, _, location, encoding = head
-            head = Answer(status, reason, kind, bytes(self._body), location, encoding)
+            head = Response(status, reason, kind, bytes(self._body), location, encoding)
         # Bytes behind an answer that nobody asked for: no further request may get them for its own.
         self.reset()
         self.keep = keep and not self._data
         return head
 
 
-def decoded(answer: Answer, limit: int = BODY_BYTES_MAX) -> Answer:
-    """Undo the content coding of an answer; its body may become `limit` bytes long. Raises BadAnswer."""
+def decoded(answer: Response, limit: int = BODY_BYTES_MAX) -> Response:
+    """Undo the content coding of an answer; its body may become `limit` bytes long. Raises BadResponse."""
     coding = answer.encoding
     if not coding or coding == "identity" or not answer.body:
         return answer
     if coding not in ("gzip", "x-gzip", "deflate"):
-        raise BadAnswer(f"The answer has the content coding {coding[:40]}, which is not known")
+        raise BadResponse(f"The answer has the content coding {coding[:40]}, which is not known")
     inflater = zlib.decompressobj(47 if coding != "deflate" else 15)
     try:
         body = inflater.decompress(answer.body, limit + 1)
     except zlib.error:
-        raise BadAnswer("The answer's content coding is damaged") from None
+        raise BadResponse("The answer's content coding is damaged") from None
     if len(body) > limit:
-        raise BadAnswer(f"The answer is larger than {limit >> 20} MB")
+        raise BadResponse(f"The answer is larger than {limit >> 20} MB")
     if not inflater.eof:
-        raise BadAnswer("The answer's content coding is damaged")
+        raise BadResponse("The answer's content coding is damaged")
     return answer._replace(body=body, encoding="")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from .client import CannotConnect
-from .response import Answer, CallError
+from .response import CallError, Response
 
 EMPTY_TEXT = b'""'
 # A text as JSON: it may be longer than what the endpoint sent.
@@ -18,17 +18,17 @@ UNAVAILABLE = (502, 503, 504)
 _decode = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def is_local(outcome: Answer | CallError) -> bool:
+def is_local(outcome: Response | CallError) -> bool:
     """Whether a call failed for want of something on this machine, such as file descriptors."""
     return isinstance(outcome, CannotConnect) and outcome.is_local
 
 
-def is_unavailable(outcome: Answer | CallError) -> bool:
+def is_unavailable(outcome: Response | CallError) -> bool:
     """Whether an answer says that nobody is there to work."""
-    return isinstance(outcome, Answer) and outcome.status in UNAVAILABLE
+    return isinstance(outcome, Response) and outcome.status in UNAVAILABLE
 
 
-def result_of(outcome: Answer | CallError) -> tuple[bytes | None, str | None]:
+def result_of(outcome: Response | CallError) -> tuple[bytes | None, str | None]:
     """Return what an outcome means for its job: a result as JSON text, or the error it failed with."""
     if isinstance(outcome, CallError):
         return None, str(outcome)

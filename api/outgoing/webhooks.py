@@ -27,9 +27,9 @@ from quorumq.node.machine.operations.webhooks import NoteDelivered, NoteUndelive
 from quorumq.node.machine.state.webhook import Delivery, Webhook
 from quorumq.node.proposals import propose_once, propose_until_answered
 
-from .client import Client, Target, TimedOut, lines_of
+from .client import CallTimedOut, HttpClient, Target, lines_of
 from .egress import caller_of, webhook_policy
-from .response import Answer, CallError
+from .response import CallError, Response
 
 log = logging.getLogger("quorumq.deliveries")
 
@@ -68,7 +68,7 @@ class WebhookDeliveries(LeaderDuty):
         self._policy = webhook_policy(allow_private=allow_private)
         self._timeout_s = timeout_s
         self._retry_after_s = retry_after_s
-        self._client: Client | None = None
+        self._client: HttpClient | None = None
         # Of the webhooks that have a task, by id: where their deliveries go.
         self._targets: dict[str, Target] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -208,21 +208,21 @@ class WebhookDeliveries(LeaderDuty):
             if target is None:
                 target = self._targets[webhook.id] = Target("POST", webhook.url)
             more = lines_of(headers_of(webhook, delivery, body).items())
-            answer: Answer | CallError = await self._opened().ask(target, body, self._timeout_s, more)
+            answer: Response | CallError = await self._opened().ask(target, body, self._timeout_s, more)
         except (CallError, ValueError) as error:
             status = error.status if isinstance(error, CallError) else 0
             if not status:
-                late = isinstance(error, TimedOut)
+                late = isinstance(error, CallTimedOut)
                 return f"no answer within {self._timeout_s:g} s" if late else str(error)[:ERROR_CHARS_MAX]
         else:
             status = answer.status
         return status if 200 <= status < 300 else f"HTTP {status}"
 
-    def _opened(self) -> Client:
+    def _opened(self) -> HttpClient:
         if self._client is None:
             caller = caller_of(self._engine.status().cluster_id)
             # The tasks bound the connections: each has one.
-            self._client = Client(self._policy, body_bytes_max=ANSWER_BYTES_MAX, caller=caller, by_status=True)
+            self._client = HttpClient(self._policy, body_bytes_max=ANSWER_BYTES_MAX, caller=caller, by_status=True)
         return self._client
 
     async def _note(self, operation: Operation) -> None:

@@ -15,7 +15,7 @@ from quorumq.api import tokens
 from quorumq.api.auth import Grant
 from quorumq.api.dialects.bunqueue.events import messages_of
 from quorumq.api.dialects.bunqueue.payloads import shapes
-from quorumq.api.events.feed import Message, visible_to
+from quorumq.api.events.feed import EventMessage, visible_to
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.events import Event
 from quorumq.node.machine.operations.webhooks import NoteDelivered, NoteUndeliverable
@@ -218,7 +218,7 @@ def test_what_decides_who_hears_is_not_told() -> None:
 
 
 def test_what_is_of_no_queue_is_heard_by_whoever_follows_one_and_by_no_narrow_token() -> None:
-    message = Message("stats:snapshot", 1, b"{}")
+    message = EventMessage("stats:snapshot", 1, b"{}")
     assert message.concerns("mine")
     assert visible_to(Grant("t", ("read",), ("mine",)), message) is None
     assert visible_to(Grant("t", ("read",)), message) is message

@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from quorumq.api.commands.framing import FRAME_BYTES_MAX, Frame, FrameReader, FrameTooLarge, Refused
+from quorumq.api.commands.framing import FRAME_BYTES_MAX, Frame, FrameReader, FrameTooLarge, RefusedFrame
 from quorumq.api.limits import SMALL_BYTES, Bodies, Pace
 from tests.support.tcp_client import framed
 
@@ -22,7 +22,7 @@ class Taken:
         self.slow = 0
         self.reader = FrameReader(self.bodies, bytes_max, self.take, self.too_slow)
 
-    def take(self, frame: Frame | Refused) -> None:
+    def take(self, frame: Frame | RefusedFrame) -> None:
         if isinstance(frame, Frame):
             self.bodies.release(frame.counted)
             self.frames.append(bytes(frame.body))
@@ -69,7 +69,7 @@ async def test_a_frame_for_which_there_is_no_room_is_dropped_as_it_comes() -> No
         taken.reader.feed(frame[at : at + 10_000])
         # What has come of it is not kept.
         assert taken.bodies.pending_bytes <= 100_000
-    assert taken.frames == [Refused("5")]
+    assert taken.frames == [RefusedFrame("5")]
     assert taken.bodies.pending_bytes == 60_000
     # A short one is let in, and the next long one, when there is room again.
     half = framed(b"y" * (SMALL_BYTES - 10))

@@ -12,7 +12,7 @@ import pytest
 
 from quorumq.api import disk
 from quorumq.api.dialects.bunqueue import prometheus
-from quorumq.api.metrics import DurationHistogram, Page
+from quorumq.api.metrics import DurationHistogram, MetricsPage
 from quorumq.cluster.version import VERSION
 from quorumq.node.machine.state.queue import QueueCounters
 from tests.api.conftest import Client, Serve
@@ -188,7 +188,7 @@ async def test_prometheus_is_open_unless_it_shall_not(serve: Serve) -> None:
 
 
 def test_labels_are_escaped() -> None:
-    page = Page()
+    page = MetricsPage()
     page.write("x", "gauge", "text", [({"queue": 'a"b\\c\nd'}, 1)])
     assert b'x{queue="a\\"b\\\\c\\nd"} 1' in page.text()
 
@@ -197,7 +197,7 @@ def test_a_histogram_counts_up() -> None:
     found = DurationHistogram()
     for seconds in (0.0, 0.00005, 0.001, 0.5, 100_000.0):
         found.observe(seconds)
-    page = Page()
+    page = MetricsPage()
     page.histogram("x", "text", found)
     values, _ = parse(page.text().decode())
     buckets = [value for key, value in values.items() if key.startswith("x_bucket")]

@@ -23,7 +23,7 @@ from quorumq.api.auth import EVERYTHING, Access, Grant, matches
 from quorumq.api.dialects.openarchiver import OpenArchiver
 from quorumq.api.mounts import bullmq_dialects, main_dialects
 from quorumq.api.request import Right, Route
-from quorumq.api.rows import Stream
+from quorumq.api.rows import EventStream
 from tests.api.conftest import Answer, Client, Serve
 
 FULL = "full-token"
@@ -107,7 +107,7 @@ async def test_every_row_of_a_queue_refuses_who_is_for_other_queues(serve: Serve
     client = await serve(auth_tokens_file=keys.path)
     for one, rows in ((client, guarded(ALL)), (client.bullmq, guarded(ON_BULLMQ))):
         for path, route in rows:
-            if route.reply is Stream and route.touches != "queue":
+            if route.reply is EventStream and route.touches != "queue":
                 continue
             answer = await ask(one, route.method, filled(path), headers)
             if route.touches in ("queue", "every"):

@@ -13,7 +13,7 @@ import pytest
 
 from quorumq.api.dialects.bunqueue import sse
 from quorumq.api.events import feed
-from quorumq.api.events.feed import Feed, Id, Message, id_of
+from quorumq.api.events.feed import EventMessage, Feed, Id, id_of
 from quorumq.node.machine.machine import Machine
 from quorumq.node.machine.operations.jobs import PushJobs
 from quorumq.node.machine.operations.streams import KeepEvents
@@ -275,10 +275,10 @@ class Ear:
     """A listener that notes what it hears."""
 
     def __init__(self) -> None:
-        self.heard: list[Message] = []
+        self.heard: list[EventMessage] = []
         self.times_lost = 0
 
-    def hear(self, messages: Any) -> None:
+    def on_events(self, messages: Any) -> None:
         self.heard += messages
 
     def lost(self) -> None:
@@ -288,8 +288,8 @@ class Ear:
         self.heard.clear()
 
 
-def render(state: Any, now_ms: int, event: Any) -> list[Message]:
-    return [Message(event.name, now_ms, b"{}", queue="")]
+def render(state: Any, now_ms: int, event: Any) -> list[EventMessage]:
+    return [EventMessage(event.name, now_ms, b"{}", queue="")]
 
 
 def pushes(*ids: str) -> bytes:

@@ -18,7 +18,7 @@ from quorumq.api.commands import connection
 from quorumq.api.dialects.bunqueue.commands import HELD_CHECKED, Held
 from quorumq.api.dialects.bunqueue.events import NAMES, PATTERNS, Subscription, messages_of
 from quorumq.api.dialects.bunqueue.routes import ROUTES
-from quorumq.api.events.feed import Outbox
+from quorumq.api.events.feed import SendQueue
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.events import Event
 from quorumq.node.machine.operations.runs import Pulled
@@ -869,14 +869,14 @@ async def test_a_request_that_is_no_handshake_needs_a_token_like_any_other(serve
 
 
 async def test_a_slow_client_misses_events_but_not_replies() -> None:
-    outbox = Outbox(10)
-    outbox.offer(b"x" * 11)
-    outbox.offer(b"missed")
-    outbox.put(b"reply")
-    outbox.end()
-    assert outbox.full and outbox.missed == 1
-    assert [await outbox.take() for _ in range(3)] == [b"x" * 11, b"reply", None]
-    assert not outbox.full
+    send_queue = SendQueue(10)
+    send_queue.offer(b"x" * 11)
+    send_queue.offer(b"missed")
+    send_queue.put(b"reply")
+    send_queue.end()
+    assert send_queue.full and send_queue.missed == 1
+    assert [await send_queue.take() for _ in range(3)] == [b"x" * 11, b"reply", None]
+    assert not send_queue.full
 
 
 def test_kinds_of_events_that_clients_cannot_tell_apart() -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorumq.api.dialects.bunqueue import websocket
-from quorumq.api.events.frames import Frames, Refused, number_of
+from quorumq.api.events.frames import RefusedMessage, WebSocketReader, number_of
 from quorumq.api.limits import Bodies, BodyTooLarge, Busy
 from tests.api.conftest import Client, Serve
 
@@ -58,9 +58,9 @@ class Queue:
         self.messages.append(None)
 
 
-def reader(bytes_max: int = 1 << 20, pending: int = 1 << 30) -> tuple[Frames, Queue, Bodies]:
+def reader(bytes_max: int = 1 << 20, pending: int = 1 << 30) -> tuple[WebSocketReader, Queue, Bodies]:
     queue, bodies = Queue(), Bodies(bytes_max, pending)
-    return Frames(queue, bodies, bytes_max), queue, bodies
+    return WebSocketReader(queue, bodies, bytes_max), queue, bodies
 
 
 # -- Reading -----------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_a_message_beyond_the_bound_is_one_refusal_in_its_place(size: int, cuts:
         assert bodies.pending_bytes <= 100
     before, refused, after = [one.data for one in queue.messages]
     assert (before, after) == (b"before", b"after")
-    assert isinstance(refused, Refused) and isinstance(refused.error, BodyTooLarge) and refused.number == b'"7"'
+    assert isinstance(refused, RefusedMessage) and isinstance(refused.error, BodyTooLarge) and refused.number == b'"7"'
     assert bodies.pending_bytes == 0
 
 
@@ -144,7 +144,7 @@ def test_text_that_is_none(sent: bytes) -> None:
 def test_unfinished_messages_are_held_under_the_bound_of_all_bodies() -> None:
     bodies = Bodies(1_000, 1_500)
     queues = [Queue(), Queue()]
-    first, second = (Frames(queue, bodies, 1_000) for queue in queues)
+    first, second = (WebSocketReader(queue, bodies, 1_000) for queue in queues)
     whole = frame(1, b'{"reqId":5,' + b"x" * 900)
     first.feed_data(whole[:850])
     second.feed_data(whole[:850])

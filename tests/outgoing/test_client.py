@@ -13,9 +13,9 @@ import pytest
 
 from quorumq.api.outgoing import client as module
 from quorumq.api.outgoing.budget import ReceiveBudget
-from quorumq.api.outgoing.client import CannotConnect, Client, Target, TimedOut
+from quorumq.api.outgoing.client import CallTimedOut, CannotConnect, HttpClient, Target
 from quorumq.api.outgoing.egress import CALLER, CallPolicy
-from quorumq.api.outgoing.response import Answer, BadAnswer, CallError, ConnectionLost
+from quorumq.api.outgoing.response import BadResponse, CallError, ConnectionLost, Response
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Script = Callable[["Peer", asyncio.Transport, bytes], None]
@@ -67,16 +67,16 @@ def fine(peer: Peer, transport: asyncio.Transport, request: bytes) -> None:
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[Client]:
-    client = Client(CallPolicy())
+async def client() -> AsyncIterator[HttpClient]:
+    client = HttpClient(CallPolicy())
     yield client
     client.close()
     await asyncio.sleep(0)
     assert client.connections == 0
 
 
-async def call(client: Client, target: Target | str, body: bytes | None = b"{}", timeout_s: float = 5) -> Answer:
-    found: asyncio.Future[Answer | CallError] = asyncio.get_running_loop().create_future()
+async def call(client: HttpClient, target: Target | str, body: bytes | None = b"{}", timeout_s: float = 5) -> Response:
+    found: asyncio.Future[Response | CallError] = asyncio.get_running_loop().create_future()
     client.call(Target("POST", target) if isinstance(target, str) else target, body, timeout_s, found.set_result)
     outcome = await asyncio.wait_for(found, 10)
     if isinstance(outcome, CallError):
@@ -87,7 +87,7 @@ async def call(client: Client, target: Target | str, body: bytes | None = b"{}",
 # -- Connections
 
 
-async def test_a_connection_is_kept_for_the_next_call(client: Client) -> None:
+async def test_a_connection_is_kept_for_the_next_call(client: HttpClient) -> None:
     async with Peer(fine) as peer:
         for _ in range(3):
             assert (await call(client, peer.url)).body == b"ok"
@@ -98,7 +98,7 @@ async def test_a_connection_is_kept_for_the_next_call(client: Client) -> None:
 
 
 async def test_a_kept_connection_that_had_ended_is_not_a_failure(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However slow the machine is.
     monkeypatch.setattr(module, "STALE_S", 60.0)
@@ -119,7 +119,7 @@ async def test_a_kept_connection_that_had_ended_is_not_a_failure(
 
 
 async def test_a_connection_that_ends_while_the_server_works_is_one(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def once(peer: Peer, transport: asyncio.Transport, request: bytes) -> None:
         if len(peer.requests) == 1:
@@ -136,14 +136,14 @@ async def test_a_connection_that_ends_while_the_server_works_is_one(
         assert len(peer.requests) == 2
 
 
-async def test_a_new_connection_that_ends_without_an_answer_is_a_failure(client: Client) -> None:
+async def test_a_new_connection_that_ends_without_an_answer_is_a_failure(client: HttpClient) -> None:
     async with Peer(lambda peer, transport, request: transport.close()) as peer:
         with pytest.raises(ConnectionLost):
             await call(client, peer.url)
         assert len(peer.requests) == 1
 
 
-async def test_an_answer_that_breaks_off_is_a_failure(client: Client) -> None:
+async def test_an_answer_that_breaks_off_is_a_failure(client: HttpClient) -> None:
     def half(peer: Peer, transport: asyncio.Transport, request: bytes) -> None:
         transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
         transport.close()
@@ -153,7 +153,7 @@ async def test_an_answer_that_breaks_off_is_a_failure(client: Client) -> None:
             await call(client, peer.url)
 
 
-async def test_a_server_that_says_close_is_not_asked_again_on_that_connection(client: Client) -> None:
+async def test_a_server_that_says_close_is_not_asked_again_on_that_connection(client: HttpClient) -> None:
     def close(peer: Peer, transport: asyncio.Transport, request: bytes) -> None:
         transport.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
 
@@ -163,7 +163,7 @@ async def test_a_server_that_says_close_is_not_asked_again_on_that_connection(cl
         assert peer.connections == 2
 
 
-async def test_bytes_that_nobody_asked_for_end_the_connection(client: Client) -> None:
+async def test_bytes_that_nobody_asked_for_end_the_connection(client: HttpClient) -> None:
     def chatty(peer: Peer, transport: asyncio.Transport, request: bytes) -> None:
         transport.write(OK + OK)
 
@@ -174,7 +174,7 @@ async def test_bytes_that_nobody_asked_for_end_the_connection(client: Client) ->
 
 
 async def test_idle_connections_are_ended() -> None:
-    client = Client(CallPolicy(), idle_s=0.02)
+    client = HttpClient(CallPolicy(), idle_s=0.02)
     async with Peer(fine) as peer:
         await call(client, peer.url)
         assert client.connections == 1
@@ -186,14 +186,14 @@ async def test_idle_connections_are_ended() -> None:
     client.close()
 
 
-async def test_what_is_not_http_is_an_error(client: Client) -> None:
+async def test_what_is_not_http_is_an_error(client: HttpClient) -> None:
     async with Peer(lambda peer, transport, request: transport.write(b"220 smtp\r\n\r\n")) as peer:
-        with pytest.raises(BadAnswer):
+        with pytest.raises(BadResponse):
             await call(client, peer.url)
 
 
 async def test_a_closed_client_ends_what_is_under_way() -> None:
-    client = Client(CallPolicy())
+    client = HttpClient(CallPolicy())
     async with Peer(lambda peer, transport, request: client.close()) as peer:
         with pytest.raises(ConnectionLost):
             await call(client, peer.url)
@@ -204,18 +204,18 @@ async def test_a_closed_client_ends_what_is_under_way() -> None:
 # -- Time-outs
 
 
-async def test_the_time_runs_for_the_whole_call(client: Client) -> None:
+async def test_the_time_runs_for_the_whole_call(client: HttpClient) -> None:
     async with Peer(fine) as peer:
         # The next call finds a connection, so that it cannot be late before it has one.
         await call(client, peer.url)
         peer.script = lambda peer, transport, request: None
-        with pytest.raises(TimedOut) as caught:
+        with pytest.raises(CallTimedOut) as caught:
             await call(client, peer.url, timeout_s=0.02)
         assert caught.value.connected
         assert peer.connections == 1 and client.connections in (0, 1)
 
 
-async def test_a_call_that_is_given_up_tells_nobody(client: Client) -> None:
+async def test_a_call_that_is_given_up_tells_nobody(client: HttpClient) -> None:
     told: list[Any] = []
     async with Peer(lambda peer, transport, request: arrived.set()) as peer:
         arrived = asyncio.Event()
@@ -228,7 +228,7 @@ async def test_a_call_that_is_given_up_tells_nobody(client: Client) -> None:
         assert (await call(client, peer.url)).body == b"ok" and peer.connections == 2
 
 
-async def test_a_call_that_is_given_up_is_not_sent_again(client: Client) -> None:
+async def test_a_call_that_is_given_up_is_not_sent_again(client: HttpClient) -> None:
     def once(peer: Peer, transport: asyncio.Transport, request: bytes) -> None:
         if len(peer.requests) == 1:
             transport.write(OK)
@@ -247,7 +247,7 @@ async def test_a_call_that_is_given_up_is_not_sent_again(client: Client) -> None
         assert (len(peer.requests), peer.connections) == (3, 2)
 
 
-async def test_nobody_there(client: Client) -> None:
+async def test_nobody_there(client: HttpClient) -> None:
     with pytest.raises(CannotConnect, match="ECONNREFUSED: Unable to connect"):
         await call(client, "http://127.0.0.1:1/")
     with pytest.raises(CannotConnect, match="ENOTFOUND: Unable to connect"):
@@ -255,7 +255,7 @@ async def test_nobody_there(client: Client) -> None:
 
 
 async def test_a_name_with_several_addresses_is_tried_one_after_the_other(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def several(host: str, port: int, **_: Any) -> list[Any]:
         return [(0, 0, 0, "", (address, port)) for address in ("169.254.169.254", "127.0.0.2", "127.0.0.1")]
@@ -267,7 +267,7 @@ async def test_a_name_with_several_addresses_is_tried_one_after_the_other(
 
 
 async def test_a_name_is_looked_up_once_for_all_who_ask_at_the_time(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
     answered = asyncio.Event()
@@ -281,7 +281,7 @@ async def test_a_name_is_looked_up_once_for_all_who_ask_at_the_time(
     async with Peer(fine) as peer:
         url = f"http://slow.test:{peer.port}/"
         # One that stops waiting takes nothing from the others.
-        with pytest.raises(TimedOut):
+        with pytest.raises(CallTimedOut):
             await call(client, url, timeout_s=0.01)
         calls = [asyncio.create_task(call(client, url)) for _ in range(5)]
         await asyncio.sleep(0)
@@ -290,7 +290,7 @@ async def test_a_name_is_looked_up_once_for_all_who_ask_at_the_time(
         assert asked == ["slow.test"]
         # The next one asks again.
         client.close()
-    again = Client(CallPolicy())
+    again = HttpClient(CallPolicy())
     async with Peer(fine) as peer:
         await call(again, f"http://slow.test:{peer.port}/")
         again.close()
@@ -304,7 +304,7 @@ SIZE = 300_000
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_large_answers_wait_for_room_and_are_not_blamed_for_it(client: Client, chunked: bool) -> None:
+async def test_large_answers_wait_for_room_and_are_not_blamed_for_it(client: HttpClient, chunked: bool) -> None:
     client.budget = ReceiveBudget(SIZE)
     body = b"x" * SIZE
 
@@ -335,7 +335,7 @@ async def test_large_answers_wait_for_room_and_are_not_blamed_for_it(client: Cli
         assert (client.budget.taken, client.budget.waiting) == (0, 0)
 
 
-async def test_who_waits_for_room_may_be_given_up(client: Client) -> None:
+async def test_who_waits_for_room_may_be_given_up(client: HttpClient) -> None:
     client.budget = ReceiveBudget(SIZE)
     client.budget.hold(SIZE)
 
@@ -356,7 +356,7 @@ async def test_who_waits_for_room_may_be_given_up(client: Client) -> None:
 # -- What is sent
 
 
-async def test_headers_are_those_registered_and_what_http_needs(client: Client) -> None:
+async def test_headers_are_those_registered_and_what_http_needs(client: HttpClient) -> None:
     async with Peer(fine) as peer:
         headers = (("X-A", "ü"), ("Content-Length", "999"), ("transfer-encoding", "chunked"), ("Connection", "close"))
         await call(client, Target("PATCH", peer.url + "?q=1#fragment", headers), b"body")
@@ -369,7 +369,7 @@ async def test_headers_are_those_registered_and_what_http_needs(client: Client) 
 async def test_calls_say_which_cluster_they_come_from_and_registrations_cannot() -> None:
     async with Peer(fine) as peer:
         for policy, lines in ((CallPolicy(), 1), (CallPolicy(["any", "cluster"]), 0)):
-            client = Client(policy, caller="0123")
+            client = HttpClient(policy, caller="0123")
             await call(client, Target("POST", peer.url, ((CALLER.upper(), "forged"),)), b"x")
             head = peer.requests.pop().decode()
             assert head.count(f"{CALLER}: 0123\r\n") == lines
@@ -383,20 +383,20 @@ async def test_the_clusters_own_ports_are_not_called(host: str) -> None:
         url = f"http://{host}:{peer.port}/"
         # Whatever allows the address.
         for words in (["any"], ["127.0.0.0/8", "localhost", "::ffff:0:0/96"]):
-            client = Client(CallPolicy(words, [peer.port]))
+            client = HttpClient(CallPolicy(words, [peer.port]))
             with pytest.raises(CannotConnect, match="the cluster's own"):
                 await call(client, Target("POST", url), b"x")
             client.close()
         assert peer.requests == []
         for policy in (CallPolicy(["any", "cluster"], [peer.port]), CallPolicy(["any"], [peer.port + 1, 0])):
-            client = Client(policy)
+            client = HttpClient(policy)
             assert (await call(client, Target("POST", peer.url), b"x")).status == 200
             client.close()
 
 
 async def test_the_ports_of_other_members_are_not_called() -> None:
     # An address of nobody here: that of a member is enough.
-    client = Client(CallPolicy(["any"], [6790]), own_hosts=lambda: ["192.0.2.7", "no-such-name.invalid"])
+    client = HttpClient(CallPolicy(["any"], [6790]), own_hosts=lambda: ["192.0.2.7", "no-such-name.invalid"])
     with pytest.raises(CannotConnect, match="the cluster's own"):
         await call(client, Target("POST", "http://192.0.2.7:6790/"), b"x")
     with pytest.raises(CannotConnect, match="the cluster's own"):
@@ -404,7 +404,7 @@ async def test_the_ports_of_other_members_are_not_called() -> None:
     client.close()
 
 
-async def test_what_is_registered_wins(client: Client) -> None:
+async def test_what_is_registered_wins(client: HttpClient) -> None:
     async with Peer(fine) as peer:
         headers = (("host", "other"), ("USER-AGENT", "mine"), ("Accept", "a/b"))
         await call(client, Target("POST", peer.url, headers))
@@ -412,7 +412,7 @@ async def test_what_is_registered_wins(client: Client) -> None:
         assert head.count(b"ost: ") == 1 and b"host: other" in head and b"quorumq" not in head and b"*/*" not in head
 
 
-async def test_a_name_and_a_password_in_the_url_become_a_header(client: Client) -> None:
+async def test_a_name_and_a_password_in_the_url_become_a_header(client: HttpClient) -> None:
     async with Peer(fine) as peer:
         await call(client, peer.url.replace("//", "//user:p%40ss@"))
         assert b"\r\nAuthorization: Basic dXNlcjpwQHNz\r\n" in peer.requests[0]
@@ -467,7 +467,7 @@ def redirects(status: int, where: str) -> Script:
     ],
 )
 async def test_a_redirect_is_followed_as_fetch_does(
-    client: Client, status: int, method: str, then: str, has_body: bool
+    client: HttpClient, status: int, method: str, then: str, has_body: bool
 ) -> None:
     headers = (("Content-Type", "application/json"), ("Authorization", "secret"))
     async with Peer(redirects(status, "/there?x=1")) as peer:
@@ -480,7 +480,7 @@ async def test_a_redirect_is_followed_as_fetch_does(
         assert b"Authorization: secret" in second and peer.connections == 1
 
 
-async def test_secrets_stay_with_their_origin(client: Client) -> None:
+async def test_secrets_stay_with_their_origin(client: HttpClient) -> None:
     headers = (("Authorization", "secret"), ("Cookie", "secret"), ("Host", "first"), ("X-Other", "kept"))
     async with Peer(fine) as other, Peer(redirects(307, f"http://127.0.0.1:{other.port}/there")) as peer:
         assert (await call(client, Target("POST", peer.url, headers))).body == b"ok"
@@ -490,20 +490,20 @@ async def test_secrets_stay_with_their_origin(client: Client) -> None:
 
 
 @pytest.mark.parametrize("where", ["ftp://h/", "http://", "http://h:0x/"])
-async def test_a_redirect_to_nowhere_is_an_error(client: Client, where: str) -> None:
+async def test_a_redirect_to_nowhere_is_an_error(client: HttpClient, where: str) -> None:
     async with Peer(redirects(302, where)) as peer:
-        with pytest.raises(BadAnswer):
+        with pytest.raises(BadResponse):
             await call(client, peer.url)
 
 
-async def test_a_redirect_that_never_ends_is_an_error(client: Client) -> None:
+async def test_a_redirect_that_never_ends_is_an_error(client: HttpClient) -> None:
     async with Peer(redirects(307, "/path")) as peer:
-        with pytest.raises(BadAnswer, match="TooManyRedirects"):
+        with pytest.raises(BadResponse, match="TooManyRedirects"):
             await call(client, peer.url)
         assert len(peer.requests) == module.REDIRECTS_MAX + 1
 
 
-async def test_a_redirect_without_a_place_is_an_answer(client: Client) -> None:
+async def test_a_redirect_without_a_place_is_an_answer(client: HttpClient) -> None:
     async with Peer(lambda p, t, r: t.write(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n")) as peer:
         assert (await call(client, peer.url)).status == 302
 
@@ -528,7 +528,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-async def test_https_checks_the_certificate(client: Client, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_https_checks_the_certificate(
+    client: HttpClient, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
     async with Peer(fine, server) as peer:
@@ -536,7 +538,7 @@ async def test_https_checks_the_certificate(client: Client, certificate: Path, m
             await call(client, peer.url)
         assert peer.requests == []
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
-        trusting = Client(CallPolicy())
+        trusting = HttpClient(CallPolicy())
         for _ in range(2):
             assert (await call(trusting, peer.url)).body == b"ok"
         assert len(peer.requests) == 2

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorumq.api.outgoing.response import Answer, AnswerReader, BadAnswer, ConnectionLost, decoded
+from quorumq.api.outgoing.response import BadResponse, ConnectionLost, Response, ResponseReader, decoded
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: Application/JSON\r\nContent-Length: 4\r\nX-More: \xff\r\n\r\n{\r\n}"
 CHUNKED = (
@@ -23,24 +23,28 @@ NO_PHRASE = b"HTTP/1.1 500\r\nContent-Length: 0\r\n\r\n"
 MOVED = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
 OLD = b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\nok"
 WHOLE = [
-    (PLAIN, Answer(200, "OK", "application/json", b"{\r\n}"), True),
-    (CHUNKED, Answer(201, "Created", "", b"hello world"), True),
-    (INTERIM, Answer(200, "OK", "application/json", b"{\r\n}"), True),
-    (EMPTY, Answer(204, "No Content", "", b""), True),
-    (NO_PHRASE, Answer(500, "", "", b""), True),
-    (MOVED, Answer(307, "Temporary Redirect", "", b"", "/there"), True),
-    (OLD, Answer(200, "OK", "", b"ok"), True),
-    (OLD.replace(b"Keep-Alive", b"x"), Answer(200, "OK", "", b"ok"), False),
-    (PLAIN.replace(b"X-More: \xff", b"Connection: x, Close"), Answer(200, "OK", "application/json", b"{\r\n}"), False),
+    (PLAIN, Response(200, "OK", "application/json", b"{\r\n}"), True),
+    (CHUNKED, Response(201, "Created", "", b"hello world"), True),
+    (INTERIM, Response(200, "OK", "application/json", b"{\r\n}"), True),
+    (EMPTY, Response(204, "No Content", "", b""), True),
+    (NO_PHRASE, Response(500, "", "", b""), True),
+    (MOVED, Response(307, "Temporary Redirect", "", b"", "/there"), True),
+    (OLD, Response(200, "OK", "", b"ok"), True),
+    (OLD.replace(b"Keep-Alive", b"x"), Response(200, "OK", "", b"ok"), False),
+    (
+        PLAIN.replace(b"X-More: \xff", b"Connection: x, Close"),
+        Response(200, "OK", "application/json", b"{\r\n}"),
+        False,
+    ),
     # Nobody asked for what follows.
-    (PLAIN + b"x", Answer(200, "OK", "application/json", b"{\r\n}"), False),
+    (PLAIN + b"x", Response(200, "OK", "application/json", b"{\r\n}"), False),
 ]
 
 
 @pytest.mark.parametrize(("sent", "answer", "keep"), WHOLE)
 @given(cuts=st.lists(st.integers(1, 40), max_size=30))
-def test_an_answer_is_the_same_however_it_is_cut(sent: bytes, answer: Answer, keep: bool, cuts: list[int]) -> None:
-    reader, at, found = AnswerReader(), 0, None
+def test_an_answer_is_the_same_however_it_is_cut(sent: bytes, answer: Response, keep: bool, cuts: list[int]) -> None:
+    reader, at, found = ResponseReader(), 0, None
     for cut in [*cuts, len(sent)]:
         part = sent[at : at + cut]
         at += len(part)
@@ -52,7 +56,7 @@ def test_an_answer_is_the_same_however_it_is_cut(sent: bytes, answer: Answer, ke
 
 
 def test_one_reader_takes_one_answer_after_the_other() -> None:
-    reader = AnswerReader()
+    reader = ResponseReader()
     for sent, answer, keep in WHOLE:
         if keep:
             assert reader.feed(sent) == answer
@@ -60,16 +64,16 @@ def test_one_reader_takes_one_answer_after_the_other() -> None:
 
 
 def test_an_answer_without_a_length_ends_with_its_connection() -> None:
-    reader = AnswerReader()
+    reader = ResponseReader()
     assert reader.feed(b"HTTP/1.1 200 OK\r\n\r\nto the") is None
     assert reader.feed(b" end") is None
-    assert reader.end() == Answer(200, "OK", "", b"to the end")
+    assert reader.end() == Response(200, "OK", "", b"to the end")
     assert not reader.keep
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\n", PLAIN[:-1], CHUNKED[:-1], CHUNKED[:-20]])
 def test_an_answer_that_ends_too_early_is_lost(sent: bytes) -> None:
-    reader = AnswerReader()
+    reader = ResponseReader()
     assert reader.feed(sent) is None
     assert reader.begun == bool(sent)
     with pytest.raises(ConnectionLost):
@@ -110,12 +114,12 @@ def test_an_answer_that_ends_too_early_is_lost(sent: bytes) -> None:
     ],
 )
 def test_what_is_not_plain_http_is_an_error(sent: bytes) -> None:
-    with pytest.raises(BadAnswer):
-        AnswerReader().feed(sent)
+    with pytest.raises(BadResponse):
+        ResponseReader().feed(sent)
 
 
 def test_the_same_length_twice_is_one_length() -> None:
-    answer = AnswerReader().feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok")
+    answer = ResponseReader().feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok")
     assert answer is not None and answer.body == b"ok"
 
 
@@ -130,18 +134,18 @@ def test_the_same_length_twice_is_one_length() -> None:
 )
 def test_what_is_too_large_is_refused_as_soon_as_it_shows(sent: bytes) -> None:
     for _ in range(2):
-        with pytest.raises(BadAnswer):
-            AnswerReader(limit=10).feed(sent)
+        with pytest.raises(BadResponse):
+            ResponseReader(limit=10).feed(sent)
     # A head that was known under another bound is held against this one's.
-    AnswerReader(limit=20).feed(sent)
-    with pytest.raises(BadAnswer):
-        AnswerReader(limit=10).feed(sent)
+    ResponseReader(limit=20).feed(sent)
+    with pytest.raises(BadResponse):
+        ResponseReader(limit=10).feed(sent)
 
 
 @pytest.mark.parametrize("more", [b"Content-Length: 5\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
 def test_a_body_where_none_can_be_is_no_answer_to_the_next_request(status: bytes, more: bytes) -> None:
-    reader = AnswerReader()
+    reader = ResponseReader()
     for _ in range(2):
         # The body itself comes later, if at all: then nobody may be waiting on this connection.
         answer = reader.feed(b"HTTP/1.1 " + status + b"\r\n" + more)
@@ -150,7 +154,7 @@ def test_a_body_where_none_can_be_is_no_answer_to_the_next_request(status: bytes
 
 
 def test_an_interim_answer_says_that_the_request_has_arrived() -> None:
-    reader = AnswerReader()
+    reader = ResponseReader()
     assert not reader.begun
     for _ in range(2):
         assert reader.feed(b"HTTP/1.1 102 Processing\r\n\r\n") is None
@@ -162,7 +166,7 @@ def test_an_interim_answer_says_that_the_request_has_arrived() -> None:
 
 
 def test_many_small_chunks_take_no_more_memory_than_their_bytes() -> None:
-    reader, size = AnswerReader(), 1 << 20
+    reader, size = ResponseReader(), 1 << 20
     tracemalloc.start()
     try:
         reader.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -178,11 +182,11 @@ def test_many_small_chunks_take_no_more_memory_than_their_bytes() -> None:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_do_anything_but_be_refused(data: bytes) -> None:
-    reader = AnswerReader(limit=1000)
+    reader = ResponseReader(limit=1000)
     try:
         reader.feed(b"HTTP/1.1 200 OK\r\n" + data)
         reader.end()
-    except (BadAnswer, ConnectionLost):
+    except (BadResponse, ConnectionLost):
         pass
 
 
@@ -197,7 +201,7 @@ def test_no_bytes_do_anything_but_be_refused(data: bytes) -> None:
     ],
 )
 def test_codings_are_undone(coding: str, body: bytes) -> None:
-    assert decoded(Answer(200, "OK", "", body, None, coding)).body == b"hello"
+    assert decoded(Response(200, "OK", "", body, None, coding)).body == b"hello"
 
 
 @pytest.mark.parametrize(
@@ -205,10 +209,10 @@ def test_codings_are_undone(coding: str, body: bytes) -> None:
     [("br", b"x"), ("gzip, gzip", b"x"), ("gzip", b"hello"), ("gzip", gzip.compress(b"hello", mtime=0)[:-4])],
 )
 def test_codings_that_cannot_be_undone_are_errors(coding: str, body: bytes) -> None:
-    with pytest.raises(BadAnswer):
-        decoded(Answer(200, "OK", "", body, None, coding))
+    with pytest.raises(BadResponse):
+        decoded(Response(200, "OK", "", body, None, coding))
 
 
 def test_a_small_body_does_not_become_a_large_one() -> None:
-    with pytest.raises(BadAnswer):
-        decoded(Answer(200, "OK", "", gzip.compress(bytes(1 << 20)), None, "gzip"), limit=1000)
+    with pytest.raises(BadResponse):
+        decoded(Response(200, "OK", "", gzip.compress(bytes(1 << 20)), None, "gzip"), limit=1000)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from quorumq.api.outgoing.client import CannotConnect, Client, Origin
+from quorumq.api.outgoing.client import CannotConnect, HttpClient, Origin
 from quorumq.api.outgoing.egress import webhook_policy
 from quorumq.api.outgoing.webhooks import WebhookDeliveries
 from quorumq.node.batching import Batcher
@@ -354,7 +354,7 @@ async def test_private_addresses_are_refused_at_each_connect(receiver: Receiver,
     ],
 )
 async def test_where_webhooks_may_go(host: str, allow_private: bool, why: str | None) -> None:
-    client = Client(webhook_policy(allow_private=allow_private))
+    client = HttpClient(webhook_policy(allow_private=allow_private))
     try:
         if why is None:
             assert [str(address) for address in await client._addresses(Origin(False, host, 80))] == [host]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quorumq.api.request import Parameter, Route
-from quorumq.api.rows import Socket, Stream, grouped, plain
+from quorumq.api.rows import EventStream, WebSocketUpgrade, grouped, plain
 
 from .sse import events
 from .websocket import websocket
@@ -24,12 +24,12 @@ HANDSHAKE = {
 }
 ROUTES: tuple[Route, ...] = grouped(
     "Events",
-    plain("GET", "/ws", websocket, reply=Socket, right="open", answers=HANDSHAKE,
+    plain("GET", "/ws", websocket, reply=WebSocketUpgrade, right="open", answers=HANDSHAKE,
           about="A WebSocket: commands with their replies, and events."),
-    plain("GET", "/ws/queues/{queue}", websocket, reply=Socket, right="open", answers=HANDSHAKE,
+    plain("GET", "/ws/queues/{queue}", websocket, reply=WebSocketUpgrade, right="open", answers=HANDSHAKE,
           about="The same, with the events of one queue, and those of the node, only."),
-    plain("GET", "/events", events, asks=(EVENTS, LAST), reply=Stream, right="read", scope="checked",
+    plain("GET", "/events", events, asks=(EVENTS, LAST), reply=EventStream, right="read", scope="checked",
           about="Server-sent events."),
-    plain("GET", "/events/queues/{queue}", events, asks=(EVENTS, LAST), reply=Stream, right="read",
+    plain("GET", "/events/queues/{queue}", events, asks=(EVENTS, LAST), reply=EventStream, right="read",
           about="The same, with the events of one queue, and those of the node, only."),
 )  # fmt: skip

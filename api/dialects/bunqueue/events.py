@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from quorumq.api.events.feed import Message
+from quorumq.api.events.feed import EventMessage
 from quorumq.node.machine import events as happened
 from quorumq.node.machine.events import Event
 from quorumq.node.machine.operations.queue_reads import QueueCounts
@@ -85,7 +85,7 @@ def unknown_patterns(patterns: Iterable[Any]) -> list[str]:
 # -- Payloads ----------------------------------------------------------------------------------------------------------
 
 
-def messages_of(state: State, now_ms: int, event: Event) -> Iterator[Message]:
+def messages_of(state: State, now_ms: int, event: Event) -> Iterator[EventMessage]:
     """Return what an event says: as a rule one message with the event's own fields."""
     name = event.name
     data = plain(event)
@@ -98,13 +98,13 @@ def messages_of(state: State, now_ms: int, event: Event) -> Iterator[Message]:
     legacy = None
     if name.startswith("job:") or isinstance(event, happened.QueuePaused | happened.QueueResumed):
         legacy = old_form(state, now_ms, event, queue, job_id or "")
-    yield Message(name, now_ms, data, queue=queue, queues=queues, legacy=legacy)
+    yield EventMessage(name, now_ms, data, queue=queue, queues=queues, legacy=legacy)
     if isinstance(event, happened.QueueObliterated):
-        yield Message("queue:removed", now_ms, data, queue=queue)
+        yield EventMessage("queue:removed", now_ms, data, queue=queue)
     elif isinstance(event, happened.WorkerRemovedStale):
         # The document's name for it, which those know who keep a list of workers.
         gone = payloads.WorkerGone(event.worker_id)
-        yield Message(gone.EVENT, now_ms, ENCODE(gone), queues=queues)
+        yield EventMessage(gone.EVENT, now_ms, ENCODE(gone), queues=queues)
 
 
 def plain(event: Event) -> bytes:

@@ -9,7 +9,7 @@ from typing import get_args
 
 from quorumq.api.door import TURNED_AWAY, Ended
 from quorumq.api.host import Host
-from quorumq.api.metrics import CONTENT_TYPE, Labels, Page
+from quorumq.api.metrics import CONTENT_TYPE, Labels, MetricsPage
 from quorumq.api.outgoing.services import Outgoing
 from quorumq.api.reply import Reply
 from quorumq.api.request import Call
@@ -87,7 +87,7 @@ COUNTERS = (
 async def figures_page(call: Call) -> Reply:
     """Write the figures of the queues and of this node, without waiting for the cluster."""
     total = await totals(call, stale=True)
-    page = Page()
+    page = MetricsPage()
     write_jobs(page, total)
     page.gauge("bunqueue_uptime_seconds", "Server uptime in seconds", uptime_s(call))
     page.gauge(
@@ -106,7 +106,7 @@ async def figures_page(call: Call) -> Reply:
     return Reply(200, page.text(), CONTENT_TYPE)
 
 
-def write_jobs(page: Page, total: Total) -> None:
+def write_jobs(page: MetricsPage, total: Total) -> None:
     """Write the sums over all queues, under the documented server's names."""
     counts = total.counts
     page.gauge("bunqueue_jobs_waiting", "Number of jobs waiting in queue", counts.waiting)
@@ -122,7 +122,7 @@ def write_jobs(page: Page, total: Total) -> None:
     page.counter("bunqueue_jobs_failed_total", "Total jobs failed", total.failed)
 
 
-def write_workers(page: Page, found: WorkerList) -> None:
+def write_workers(page: MetricsPage, found: WorkerList) -> None:
     page.gauge("bunqueue_workers_registered", "Number of registered workers", len(found.workers))
     page.gauge("bunqueue_workers_active", "Number of workers heard of lately", found.active)
     page.gauge("bunqueue_worker_active_jobs", "Number of jobs that workers say they work on", found.active_jobs)
@@ -131,7 +131,7 @@ def write_workers(page: Page, found: WorkerList) -> None:
     page.counter("bunqueue_workers_failed_total", "Total jobs that workers say they failed", found.failed)
 
 
-def write_webhooks(page: Page, found: list[WebhookShown]) -> None:
+def write_webhooks(page: MetricsPage, found: list[WebhookShown]) -> None:
     hooks = [one.webhook for one in found]
     page.gauge("bunqueue_webhooks_registered", "Number of webhooks", len(hooks))
     page.gauge("bunqueue_webhooks_enabled", "Number of enabled webhooks", sum(hook.enabled for hook in hooks))
@@ -146,7 +146,7 @@ def write_webhooks(page: Page, found: list[WebhookShown]) -> None:
     page.write("quorumq_webhook_deliveries", "gauge", text, outcomes)
 
 
-def write_keys(page: Page, outcomes: Outcomes) -> None:
+def write_keys(page: MetricsPage, outcomes: Outcomes) -> None:
     page.gauge("quorumq_idempotency_keys", "Idempotency keys whose answers are kept", len(outcomes))
     page.gauge("quorumq_idempotency_bytes", "Bytes that those answers count for", outcomes.size)
     text = "Idempotency keys of which only a digest is kept: a repeat is refused as key_forgotten"
@@ -157,7 +157,7 @@ def write_keys(page: Page, outcomes: Outcomes) -> None:
     page.counter("quorumq_idempotency_lost_total", text, outcomes.lost)
 
 
-def write_pushers(page: Page, call: Call) -> None:
+def write_pushers(page: MetricsPage, call: Call) -> None:
     pushers, pushing = call.node.machine.state.pushers, call.server.service(Outgoing).push_workers
     page.gauge("quorumq_push_registered", "Number of push workers in the cluster", len(pushers.by_queue))
     page.gauge("quorumq_push_served", "Push workers that this node serves", pushing.served)
@@ -179,7 +179,7 @@ def write_pushers(page: Page, call: Call) -> None:
     page.buckets("quorumq_push_seconds", text, seconds.bounds, seconds.counts, seconds.sum)
 
 
-def write_queues(page: Page, now_ms: int, figures: list[QueueFigure]) -> None:
+def write_queues(page: MetricsPage, now_ms: int, figures: list[QueueFigure]) -> None:
     """Write the figures of each queue."""
     labelled: list[tuple[Labels, QueueFigure]] = [({"queue": one.name}, one) for one in figures]
     for word, field, text in GAUGES:
@@ -207,7 +207,7 @@ def shown_buckets(counts: list[int]) -> list[int]:
     return [*below[: BUCKETS - 1 : 2], below[-1]]
 
 
-async def write_node(page: Page, call: Call) -> None:
+async def write_node(page: MetricsPage, call: Call) -> None:
     """Write what concerns this node and its place in the cluster."""
     host, status = call.server.service(Host), call.node.status()
     is_ready, _ = host.readiness()
@@ -291,7 +291,7 @@ async def write_node(page: Page, call: Call) -> None:
     page.histogram("quorumq_write_seconds", "Time from an operation's request to its local apply", host.writes)
 
 
-def write_replication(page: Page, found: ReplicationMetrics) -> None:
+def write_replication(page: MetricsPage, found: ReplicationMetrics) -> None:
     """Write what the replication counts of itself."""
     for name, field, text in HISTOGRAMS:
         one = getattr(found, field)

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from quorumq.api.auth import Grant
 from quorumq.api.errors import Invalid
-from quorumq.api.events.feed import Id, Message, Outbox, id_of, visible_to
+from quorumq.api.events.feed import EventMessage, Id, SendQueue, id_of, visible_to
 from quorumq.api.host import Host
 from quorumq.api.ids import new_id
 from quorumq.api.reply import Reply, Streamed
@@ -91,47 +91,47 @@ class Client:
         self, host: Host, streams: Streams, queue: str, subscription: Subscription | None, grant: Grant
     ) -> None:
         self.grant: Grant | None = grant
-        self.hears_all = grant.unlimited
+        self.sees_all = grant.unlimited
         self.feed = streams.feed
         self.queue = queue
         self.subscription = subscription
-        self.outbox = Outbox(UNSENT_BYTES_MAX)
+        self.send_queue = SendQueue(UNSENT_BYTES_MAX)
         self.pace = host.pace
 
     def greet(self, last: Id | None) -> None:
         """Say the first words, then what was missed, then listen, all before anything new can happen."""
         hello: dict[str, object] = {"connected": True, "clientId": new_id()}
-        missed: Iterator[Message] = iter(())
+        missed: Iterator[EventMessage] = iter(())
         if last is not None:
             found = self.feed.after(last, self.queue)
             hello["resumed"] = found is not None
             missed = found or missed
         # With an id from the beginning, also who has seen nothing yet can say where he was.
         number = b"" if hello.get("resumed") else self.place()
-        self.outbox.put(b"retry: %d\n%bdata: %b\n\n" % (RETRY_MS, number, ENCODE(hello)))
+        self.send_queue.put(b"retry: %d\n%bdata: %b\n\n" % (RETRY_MS, number, ENCODE(hello)))
         for message in missed:
-            if self.outbox.full:
+            if self.send_queue.full:
                 # One step at a time: it comes back with the last id of this one.
                 self.close()
                 return
             if (text := self.text(message)) is not None:
-                self.outbox.put(text)
+                self.send_queue.put(text)
         self.feed.join(self)
 
-    def hear(self, messages: Sequence[Message]) -> None:
+    def on_events(self, messages: Sequence[EventMessage]) -> None:
         for message in messages:
             if (text := self.text(message)) is None:
                 continue
-            if message.id is not None and self.outbox.full:
+            if message.id is not None and self.send_queue.full:
                 # It comes back and goes on after the last id it saw.
                 self.close()
                 return
-            self.outbox.offer(text)
+            self.send_queue.offer(text)
 
-    def text(self, message: Message) -> bytes | None:
+    def text(self, message: EventMessage) -> bytes | None:
         """Write a message, or None where it is not for this client."""
         queue = self.queue
-        if not self.hears_all:
+        if not self.sees_all:
             heard = None if self.grant is None else visible_to(self.grant, message)
             if heard is None:
                 return None
@@ -158,20 +158,20 @@ class Client:
 
     def close(self) -> None:
         self.feed.leave(self)
-        self.outbox.end()
+        self.send_queue.end()
 
     async def serve(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         try:
             while True:
                 try:
                     async with asyncio.timeout(HEARTBEAT_S):
-                        text = await self.outbox.take()
+                        text = await self.send_queue.take()
                 except TimeoutError:
                     # An id without data is remembered, and nothing is shown.
                     text = b":heartbeat\n%b\n" % self.place()
                 if text is None:
                     break
-                text += self.outbox.rest()
+                text += self.send_queue.rest()
                 transport = request.transport
                 if len(text) < AT_ONCE_BYTES and transport is not None and not transport.get_write_buffer_size():
                     await response.write(text)

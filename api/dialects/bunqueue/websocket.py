@@ -17,8 +17,16 @@ from msgspec import Raw
 from quorumq.api.auth import Grant, Unauthorized, bearer_or_bare
 from quorumq.api.commands.connection import UNDER_WAY_BYTES_MAX, UNSENT_BYTES_MAX, CommandConnection, Task, failed
 from quorumq.api.errors import Invalid
-from quorumq.api.events.feed import Message, Outbox, visible_to
-from quorumq.api.events.frames import CLOSE_S, END_BYTES, PING_S, STRANGER_BYTES_MAX, Refused, Socket, number_of
+from quorumq.api.events.feed import EventMessage, SendQueue, visible_to
+from quorumq.api.events.frames import (
+    CLOSE_S,
+    END_BYTES,
+    PING_S,
+    STRANGER_BYTES_MAX,
+    RefusedMessage,
+    WebSocket,
+    number_of,
+)
 from quorumq.api.host import Host
 from quorumq.api.limits import LARGE_BYTES, BodyTooLarge
 from quorumq.api.path import BOM
@@ -59,7 +67,7 @@ async def websocket(call: Call) -> Reply:
     if host.websockets >= host.config.websockets_max:
         raise Invalid("Too many WebSocket connections", 503, "busy")
     # Compression would cost more time than it saves on messages of this size.
-    ws = Socket(
+    ws = WebSocket(
         host.bodies,
         STRANGER_BYTES_MAX if grant is None else host.bodies.body_bytes_max,
         timeout=CLOSE_S,
@@ -84,9 +92,9 @@ class WebSocketConnection(CommandConnection):
 
     own = frozenset({"Subscribe", "Unsubscribe"})
 
-    def __init__(self, host: Host, request: web.BaseRequest, ws: Socket, queue: str, grant: Grant | None) -> None:
-        self.outbox = Outbox(UNSENT_BYTES_MAX)
-        super().__init__(host, request, self.outbox, grant, door="GET /ws")
+    def __init__(self, host: Host, request: web.BaseRequest, ws: WebSocket, queue: str, grant: Grant | None) -> None:
+        self.send_queue = SendQueue(UNSENT_BYTES_MAX)
+        super().__init__(host, request, self.send_queue, grant, door="GET /ws")
         self.ws = ws
         self.queue = queue
         # None: in the old form, because it has never subscribed.
@@ -95,7 +103,7 @@ class WebSocketConnection(CommandConnection):
 
     # -- As a listener
 
-    def hear(self, messages: Sequence[Message]) -> None:
+    def on_events(self, messages: Sequence[EventMessage]) -> None:
         grant = self.grant
         if grant is None:
             return
@@ -103,12 +111,12 @@ class WebSocketConnection(CommandConnection):
             heard = message if grant.unlimited else visible_to(grant, message)
             frame = None if heard is None else self.wanted(heard)
             if frame is not None:
-                self.outbox.offer(frame)
+                self.send_queue.offer(frame)
 
     def lost(self) -> None:
         """Nothing can be said of it: the client reads the state again when it comes back from wherever it was."""
 
-    def wanted(self, message: Message) -> bytes | None:
+    def wanted(self, message: EventMessage) -> bytes | None:
         """Return what is told of an event, if anything."""
         if self.queue and not message.concerns(self.queue):
             return None
@@ -143,18 +151,18 @@ class WebSocketConnection(CommandConnection):
         async for message in self.ws:
             if message.type != WSMsgType.BINARY:
                 continue
-            if isinstance(message.data, Refused):
+            if isinstance(message.data, RefusedMessage):
                 self.refuse(message.data)
             elif len(message.data) <= LARGE_BYTES or await self.weighed(message.data):
                 self.take(message.data)
             # A client that does not read its replies, or sends more than can be done, is not listened to either.
-            while (self.outbox.full or self.under_way_bytes > UNDER_WAY_BYTES_MAX) and not self.ws.closed:
+            while (self.send_queue.full or self.under_way_bytes > UNDER_WAY_BYTES_MAX) and not self.ws.closed:
                 self.room.clear()
                 await self.room.wait()
 
     async def write(self) -> None:
         try:
-            while (frame := await self.outbox.take()) is not None:
+            while (frame := await self.send_queue.take()) is not None:
                 await self.ws.send_frame(frame, WSMsgType.TEXT)
                 self.room.set()
         except (ConnectionError, RuntimeError):
@@ -166,7 +174,7 @@ class WebSocketConnection(CommandConnection):
 
     # -- Commands
 
-    def refuse(self, refused: Refused) -> None:
+    def refuse(self, refused: RefusedMessage) -> None:
         """Answer a message that was not taken."""
         if self.grant is None:
             reply = failed("Not authenticated")
@@ -194,7 +202,7 @@ class WebSocketConnection(CommandConnection):
             fields = members(body)
         except Invalid as error:
             text = "Invalid command" if str(error) == NOT_AN_OBJECT else "Invalid JSON"
-            self.outbox.put(failed(text))
+            self.send_queue.put(failed(text))
             return
         self.command(fields, body, fields.get("reqId"), len(body))
 
@@ -205,13 +213,13 @@ class WebSocketConnection(CommandConnection):
     def answer(self, reply: bytes, number: Any) -> None:
         if number is not None:
             reply = b'%b,"reqId":%b}' % (reply[:-1], bytes(number))
-        self.outbox.put(reply)
+        self.send_queue.put(reply)
 
     def own_command(self, name: str, fields: Mapping[str, Raw]) -> bytes:
         """Subscribe to events, or end that."""
-        deaf = self.may_hear("Subscribe")
-        if deaf is not None:
-            return deaf
+        refused = self.may_subscribe("Subscribe")
+        if refused is not None:
+            return refused
         patterns: Any = value_of(fields["events"]) if "events" in fields else None
         if not isinstance(patterns, list) or not (patterns or name == "Unsubscribe"):
             return failed("events must be a non-empty array" if name == "Subscribe" else "events must be an array")

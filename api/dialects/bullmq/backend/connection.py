@@ -22,8 +22,8 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from quorumq.api.auth import EVERYTHING, Forbidden, Grant
 from quorumq.api.commands.connection import AUTH_S, UNSENT_BYTES_MAX
 from quorumq.api.commands.messagepack import UNCOUNTED_BYTES, BadFrame, count
-from quorumq.api.events.feed import Outbox
-from quorumq.api.events.frames import Refused, Socket
+from quorumq.api.events.feed import SendQueue
+from quorumq.api.events.frames import RefusedMessage, WebSocket
 from quorumq.api.host import Host
 from quorumq.api.limits import BodyTooLarge
 from quorumq.cluster.errors import ClusterError
@@ -64,7 +64,7 @@ class Reading(NamedTuple):
 class BackendConnection:
     """One connection. grant: None until it has said hello with a token that is one, or where none is needed."""
 
-    def __init__(self, server: Host, request: web.BaseRequest, ws: Socket, grant: Grant | None, port: int) -> None:
+    def __init__(self, server: Host, request: web.BaseRequest, ws: WebSocket, grant: Grant | None, port: int) -> None:
         self.server = server
         self.node = server.node
         self.request = request
@@ -74,7 +74,7 @@ class BackendConnection:
         self.port = port
         self.session = ""
         self.acknowledged = 0
-        self.outbox = Outbox(UNSENT_BYTES_MAX)
+        self.send_queue = SendQueue(UNSENT_BYTES_MAX)
         self.close_code: int = WSCloseCode.GOING_AWAY
         self.close_reason = b""
         self.leaving = False
@@ -141,7 +141,7 @@ class BackendConnection:
         if self.close_code == WSCloseCode.GOING_AWAY:
             self.close_code, self.close_reason = code, reason.encode()[:120]
         self.refused = True
-        self.outbox.end()
+        self.send_queue.end()
 
     def close(self) -> None:
         """Its token is none any more."""
@@ -157,14 +157,14 @@ class BackendConnection:
     def _leave_when_idle(self) -> None:
         if self.leaving and not self.calls and not self.waits:
             self._flush()
-            self.outbox.end()
+            self.send_queue.end()
 
     async def _read(self) -> None:
         async for message in self.ws:
             if message.type != WSMsgType.BINARY or self.refused:
                 continue
             frame = message.data
-            if isinstance(frame, Refused):
+            if isinstance(frame, RefusedMessage):
                 if isinstance(frame.error, BodyTooLarge):
                     self.refuse(WSCloseCode.MESSAGE_TOO_BIG, str(frame.error))
                 else:
@@ -180,13 +180,13 @@ class BackendConnection:
             except (msgspec.MsgspecError, BadFrame, RecursionError) as error:
                 self.refuse(protocol.BAD_MESSAGE, f"malformed message: {error}")
             # A client that does not read its answers, or sends more than may be under way, is not listened to.
-            while (self.outbox.full or self.bytes > CALLS_BYTES_MAX) and not self.ws.closed:
+            while (self.send_queue.full or self.bytes > CALLS_BYTES_MAX) and not self.ws.closed:
                 self.room.clear()
                 await self.room.wait()
 
     async def _write(self) -> None:
         try:
-            while (frame := await self.outbox.take()) is not None:
+            while (frame := await self.send_queue.take()) is not None:
                 await self.ws.send_frame(frame, WSMsgType.BINARY)
                 self.room.set()
         except (ConnectionError, RuntimeError):
@@ -220,7 +220,7 @@ class BackendConnection:
         self.session = f"{grant.owner}/{hello.session}"
         self.node.connected.join(self.session)
         self.ws.frames.bytes_max = self.server.bodies.body_bytes_max
-        self.outbox.put(
+        self.send_queue.put(
             packed(
                 protocol.Welcome(
                     protocol.PROTOCOL,
@@ -423,10 +423,10 @@ class BackendConnection:
         for at, one in enumerate(answers):
             size += len(one)
             if size > MESSAGE_BYTES:
-                self.outbox.put(protocol.together(answers[begin : at + 1]))
+                self.send_queue.put(protocol.together(answers[begin : at + 1]))
                 begin, size = at + 1, 0
         if begin < len(answers):
-            self.outbox.put(protocol.together(answers[begin:]))
+            self.send_queue.put(protocol.together(answers[begin:]))
 
     def _failed(self, number: int, name: str, error: BaseException) -> None:
         """Answer a call that was refused, or not done."""
@@ -435,7 +435,7 @@ class BackendConnection:
         if isinstance(error, Forbidden):
             with contextlib.suppress(AttributeError):
                 assert self.grant is not None
-                self.server.audit.deaf(self.request, self.grant, f"{DOOR} {name}")
+                self.server.audit.subscription_refused(self.request, self.grant, f"{DOOR} {name}")
         elif code == codes.REFUSED and not isinstance(error, (Refusal, ClusterError)) and text == codes.UNEXPECTED:
             # Where it happened and what kind it is, but not its message, which may quote job data.
             where = "".join(traceback.format_tb(error.__traceback__))

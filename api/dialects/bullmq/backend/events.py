@@ -145,7 +145,7 @@ async def _until_wanted(asked: Asked, subscription: Subscription) -> None:
         if not subscription.credit:
             subscription.more.clear()
             await subscription.more.wait()
-        elif connection.outbox.full:
+        elif connection.send_queue.full:
             connection.room.clear()
             await connection.room.wait()
         else:

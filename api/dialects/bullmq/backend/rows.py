@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from quorumq.api.auth import Grant
 from quorumq.api.errors import Invalid
-from quorumq.api.events.feed import Outbox
+from quorumq.api.events.feed import SendQueue
 from quorumq.api.host import Host
 from quorumq.api.limits import DATA_BYTES_MAX
 from quorumq.api.values import KEY_CHARS_MAX, check_text
@@ -39,12 +39,12 @@ class Holding(Protocol):
 class Caller(Protocol):
     """The connection of a call.
 
-    outbox, room: what it sends, and set when the client has read of it.  subscriptions: those of its calls, by their numbers.
+    send_queue, room: what it sends, and set when the client has read of it.  subscriptions: those of its calls, by their numbers.
     clients: workers and readers of events that said over it that they are there, by id.
     """
 
     server: Host
-    outbox: Outbox
+    send_queue: SendQueue
     room: asyncio.Event
     clients: dict[str, None]
 

@@ -7,12 +7,11 @@ from aiohttp import web
 from quorumq.api.auth import BEARER
 from quorumq.api.dialects.bullmq.dialect import Bullmq
 from quorumq.api.errors import Invalid
-from quorumq.api.events.frames import CLOSE_S, PING_S, STRANGER_BYTES_MAX, Socket
+from quorumq.api.events.frames import CLOSE_S, PING_S, STRANGER_BYTES_MAX, WebSocket
 from quorumq.api.host import Host
 from quorumq.api.reply import Reply, Streamed
 from quorumq.api.request import Call, Route
-from quorumq.api.rows import Socket as SocketReply
-from quorumq.api.rows import grouped, plain
+from quorumq.api.rows import WebSocketUpgrade, grouped, plain
 
 from .connection import DOOR, BackendConnection
 
@@ -37,7 +36,7 @@ async def backend(call: Call) -> Reply:
         raise Invalid(why if not is_ready else "the node is stopping", 503, "unavailable")
     if server.websockets >= server.config.websockets_max:
         raise Invalid("Too many WebSocket connections", 503, "busy")
-    ws = Socket(server.bodies, STRANGER_BYTES_MAX, timeout=CLOSE_S, heartbeat=PING_S, compress=False)
+    ws = WebSocket(server.bodies, STRANGER_BYTES_MAX, timeout=CLOSE_S, heartbeat=PING_S, compress=False)
     try:
         await ws.prepare(request)
     except web.HTTPException:
@@ -60,7 +59,7 @@ HANDSHAKE = {
 }
 ROUTES: tuple[Route, ...] = grouped(
     "BullMQ: backend",
-    plain("GET", "/v1/socket", backend, reply=SocketReply, right="open", answers=HANDSHAKE,
+    plain("GET", "/v1/socket", backend, reply=WebSocketUpgrade, right="open", answers=HANDSHAKE,
           about="A WebSocket over which adapters run BullMQ itself; docs/bullmq-protocol.md has the protocol."),
 )  # fmt: skip
 
