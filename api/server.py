@@ -29,7 +29,7 @@ from .connections import HEADER_BYTES_MAX, HttpConnection, HttpServer, Malformed
 from .dialects.bullmq.workers import delivery
 from .dialects.bunqueue.commands import Commands
 from .dialects.bunqueue.dialect import Bunqueue
-from .dialects.bunqueue.streams import Streams
+from .dialects.bunqueue.streams import LiveStreams
 from .door import TURNED_AWAY
 from .errors import Invalid
 from .host import REPLAYING, Host, Port
@@ -204,7 +204,7 @@ class Server(Host):
         super().__init__(node, config)
         self.outgoing = Outgoing(node, config, partial(delivery, config.queue_prefix))
         self.provide(self.outgoing)
-        self.streams = Streams(self, Commands(Bunqueue()))
+        self.streams = LiveStreams(self, Commands(Bunqueue()))
         self.provide(self.streams)
         self.main = Listener(self, main_dialects(), config.host, config.http_port, "HTTP_PORT")
         self.listeners = [self.main]

@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Raw
 
 from quorumq.api.auth import BEARER, EVERYTHING, Grant
-from quorumq.api.dialects.bunqueue.commands import Held
-from quorumq.api.dialects.bunqueue.streams import Streams
+from quorumq.api.dialects.bunqueue.commands import TakenJobs
+from quorumq.api.dialects.bunqueue.streams import LiveStreams
 from quorumq.api.errors import Invalid
 from quorumq.api.host import Host
 from quorumq.api.path import trouble
@@ -75,12 +75,12 @@ class CommandConnection:
 
     def __init__(self, host: Host, sender: web.BaseRequest, out: Out, grant: Grant | None, *, door: str) -> None:
         self.host = host
-        self.streams = host.service(Streams)
+        self.streams = host.service(LiveStreams)
         self.sender = sender
         self.out = out
         self.grant = grant
         self.door = door
-        self.held = Held()
+        self.held = TakenJobs()
         # Workers that were registered, or heard of, over it, and when that was last.
         self.workers: dict[str, int] = {}
         self.tasks: set[Task] = set()

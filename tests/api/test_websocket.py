@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from quorumq.api.commands import connection
-from quorumq.api.dialects.bunqueue.commands import HELD_CHECKED, Held
+from quorumq.api.dialects.bunqueue.commands import HELD_CHECKED, TakenJobs
 from quorumq.api.dialects.bunqueue.events import NAMES, PATTERNS, Subscription, messages_of
 from quorumq.api.dialects.bunqueue.routes import ROUTES
 from quorumq.api.events.feed import SendQueue
@@ -792,7 +792,7 @@ async def test_a_lost_connection_ends_its_pulls(client: Client, connect: Open) -
 
 
 def test_what_is_held_is_looked_through_now_and_then() -> None:
-    held = Held()
+    held = TakenJobs()
     held.take(Pulled([]))
     assert held.release() is None
     held.fences = {str(number): number for number in range(HELD_CHECKED)}

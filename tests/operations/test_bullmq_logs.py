@@ -23,7 +23,7 @@ def page(world: World, start: int = 0, end: int = -1, *, asc: bool = True, own: 
     return "".join(world.ask(ListLog("q", own, start, end, asc)).lines)
 
 
-def checked(world: World) -> logs.Logs:
+def checked(world: World) -> logs.LogTable:
     found = world.machine.state.logs
     assert found.sizes == {job_id: sum(map(logs.weight_of, lines)) for job_id, lines in found.by_job.items()}
     assert found.size == sum(found.sizes.values())

@@ -18,7 +18,7 @@ from quorumq.cluster.engine import Engine
 IMAGE = b"application/octet-stream"
 
 
-class Stream(Reply):
+class BackupReply(Reply):
     """A reply that is written piece by piece."""
 
     def __init__(self, image: backup.Backup) -> None:
@@ -59,4 +59,4 @@ async def handle(call: Call) -> Reply:
     engine = cast(Engine, call.node.engine)
     if not call.stale:
         await engine.read_index(asyncio.get_running_loop().time() + call.node.timeout_s)
-    return Stream(await backup.take(engine))
+    return BackupReply(await backup.take(engine))

@@ -35,7 +35,7 @@ from quorumq.node.machine.state import Backoff, Dedup, JobSpec, Keep, Options
 from quorumq.node.machine.state.job import OnChildFailure
 
 from . import replies
-from .repeatables import Repeat, checked_repeat, repetition
+from .repeatables import RepeatRule, checked_repeat, repetition
 from .values import (
     EMPTY_BODY,
     INTEGER,
@@ -298,7 +298,7 @@ class Wanted(Struct, frozen=True):
     dedup_id: str | None = None
     delay: float | None = None
     priority: int = 0
-    repeat: Repeat | None = None
+    repeat: RepeatRule | None = None
     # Id and queue of the job that is to wait for it, as they were sent.
     parent: tuple[str, str] | None = None
     on_failure: OnChildFailure = "wait"

@@ -128,7 +128,7 @@ class ExtendBody(Body):
     duration: Annotated[int | None, number("Milliseconds; left out, as long as it was given for.", 1, DAY_MS)] = None
 
 
-class HoldBody(Body):
+class HoldQueueBody(Body):
     """How long a queue is to give out no jobs."""
 
     duration: Annotated[int | None, number("Milliseconds.", 0, MILLIS_MAX, required=True)] = None
@@ -140,7 +140,7 @@ FAILED = msgspec.json.Decoder(FailedBody)
 HELD = msgspec.json.Decoder(HeldBody)
 DELAYED = msgspec.json.Decoder(DelayedBody)
 EXTEND = msgspec.json.Decoder(ExtendBody)
-HOLD = msgspec.json.Decoder(HoldBody)
+HOLD = msgspec.json.Decoder(HoldQueueBody)
 
 
 NextJob = job_object.JobJson | None
@@ -332,7 +332,7 @@ ROUTES = grouped(
             about="Let a job wait until a time; its run counts for nothing."),
     on_lock("extend-lock", extend_lock, ExtendLock, "extendLock", takes=ExtendBody, reply=Renewed,
             about="Let the lock of a job last for a while from now."),
-    plain("POST", "/queues/{queue}/rate-limit", rate_limit, what=HoldQueue, takes=HoldBody, reply=Text, right="consume",
+    plain("POST", "/queues/{queue}/rate-limit", rate_limit, what=HoldQueue, takes=HoldQueueBody, reply=Text, right="consume",
           about="Give out no jobs of a queue for a while; 0 ends it."),
     plain("GET", "/queues/{queue}/rate-limit", show_rate_limit, what=GetHold, reply=Ttl, right="read",
           asks=(CONSISTENCY,), about="For how long a queue gives out no jobs because of a rate limit."),

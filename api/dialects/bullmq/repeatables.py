@@ -37,7 +37,7 @@ NO_REPEATABLE = (404, "Repeatable job not found")
 KEYS = frozenset({"every", "pattern", "cron", "tz", "limit", "immediately", "startDate", "endDate", "offset", "key"})
 
 
-class Repeat(Struct, frozen=True):
+class RepeatRule(Struct, frozen=True):
     """How a job is to repeat. next_due_ms: its first time after now."""
 
     key: str
@@ -71,7 +71,7 @@ class Repeatables(Struct, forbid_unknown_fields=True):
     count: int
 
 
-def checked_repeat(name: str, value: Any, now: int) -> Repeat:
+def checked_repeat(name: str, value: Any, now: int) -> RepeatRule:
     """Return how a job repeats. now: by the log's clock, in milliseconds. Raises Invalid."""
     if not isinstance(value, dict):
         raise Invalid(f"Invalid repeat {shown(value)}, must be an object")
@@ -117,7 +117,7 @@ def checked_repeat(name: str, value: Any, now: int) -> Repeat:
             raise Invalid("Invalid repeat, none of its times comes before endDate")
         due = 0
     key = text("repeat.key", value["key"], KEY_CHARS_MAX) if value.get("key") else ""
-    return Repeat(
+    return RepeatRule(
         key or key_of(name, until, zone, pattern or str(every)), due, every, pattern, zone, limit, until, immediately
     )
 
@@ -141,7 +141,7 @@ def date(name: str, value: Any, high: int) -> int | None:
     return integer(f"repeat.{name}", value, 0, high)
 
 
-def repetition(repeat: Repeat, job: JobSpec) -> Repetition:
+def repetition(repeat: RepeatRule, job: JobSpec) -> Repetition:
     """Make what goes into the log of a repetition."""
     return Repetition(
         repeat.key,

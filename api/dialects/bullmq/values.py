@@ -235,14 +235,16 @@ def line(body: bytes) -> str:
 # -- Rules of fields ---------------------------------------------------------------------------------------------------
 
 
-class Said(TypedDict, total=False):
+class RuleOptions(TypedDict, total=False):
     """What a rule says besides."""
 
     required: bool
     default: Any
 
 
-def number(text: str, low: int = 0, high: int = COUNT_MAX, *, in_schema: bool = True, **more: Unpack[Said]) -> Meta:
+def number(
+    text: str, low: int = 0, high: int = COUNT_MAX, *, in_schema: bool = True, **more: Unpack[RuleOptions]
+) -> Meta:
     """A whole number between two bounds. in_schema: whether the document names the upper one."""
     return says(
         text,
@@ -253,7 +255,7 @@ def number(text: str, low: int = 0, high: int = COUNT_MAX, *, in_schema: bool = 
     )
 
 
-def flag(text: str, **more: Unpack[Said]) -> Meta:
+def flag(text: str, **more: Unpack[RuleOptions]) -> Meta:
     """Whether."""
     return says(text, reads=boolean, **more)
 
@@ -269,16 +271,16 @@ def one_of(text: str, allowed: tuple[str, ...]) -> Meta:
     return says(text, reads=reads, bound=max(map(len, allowed)), default=allowed[0])
 
 
-def note(what: str, **more: Unpack[Said]) -> Meta:
+def note(what: str, **more: Unpack[RuleOptions]) -> Meta:
     """What is kept for people to read, cut to its bound."""
     return says(what, reads=lambda name, value: as_note(value), bound=NOTE_CHARS_MAX, **more)
 
 
-def key(what: str, chars_max: int = KEY_CHARS_MAX, **more: Unpack[Said]) -> Meta:
+def key(what: str, chars_max: int = KEY_CHARS_MAX, **more: Unpack[RuleOptions]) -> Meta:
     """A text that names something."""
     return says(what, reads=lambda name, value: text(name, value, chars_max), max_chars=chars_max, **more)
 
 
-def any_json(text: str, **more: Unpack[Said]) -> Meta:
+def any_json(text: str, **more: Unpack[RuleOptions]) -> Meta:
     """Any JSON, as it was sent."""
     return says(text, reads=opaque_field, bound=DATA_BYTES_MAX, **more)

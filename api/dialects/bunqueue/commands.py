@@ -78,7 +78,7 @@ class CommandCall(Call):
 ENDING = frozenset({"ACK", "FAIL", "MoveToDelayed", "MoveToWait", "MoveToWaitingChildren", "Discard", "Cancel"})
 
 
-class Held:
+class TakenJobs:
     """The jobs that a connection has taken and not finished: they go back when it closes."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Commands:
         self,
         host: Host,
         request: web.BaseRequest,
-        held: Held,
+        held: TakenJobs,
         name: str,
         fields: Mapping[str, Raw],
         body: bytes,
@@ -150,7 +150,7 @@ class Commands:
         self,
         host: Host,
         request: web.BaseRequest,
-        held: Held,
+        held: TakenJobs,
         name: str,
         fields: Mapping[str, Raw],
         body: bytes,
@@ -178,7 +178,9 @@ class Commands:
 
         return (await permitted(host, self.dialect, call, handler)).body
 
-    async def _acknowledge(self, host: Host, request: web.BaseRequest, held: Held, body: bytes, grant: Grant) -> bytes:
+    async def _acknowledge(
+        self, host: Host, request: web.BaseRequest, held: TakenJobs, body: bytes, grant: Grant
+    ) -> bytes:
         """Complete jobs. Workers repeat this when no answer came: what a token says too late is told as ignored, and is no error."""
         route = self.rows["ACKB"][1]
         call = CommandCall(host, request, route, {}, {}, body, grant)

@@ -108,7 +108,7 @@ class StallConfigShown(Struct, forbid_unknown_fields=True, rename="camel"):
     grace_period: int
 
 
-class StallConfigOf(replies.Body):
+class StallConfigOf(replies.Success):
     config: StallConfigShown
 
 
@@ -120,7 +120,7 @@ class DlqConfigShown(Struct, forbid_unknown_fields=True, rename="camel"):
     max_entries: int
 
 
-class DlqConfigOf(replies.Body):
+class DlqConfigOf(replies.Success):
     config: DlqConfigShown
 
 

@@ -42,11 +42,11 @@ class CronShown(Struct, forbid_unknown_fields=True, rename="camel"):
     priority: int
 
 
-class OneCron(replies.Body):
+class OneCron(replies.Success):
     cron: CronShown
 
 
-class Crons(replies.Body):
+class Crons(replies.Success):
     crons: list[CronShown]
 
 

@@ -153,7 +153,7 @@ class DlqEntry(Struct, forbid_unknown_fields=True, rename="camel"):
     expires_at: replies.Millis | None
 
 
-class Dlq(replies.Body):
+class Dlq(replies.Success):
     jobs: list[job_object.JobShown]
     entries: list[DlqEntry]
     total: int
@@ -169,7 +169,7 @@ class DlqSums(Struct, forbid_unknown_fields=True, rename="camel"):
     newest_entry: replies.Millis | None
 
 
-class DlqStats(replies.Body):
+class DlqStats(replies.Success):
     stats: DlqSums
 
 

@@ -115,7 +115,7 @@ def waiting_ms(call: Call) -> int:
     return FINISH_WAIT_MS if timeout is None else math.ceil(timeout)
 
 
-class Finished(replies.Body):
+class WaitResult(replies.Success):
     completed: bool
     result: Raw | UnsetType = UNSET
 
@@ -149,6 +149,6 @@ ROUTES: tuple[Route, ...] = grouped(
           command="ACKB"),
     write("POST", "/jobs/{id}/fail", FailJob, fail, replies.ok, takes=FailBody,
           reply=replies.Ok, right="consume", refusals=errors.FINISHING, command="FAIL"),
-    plain("POST", "/jobs/{id}/wait", wait, what=GetJob, takes=WaitBody, reply=Finished,
+    plain("POST", "/jobs/{id}/wait", wait, what=GetJob, takes=WaitBody, reply=WaitResult,
           right="read", about="Wait until a job completes, or the time is over.", command="WaitJob"),
 )  # fmt: skip

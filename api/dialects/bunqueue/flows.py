@@ -52,24 +52,24 @@ class JobsAdded(Struct, forbid_unknown_fields=True):
     jobs: list[job_object.JobShown]
 
 
-class FlowAdded(replies.Body):
+class FlowAdded(replies.Success):
     data: Annotated[JobsAdded, Meta(description="The jobs, each after its parent.")]
 
 
-class ChildRemoved(replies.Body):
+class ChildRemoved(replies.Success):
     removed: Annotated[bool, Meta(description="Whether it was pending for its parent.")]
 
 
-class ChildrenFailures(replies.Body):
+class ChildrenFailures(replies.Success):
     values: Annotated[dict[str, str], Meta(description="Errors by `queue:id` of the children.")]
 
 
-class Moved(Struct, forbid_unknown_fields=True):
+class MovedData(Struct, forbid_unknown_fields=True):
     moved: bool
 
 
-class Awaiting(replies.Body):
-    data: Annotated[Moved, Meta(description="Whether it waits now: not when no child is pending.")]
+class Awaiting(replies.Success):
+    data: Annotated[MovedData, Meta(description="Whether it waits now: not when no child is pending.")]
 
 
 class FlowInput(pushing.PushBody, gc=False, rename="camel"):

@@ -51,7 +51,7 @@ class GroupFigures(Struct, forbid_unknown_fields=True, rename="camel"):
     rate_limit_ttl: overview.GroupTtl
 
 
-class Group(replies.Body):
+class Group(replies.Success):
     waiting: int
     active: int
     concurrency: int
@@ -60,7 +60,7 @@ class Group(replies.Body):
     rate_limit_ttl: overview.GroupTtl
 
 
-class Groups(replies.Body):
+class Groups(replies.Success):
     groups: list[GroupFigures]
     total: int
 
@@ -83,14 +83,14 @@ class GroupRateLimitBody(Struct, gc=False):
     ] = None
 
 
-class HoldBody(Struct, gc=False):
+class HoldGroupBody(Struct, gc=False):
     """How long a group is to wait."""
 
     duration: Annotated[Number | None, integer("Milliseconds from now.", 1, YEAR_MS, required=True)] = None
 
 
 RATE_LIMIT = msgspec.json.Decoder(GroupRateLimitBody)
-HOLD = msgspec.json.Decoder(HoldBody)
+HOLD = msgspec.json.Decoder(HoldGroupBody)
 CONCURRENCY = msgspec.json.Decoder(GroupConcurrencyBody)
 
 
@@ -197,7 +197,7 @@ ROUTES: tuple[Route, ...] = grouped(
     write("DELETE", "/queues/{queue}/groups/{group}/rate-limit", SetGroupRateLimit,
           lambda call: SetGroupRateLimit(*names(call)), changed, reply=replies.WasChanged, right="manage:all",
           about="Take a group's rate limit away.", command=Command("RemoveGroupRateLimit", reply=replies.as_removed)),
-    write("POST", "/queues/{queue}/groups/{group}/hold", HoldGroup, hold, replies.ok, takes=HoldBody, reply=replies.Ok,
+    write("POST", "/queues/{queue}/groups/{group}/hold", HoldGroup, hold, replies.ok, takes=HoldGroupBody, reply=replies.Ok,
           right="consume", about="Start no job of a group for a while from now; active ones go on.",
           command="RateLimitGroup"),
     write("POST", "/queues/{queue}/groups/{group}/pause", PauseGroup, lambda call: PauseGroup(*names(call)), changed,

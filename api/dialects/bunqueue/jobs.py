@@ -144,21 +144,21 @@ def get_job_by_custom_id(call: Call) -> GetJobByCustomId:
     return GetJobByCustomId(call.path["custom_id"])
 
 
-class OneJob(replies.Body):
+class OneJob(replies.Success):
     job: job_object.JobShown
 
 
-class StateOf(replies.Body):
+class StateOf(replies.Success):
     id: str
     state: job_object.JobState | Literal["unknown"]
 
 
-class ResultOf(replies.Body):
+class ResultOf(replies.Success):
     id: str
     result: Raw | UnsetType = UNSET
 
 
-class ProgressOf(replies.Body):
+class ProgressOf(replies.Success):
     progress: replies.Number
     message: str | None
 
@@ -167,7 +167,7 @@ class Values(Struct, forbid_unknown_fields=True):
     values: dict[str, Raw]
 
 
-class Children(replies.Body):
+class Children(replies.Success):
     values: dict[str, Raw]
     data: Values
 

@@ -93,7 +93,7 @@ class BeatData(Struct, forbid_unknown_fields=True):
     ok: Literal[True]
 
 
-class Beat(replies.Body):
+class Beat(replies.Success):
     data: BeatData
 
 
@@ -102,7 +102,7 @@ class BeatsData(Struct, forbid_unknown_fields=True):
     count: int
 
 
-class Beats(replies.Body):
+class Beats(replies.Success):
     data: BeatsData
 
 

@@ -50,7 +50,7 @@ class AddedData(Struct, forbid_unknown_fields=True):
     added: Literal[True]
 
 
-class LogAdded(replies.Body):
+class LogAdded(replies.Success):
     data: AddedData
 
 
@@ -65,7 +65,7 @@ class LogsData(Struct, forbid_unknown_fields=True):
     count: int
 
 
-class Logs(replies.Body):
+class Logs(replies.Success):
     data: LogsData
 
 

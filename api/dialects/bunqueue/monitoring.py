@@ -29,7 +29,7 @@ from quorumq.node.machine.state.schedule import Cron
 
 from . import figures, prometheus, replies
 from .figures import memory, summed, totals, uptime_s
-from .streams import Streams
+from .streams import LiveStreams
 
 # After how long without a tick the consensus is taken to be dead; it ticks fifty times a second.
 SILENT_S = 10.0
@@ -67,7 +67,7 @@ class HealthCluster(Struct, forbid_unknown_fields=True, rename="camel"):
     reason: str | UnsetType = UNSET
 
 
-class Health(replies.Body):
+class Health(replies.Success):
     status: Literal["healthy", "degraded"]
     uptime: int
     version: str
@@ -77,7 +77,7 @@ class Health(replies.Body):
     cluster: HealthCluster
 
 
-class Ready(replies.Body):
+class Ready(replies.Success):
     ready: Literal[True]
 
 
@@ -86,7 +86,7 @@ class PongData(Struct, forbid_unknown_fields=True):
     time: replies.Millis
 
 
-class Pong(replies.Body):
+class Pong(replies.Success):
     data: PongData
 
 
@@ -97,7 +97,7 @@ class TotalsShown(Struct, forbid_unknown_fields=True, rename="camel"):
     total_failed: int
 
 
-class Metrics(replies.Body):
+class Metrics(replies.Success):
     metrics: TotalsShown
 
 
@@ -125,7 +125,7 @@ class StatsOf(Struct, forbid_unknown_fields=True, rename="camel"):
     fail_per_sec: float
 
 
-class Stats(replies.Body):
+class Stats(replies.Success):
     stats: StatsOf
     memory: figures.Megabytes
     collections: figures.Collections
@@ -139,12 +139,12 @@ class StorageData(Struct, forbid_unknown_fields=True, rename="camel"):
     log_bytes: int
 
 
-class Storage(replies.Body):
+class Storage(replies.Success):
     disk_full: bool
     data: StorageData
 
 
-class Collected(replies.Body):
+class Collected(replies.Success):
     before: figures.Megabytes
     after: figures.Megabytes
 
@@ -162,7 +162,7 @@ class ObjectCount(Struct, forbid_unknown_fields=True):
     count: int
 
 
-class HeapStats(replies.Body):
+class HeapStats(replies.Success):
     memory: figures.Megabytes
     heap: HeapCounts
     collections: figures.Collections
@@ -202,7 +202,7 @@ async def started(call: Call) -> Reply:
 
 
 async def health(call: Call) -> Reply:
-    host, streams = call.server.service(Host), call.server.service(Streams)
+    host, streams = call.server.service(Host), call.server.service(LiveStreams)
     is_ready, why = host.readiness()
     total = await totals(call, stale=True)
     status = call.node.status()
@@ -252,7 +252,7 @@ async def stats(call: Call) -> Reply:
     used = figures.memory()
     # Kinds of memory that this runtime does not have.
     used.external = used.array_buffers = 0
-    rates = await call.server.service(Streams).watch.rates()
+    rates = await call.server.service(LiveStreams).watch.rates()
     # The totals were as fresh as was asked for; what is asked of the same copy after them is no older.
     workers = await call.node.ask(ListWorkers(), registered, stale=True)
     crons, pending = await call.node.ask(ListCrons(), all_and_pending, stale=True)

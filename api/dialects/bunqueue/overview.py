@@ -35,7 +35,7 @@ from quorumq.node.machine.operations.workers import ListWorkers, WorkerList
 from quorumq.node.machine.state.queue import Limit
 
 from . import crons, figures, job_object, queues, replies, workers
-from .streams import Streams
+from .streams import LiveStreams
 from .values import page, query_number, queue_of
 from .watch import Throughput
 
@@ -151,7 +151,7 @@ class BlockedListed(Struct, forbid_unknown_fields=True):
     truncated: bool
 
 
-class Dashboard(replies.Body):
+class Dashboard(replies.Success):
     stats: DashboardStats
     throughput: Throughput
     latency: LatencyShown
@@ -175,7 +175,7 @@ class DashboardQueueShown(Struct, forbid_unknown_fields=True, rename="camel"):
     blocked_by: BlockedBy
 
 
-class DashboardQueues(replies.Body):
+class DashboardQueues(replies.Success):
     queues: list[DashboardQueueShown]
     total: int
     limit: int
@@ -196,7 +196,7 @@ class DashboardCounts(Struct, forbid_unknown_fields=True):
     total_failed: Annotated[int, Meta(description="Since the queue was created.")] = field(name="totalFailed")
 
 
-class DashboardHead(replies.Body):
+class DashboardHead(replies.Success):
     """What is there of a queue beside its jobs."""
 
     name: str
@@ -241,17 +241,17 @@ class SeriesMeta(Struct, forbid_unknown_fields=True, rename={"prev_ts": "prevTS"
     prev_count: Annotated[int, Meta(description="How many did in the last minute in which any did.")]
 
 
-class QueueMetrics(replies.Body):
+class QueueMetrics(replies.Success):
     meta: SeriesMeta
     data: Annotated[list[int], Meta(description="Jobs of each minute, from the last one in which any ended so back.")]
     count: Annotated[int, Meta(description="Minutes that there are.")]
 
 
-class LimitsOf(replies.Body):
+class LimitsOf(replies.Success):
     limits: LimitsShown
 
 
-class KeyHolder(replies.Body):
+class KeyHolder(replies.Success):
     job_id: str | None
 
 
@@ -397,7 +397,7 @@ async def dashboard(call: Call) -> Reply:
     shown = Dashboard(
         ok=True,
         stats=figures.sums(DashboardStats, total, figures.uptime_s(call)),
-        throughput=await call.server.service(Streams).watch.rates(),
+        throughput=await call.server.service(LiveStreams).watch.rates(),
         latency=latency_shown(host.latency),
         memory=figures.memory(),
         collections=figures.summed(total),

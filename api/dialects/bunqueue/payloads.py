@@ -106,7 +106,7 @@ class ConnectionCounts(Struct):
     http: int
 
 
-class Health(Payload):
+class HealthStatus(Payload):
     """How this node is, every ten seconds. memory: in MB.  uptime: in seconds."""
 
     EVENT: ClassVar = "health:status"
@@ -116,7 +116,7 @@ class Health(Payload):
     connections: ConnectionCounts
 
 
-class Storage(Payload):
+class StorageStatus(Payload):
     """What the collections hold, and whether this node's disk is full, every thirty seconds."""
 
     EVENT: ClassVar = "storage:status"

@@ -65,11 +65,11 @@ def asked_for_several(call: Call) -> tuple[PullJobs, int, Any]:
     return PullJobs(queue, int(body.count), body.owner, lock_ms, new_token_seed()), wait_ms, body.group
 
 
-class PulledJob(replies.Body):
+class PulledJob(replies.Success):
     job: job_object.JobShown | None
 
 
-class PulledJobs(replies.Body):
+class PulledJobs(replies.Success):
     jobs: list[job_object.JobShown]
     tokens: list[str] | UnsetType = UNSET
 

@@ -421,11 +421,11 @@ def checked_spec(body: PushBody, new: str, data: bytes) -> JobSpec:
     return JobSpec(custom or new, data, options, custom is not None, checked.unique_key, checked.group_id, depends)
 
 
-class Pushed(replies.Body):
+class Pushed(replies.Success):
     id: str
 
 
-class PushedMany(replies.Body):
+class PushedMany(replies.Success):
     ids: list[str]
 
 

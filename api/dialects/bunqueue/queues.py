@@ -123,16 +123,16 @@ async def trim_events(call: Call) -> Reply:
     return Reply(200, b'{"ok":true,"removed":0}')
 
 
-class Jobs(replies.Body):
+class Jobs(replies.Success):
     jobs: list[job_object.JobShown]
 
 
-class Cleaned(replies.Body):
+class Cleaned(replies.Success):
     count: int
     ids: list[str]
 
 
-class Queues(replies.Body):
+class Queues(replies.Success):
     queues: list[str]
 
 
@@ -147,16 +147,16 @@ class CountsOf(Struct, forbid_unknown_fields=True, rename="kebab"):
     paused: int
 
 
-class Counts(replies.Body):
+class Counts(replies.Success):
     counts: CountsOf
 
 
-class PriorityCountsOf(replies.Body):
+class PriorityCountsOf(replies.Success):
     queue: str
     counts: dict[int, int]
 
 
-class Paused(replies.Body):
+class Paused(replies.Success):
     paused: bool
 
 

@@ -66,7 +66,7 @@ def as_metrics(body: bytes) -> bytes:
 # -- Declared types ------------------------------------------------------------------------------------------------------
 
 
-class Body(Struct, forbid_unknown_fields=True, rename="camel"):
+class Success(Struct, forbid_unknown_fields=True, rename="camel"):
     """Base of all replies: nothing that is not declared may appear."""
 
     ok: Literal[True]
@@ -80,11 +80,11 @@ class Failure(Struct, forbid_unknown_fields=True):
     code: str | UnsetType = UNSET
 
 
-class Ok(Body):
+class Ok(Success):
     pass
 
 
-class Count(Body):
+class Count(Success):
     count: int
 
 
@@ -92,17 +92,17 @@ class RemovedData(Struct, forbid_unknown_fields=True):
     removed: Literal[True]
 
 
-class Removed(Body):
+class Removed(Success):
     data: RemovedData
 
 
-class RemovedCount(Body):
+class RemovedCount(Success):
     removed: int
 
 
-class WasRemoved(Body):
+class WasRemoved(Success):
     removed: bool
 
 
-class WasChanged(Body):
+class WasChanged(Success):
     changed: bool

@@ -23,7 +23,7 @@ from quorumq.cluster.errors import ClusterError
 from quorumq.node.machine.operations.queue_reads import IsPaused
 
 from .events import Subscription, unknown_patterns
-from .streams import Streams
+from .streams import LiveStreams
 from .values import check_queue
 
 UNSENT_BYTES_MAX = 1 << 20
@@ -38,7 +38,7 @@ ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 async def events(call: Call) -> Reply:
     """Stream events until the client leaves."""
-    host, streams, request = call.server.service(Host), call.server.service(Streams), call.request
+    host, streams, request = call.server.service(Host), call.server.service(LiveStreams), call.request
     queue = check_queue(call.path["queue"]) if "queue" in call.path else ""
     grant = call.grant
     subscription = wanted(call.query.get("events") or ("*" if host.config.events_form == "named" else None))
@@ -58,7 +58,7 @@ async def events(call: Call) -> Reply:
         name, _, value = line.partition(": ")
         response.headers[name] = value
     await response.prepare(request)
-    client = Client(host, streams, queue, subscription, grant)
+    client = SseClient(host, streams, queue, subscription, grant)
     streams.clients += 1
     host.sessions[client] = None
     try:
@@ -84,11 +84,11 @@ def wanted(text: str | None) -> Subscription | None:
     return subscription
 
 
-class Client:
+class SseClient:
     """One stream. queue: the only one of whose events it gets, or empty. subscription: None for the documented form."""
 
     def __init__(
-        self, host: Host, streams: Streams, queue: str, subscription: Subscription | None, grant: Grant
+        self, host: Host, streams: LiveStreams, queue: str, subscription: Subscription | None, grant: Grant
     ) -> None:
         self.grant: Grant | None = grant
         self.sees_all = grant.unlimited

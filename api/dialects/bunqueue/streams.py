@@ -34,7 +34,7 @@ KEEP_AGAIN_S = 20
 QUEUES_SHOWN = 500
 
 
-class Streams:
+class LiveStreams:
     """The streams of one node, commands that WebSockets and TCP take among them. clients: open SSE streams."""
 
     def __init__(self, host: Host, commands: Commands) -> None:
@@ -141,21 +141,21 @@ class Streams:
             cron_jobs=len(await node.ask(ListCrons(), stale=True)),
         )
 
-    def health(self) -> payloads.Health:
+    def health(self) -> payloads.HealthStatus:
         """Return how this node is."""
         used, host = memory(), self.host
-        return payloads.Health(
+        return payloads.HealthStatus(
             host.readiness()[0],
             self.uptime_s(),
             payloads.MemoryUsed(used.rss, used.heap_used),
             payloads.ConnectionCounts(host.tcp_connections, host.websockets, self.clients, host.http_connections),
         )
 
-    async def storage(self) -> payloads.Storage:
+    async def storage(self) -> payloads.StorageStatus:
         """Return what the collections hold, and whether this node can write."""
         total: Total = await self.host.node.ask(Totals(), stale=True)
         disk = await self.host.disk.look(self.host.node)
-        return payloads.Storage(summed(total), disk.full)
+        return payloads.StorageStatus(summed(total), disk.full)
 
     def uptime_s(self) -> int:
         return int(time.monotonic() - self.host.started_at)

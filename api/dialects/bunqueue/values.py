@@ -45,7 +45,7 @@ QUEUE_NAME = re.compile(r"[a-zA-Z0-9_.:-]+")
 S = TypeVar("S", bound=Struct)
 
 
-class Said(TypedDict, total=False):
+class RuleOptions(TypedDict, total=False):
     """What a rule says besides."""
 
     required: bool | str
@@ -206,7 +206,7 @@ def checked_list(name: str, value: Any) -> list[Any]:
 # -- Rules of fields ---------------------------------------------------------------------------------------------------
 
 
-def number(text: str, low: int, high: int, **more: Unpack[Said]) -> Meta:
+def number(text: str, low: int, high: int, **more: Unpack[RuleOptions]) -> Meta:
     """A number between two bounds."""
 
     def reads(name: str, value: Any) -> Number:
@@ -218,7 +218,7 @@ def number(text: str, low: int, high: int, **more: Unpack[Said]) -> Meta:
     return says(text, reads=reads, low=low, high=high, **more)
 
 
-def integer(text: str, low: int, high: int, *, in_schema: bool = True, **more: Unpack[Said]) -> Meta:
+def integer(text: str, low: int, high: int, *, in_schema: bool = True, **more: Unpack[RuleOptions]) -> Meta:
     """A whole number between two bounds. in_schema: whether the document names the upper one."""
 
     def reads(name: str, value: Any) -> int:
@@ -230,22 +230,22 @@ def integer(text: str, low: int, high: int, *, in_schema: bool = True, **more: U
     return says(text, reads=reads, low=low, high=high if in_schema else None, **more)
 
 
-def lasting(text: str, **more: Unpack[Said]) -> Meta:
+def lasting(text: str, **more: Unpack[RuleOptions]) -> Meta:
     """Milliseconds that a lock lasts."""
     return says(text, reads=duration, low=1, high=DAY_MS, **more)
 
 
-def key(text: str = "", *, in_schema: bool = True, **more: Unpack[Said]) -> Meta:
+def key(text: str = "", *, in_schema: bool = True, **more: Unpack[RuleOptions]) -> Meta:
     """An id or a key; an empty one counts as none."""
     return says(text, reads=as_key, bound=KEY_CHARS_MAX, max_chars=KEY_CHARS_MAX if in_schema else None, **more)
 
 
-def note(text: str, **more: Unpack[Said]) -> Meta:
+def note(text: str, **more: Unpack[RuleOptions]) -> Meta:
     """What is kept for people to read, cut to its bound."""
     return says(text, reads=lambda name, value: as_note(value), bound=NOTE_CHARS_MAX, **more)
 
 
-def word(text: str, chars_max: int = KEY_CHARS_MAX, **more: Unpack[Said]) -> Meta:
+def word(text: str, chars_max: int = KEY_CHARS_MAX, **more: Unpack[RuleOptions]) -> Meta:
     """A text that is looked up, or compared: none that is longer than its bound could be found, so it is cut just behind it."""
 
     def reads(name: str, value: Any) -> str:
@@ -258,7 +258,7 @@ def cut(value: Any, chars_max: int = KEY_CHARS_MAX) -> str:
     return (as_text(value) or "")[: chars_max + 1]
 
 
-def flag(text: str, **more: Unpack[Said]) -> Meta:
+def flag(text: str, **more: Unpack[RuleOptions]) -> Meta:
     """Whether; anything but a flag is refused."""
     return says(text, reads=checked_flag, **more)
 
@@ -270,7 +270,7 @@ def checked_flag(name: str, value: Any) -> bool:
     return value
 
 
-def truth(text: str, **more: Unpack[Said]) -> Meta:
+def truth(text: str, **more: Unpack[RuleOptions]) -> Meta:
     """Whether; anything counts for what it is in JavaScript's eyes."""
     return says(text, reads=lambda name, value: bool(value), **more)
 
@@ -282,7 +282,7 @@ def names_of_jobs(text: str) -> Meta:
     )
 
 
-def beside_ids(text: str, item: Callable[[str, Any], Any], **more: Unpack[Said]) -> Meta:
+def beside_ids(text: str, item: Callable[[str, Any], Any], **more: Unpack[RuleOptions]) -> Meta:
     """A list as long as the ids beside it, whose length is compared with theirs. item: reads one of it."""
 
     def reads(name: str, value: Any) -> list[Any]:
@@ -302,7 +302,7 @@ def given_result(text: str) -> Meta:
     return says(text, reads=lambda name, value: checked_result(value), bound=DATA_BYTES_MAX)
 
 
-def queue_name(text: str, **more: Unpack[Said]) -> Meta:
+def queue_name(text: str, **more: Unpack[RuleOptions]) -> Meta:
     """The name of a queue."""
     return says(text, reads=lambda name, value: check_queue(as_text(value) or ""), bound=QUEUE_NAME_CHARS_MAX, **more)
 

@@ -56,11 +56,11 @@ class WebhooksData(Struct, forbid_unknown_fields=True):
     stats: WebhookSums
 
 
-class Webhooks(replies.Body):
+class Webhooks(replies.Success):
     data: WebhooksData
 
 
-class WebhookAddedData(Struct, forbid_unknown_fields=True, rename="camel"):
+class AddedWebhookData(Struct, forbid_unknown_fields=True, rename="camel"):
     webhook_id: str
     url: str
     events: tuple[str, ...]
@@ -68,8 +68,8 @@ class WebhookAddedData(Struct, forbid_unknown_fields=True, rename="camel"):
     created_at: replies.Millis
 
 
-class WebhookAdded(replies.Body):
-    data: WebhookAddedData
+class AddedWebhook(replies.Success):
+    data: AddedWebhookData
 
 
 def checked_events(name: str, value: Any) -> tuple[str, ...]:
@@ -127,8 +127,8 @@ def enable(call: Call) -> EnableWebhook:
 
 def added(reply: WebhookSet) -> bytes:
     webhook = reply.webhook
-    data = WebhookAddedData(webhook.id, webhook.url, webhook.events, webhook.queue, webhook.created_at)
-    return ENCODE(WebhookAdded(True, data))
+    data = AddedWebhookData(webhook.id, webhook.url, webhook.events, webhook.queue, webhook.created_at)
+    return ENCODE(AddedWebhook(True, data))
 
 
 def removed(reply: None) -> bytes:
@@ -162,7 +162,7 @@ ROUTES = grouped(
     "Webhooks",
     ask("GET", "/webhooks", ListWebhooks, lambda call: ListWebhooks(), several, reply=Webhooks,
         scope="checked", narrow=own_webhooks, command="ListWebhooks"),
-    write("POST", "/webhooks", AddWebhook, add, added, takes=WebhookBody, reply=WebhookAdded,
+    write("POST", "/webhooks", AddWebhook, add, added, takes=WebhookBody, reply=AddedWebhook,
           right="manage:all", about="Have events of jobs posted to a URL.", scope="checked", check=its_webhook,
           command="AddWebhook"),
     write("DELETE", "/webhooks/{webhook_id}", RemoveWebhook, remove, removed, reply=replies.Removed,

@@ -52,7 +52,7 @@ class WorkerAddedData(WorkerBase, forbid_unknown_fields=True, rename="camel", kw
     worker_id: str
 
 
-class WorkerAdded(replies.Body):
+class WorkerAdded(replies.Success):
     data: WorkerAddedData
 
 
@@ -79,11 +79,11 @@ class WorkersData(Struct, forbid_unknown_fields=True):
     stats: WorkerSums
 
 
-class Workers(replies.Body):
+class Workers(replies.Success):
     data: WorkersData
 
 
-class QueueWorkers(replies.Body):
+class QueueWorkers(replies.Success):
     workers: list[WorkerShown]
 
 

@@ -18,7 +18,7 @@ LONG_LINES_MAX = 10_000
 ALL_LONG_BYTES_MAX = 64 << 20
 
 
-class Logs:
+class LogTable:
     """Lines by job, at most LOG_LINES_MAX of each; the job that was logged to last comes last, the one before all others goes first.
 
     sizes: bytes of the lines, by job, in the same order.  size: of all.  long: the same of jobs that may have more lines.

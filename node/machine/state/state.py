@@ -30,7 +30,7 @@ from quorumq.node.machine.state.job import (
     Options,
     check_may_complete,
 )
-from quorumq.node.machine.state.logs import Logs
+from quorumq.node.machine.state.logs import LogTable
 from quorumq.node.machine.state.outcomes import Outcome, Outcomes
 from quorumq.node.machine.state.pusher import Pushers, settings_under
 from quorumq.node.machine.state.queue import (
@@ -43,7 +43,7 @@ from quorumq.node.machine.state.queue import (
 from quorumq.node.machine.state.schedule import Schedule
 from quorumq.node.machine.state.spent import Spent
 from quorumq.node.machine.state.timers import Timers
-from quorumq.node.machine.state.webhook import Webhooks
+from quorumq.node.machine.state.webhook import WebhookTable
 from quorumq.node.machine.state.worker import FAILURES_SHOWN, TOTAL_MAX, Worker, WorkerTable
 
 # Distinct option records kept to be shared.
@@ -85,7 +85,7 @@ class State:
         self.failing: dict[str, str] = {}
         # Not replicated: whether they are being dealt with.
         self.is_cascading = False
-        self.logs = Logs()
+        self.logs = LogTable()
         # Tokens of deliveries that are over.
         self.spent = Spent()
         # Unique keys with a time of their own, in its order: (end, queue, key).
@@ -95,7 +95,7 @@ class State:
         # Crons, and jobs that are to follow others.
         self.schedule = Schedule()
         self.workers = WorkerTable()
-        self.webhooks = Webhooks()
+        self.webhooks = WebhookTable()
         self.pushers = Pushers()
         # What requests with an idempotency key were answered.
         self.outcomes = Outcomes()

@@ -100,7 +100,7 @@ class WebhookOutbox:
         return delivery
 
 
-class Webhooks:
+class WebhookTable:
     """All webhooks by id, in order of creation, each with its outbox."""
 
     __slots__ = ("_bounded", "_missed", "_room", "by_id", "dropped", "listening", "outboxes", "size", "waiting")

@@ -14,7 +14,7 @@ from quorumq.node.machine.state.job import Job, unscoped
 
 from . import names
 from .records import shown as job_shown
-from .rows import Args, Asked, Row, Word, read
+from .rows import Args, Asked, OfJob, Row, Word, read
 
 ALL: tuple[Kind, ...] = tuple(KINDS.values())
 # What BullMQ calls the kinds that have pages by place.
@@ -26,16 +26,12 @@ class OfKinds(Args):
     types: Annotated[list[Word], Meta(max_length=len(ALL))]
 
 
-class Pages(Args):
+class ChildPages(Args):
     job: Word
     pages: Annotated[dict[Word, tuple[int, int]], Meta(max_length=len(ALL))] | None = None
 
 
-class OfJob(Args):
-    job: Word
-
-
-class Places(Args):
+class ChildRange(Args):
     job: Word
     kind: Word
     start: int = 0
@@ -55,7 +51,7 @@ def count(asked: Asked, args: OfKinds) -> CountChildren:
     return CountChildren(asked.queue, args.job, tuple(map(kind_of, args.types)))
 
 
-def listed(asked: Asked, args: Pages) -> ListChildren:
+def listed(asked: Asked, args: ChildPages) -> ListChildren:
     pages = args.pages
     if pages is None:
         return ListChildren(asked.queue, args.job)
@@ -70,7 +66,7 @@ def one_kind(kind: Kind) -> Any:
     return decode
 
 
-def page(asked: Asked, args: Places) -> PageOfChildren:
+def page(asked: Asked, args: ChildRange) -> PageOfChildren:
     kind = PAGED.get(args.kind)
     if kind is None:
         raise Invalid(f"Unknown kind of children: {args.kind[:40]}")
@@ -117,8 +113,8 @@ def page_shown(found: tuple[int, list[Child], list[Job] | None], prefix: str) ->
 
 ROWS: tuple[Row, ...] = (
     read("getDependencyCounts", CountChildren, count, takes=OfKinds),
-    read("getDependencies", ListChildren, listed, shown, takes=Pages, prefixed=True),
+    read("getDependencies", ListChildren, listed, shown, takes=ChildPages, prefixed=True),
     read("getProcessedChildrenValues", ListChildren, one_kind("processed"), values, takes=OfJob, prefixed=True),
     read("getIgnoredChildrenFailures", ListChildren, one_kind("ignored"), values, takes=OfJob, prefixed=True),
-    read("paginate", PageOfChildren, page, page_shown, takes=Places, prefixed=True),
+    read("paginate", PageOfChildren, page, page_shown, takes=ChildRange, prefixed=True),
 )

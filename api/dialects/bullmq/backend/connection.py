@@ -34,8 +34,18 @@ from quorumq.node.node import Keyed
 
 from . import codes, names, protocol
 from .codes import coded
-from .events import Subscription
-from .protocol import CALLS_BYTES_MAX, CALLS_MAX, MESSAGE_BYTES, WAITS_MAX, Hello, Message, Sent, answered, packed
+from .events import EventCredit
+from .protocol import (
+    CALLS_BYTES_MAX,
+    CALLS_MAX,
+    MESSAGE_BYTES,
+    WAITS_MAX,
+    CallBatch,
+    CallRequest,
+    Hello,
+    answered,
+    packed,
+)
 from .rows import Asked, Own, Read, Row, Write
 from .table import DECODERS, QUEUELESS, ROWS
 from .waits import Holds
@@ -52,7 +62,7 @@ SEEN = frozenset({"register"})
 DOOR = "GET /bullmq/v1/socket"
 
 
-class Reading(NamedTuple):
+class PendingRead(NamedTuple):
     """A read that waits for the next look. size: bytes that it counts in the window."""
 
     number: int
@@ -88,11 +98,11 @@ class BackendConnection:
         self.waits: dict[int, asyncio.Task[None]] = {}
         self.holds = Holds(self.node.waiters.leave)
         # Subscriptions among what waits, by number.
-        self.subscriptions: dict[int, Subscription] = {}
+        self.subscriptions: dict[int, EventCredit] = {}
         # Workers and readers of events that said that they are there, by id.
         self.clients: dict[str, None] = {}
         self.room = asyncio.Event()
-        self._reads: list[Reading] = []
+        self._reads: list[PendingRead] = []
         self._reader: asyncio.Task[None] | None = None
         self._answers: list[bytes] = []
         self._flushing = False
@@ -229,7 +239,7 @@ class BackendConnection:
                     self._members(),
                     "client" if self.says_time else "server",
                     self.server.bodies.body_bytes_max,
-                    protocol.Window(CALLS_MAX, CALLS_BYTES_MAX),
+                    protocol.InFlightWindow(CALLS_MAX, CALLS_BYTES_MAX),
                     self.node.machine.level,
                 )
             )
@@ -250,7 +260,7 @@ class BackendConnection:
 
     # -- Calls
 
-    def _take(self, message: Message, size: int) -> None:
+    def _take(self, message: CallBatch, size: int) -> None:
         self.acknowledged = max(self.acknowledged, message.acknowledged)
         calls = message.calls
         if self.calls + len(calls) > CALLS_MAX:
@@ -263,7 +273,7 @@ class BackendConnection:
             except Exception as error:
                 self._failed(sent.number, sent.name, error)
 
-    def _begin(self, sent: Sent, size: int) -> None:
+    def _begin(self, sent: CallRequest, size: int) -> None:
         """Begin a call. Raises whatever it is refused for."""
         row, grant = ROWS.get(sent.name), self.grant
         assert grant is not None
@@ -294,7 +304,7 @@ class BackendConnection:
                 self._begin_write(row, asked, row.decode(asked, args), size)
             case Read():
                 self._count(size)
-                self._reads.append(Reading(sent.number, row.decode(asked, args), row.viewing(self.prefix), size))
+                self._reads.append(PendingRead(sent.number, row.decode(asked, args), row.viewing(self.prefix), size))
                 if self._reader is None:
                     self._reader = asyncio.create_task(self._look())
             case Own():

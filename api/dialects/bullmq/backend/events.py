@@ -51,17 +51,17 @@ class Subscribe(Args):
     credit: int
 
 
-class Grant(Args):
+class CreditArgs(Args):
     number: int
     credit: int
 
 
-class Once(Args):
+class ReadEventsArgs(Args):
     since: Word
     duration: int = 0
 
 
-class Subscription:
+class EventCredit:
     """How many events more a client wants to be told. more: set when it says so."""
 
     __slots__ = ("credit", "more")
@@ -112,7 +112,7 @@ async def first(asked: Asked, since: str) -> int:
 async def subscribe(asked: Asked, args: Subscribe) -> None:
     """Tell of events as they come, until it is cancelled."""
     connection, readers = asked.connection, asked.server.node.readers
-    subscription = connection.subscriptions[asked.number] = Subscription(args.credit)
+    subscription = connection.subscriptions[asked.number] = EventCredit(args.credit)
     told = readers.join(asked.queue)
     try:
         after = await first(asked, args.since)
@@ -138,7 +138,7 @@ async def subscribe(asked: Asked, args: Subscribe) -> None:
         del connection.subscriptions[asked.number]
 
 
-async def _until_wanted(asked: Asked, subscription: Subscription) -> None:
+async def _until_wanted(asked: Asked, subscription: EventCredit) -> None:
     """Wait until the client has granted credit, and reads what it was sent."""
     connection = asked.connection
     while True:
@@ -157,16 +157,16 @@ def _look(asked: Asked, after: int, limit: int) -> EventBatch:
     return ReadEvents(asked.queue, after, limit).answer(asked.server.node.machine.state)
 
 
-async def credit(asked: Asked, args: Grant) -> bool:
+async def credit(asked: Asked, args: CreditArgs) -> bool:
     """Let a subscription go on; False when there is none under this number."""
-    subscription: Subscription | None = asked.connection.subscriptions.get(args.number)
+    subscription: EventCredit | None = asked.connection.subscriptions.get(args.number)
     if subscription is None:
         return False
     subscription.grant(args.credit)
     return True
 
 
-async def read_events(asked: Asked, args: Once) -> tuple[str, list[ReadEvent]]:
+async def read_events(asked: Asked, args: ReadEventsArgs) -> tuple[str, list[ReadEvent]]:
     """Return what comes after an id as soon as there is something, or none after `duration` ms, and where to read on.
 
     duration: 0 for as long as it takes, less for no wait at all.
@@ -199,6 +199,6 @@ ROWS: tuple[Row, ...] = (
     write("publishEvent", PublishEvent, publish, published, right="produce", takes=Publish),
     write("trimEvents", TrimEvents, trim, lambda reply: reply.count, right="manage:all", takes=Trim),
     own("subscribe", subscribe, right="read", takes=Subscribe, what=ReadEvents),
-    own("credit", credit, right="read", takes=Grant),
-    own("readEvents", read_events, right="read", takes=Once, what=ReadEvents),
+    own("credit", credit, right="read", takes=CreditArgs),
+    own("readEvents", read_events, right="read", takes=ReadEventsArgs, what=ReadEvents),
 )

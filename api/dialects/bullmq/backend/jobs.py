@@ -28,7 +28,7 @@ from quorumq.node.machine.state.job import Job
 from ..adding import PRIORITY_MAX
 from ..values import MILLIS_MAX
 from .records import New, job_keys, named_job, shown
-from .rows import Args, Asked, Json, Key, Right, Row, Word, json_text, nothing, read, write
+from .rows import Args, Asked, Json, Key, OfJob, Right, Row, Word, json_text, nothing, read, write
 
 EITHER: tuple[Right, ...] = ("produce", "consume")
 
@@ -39,10 +39,6 @@ class Add(Args):
 
 class AddMany(Args):
     jobs: Annotated[list[New], Meta(max_length=BATCH_MAX)]
-
-
-class OfJob(Args):
-    job: Word
 
 
 class Data(Args):
@@ -71,7 +67,7 @@ class Dependency(Args):
     parent: Key
 
 
-class Retry(Args):
+class RetryJobArgs(Args):
     job: Word
     state: Literal["failed", "completed"] = "failed"
     lifo: bool | None = None
@@ -166,7 +162,7 @@ def promote(asked: Asked, args: OfJob) -> PromoteNamed:
     return PromoteNamed(asked.queue, args.job)
 
 
-def retry(asked: Asked, args: Retry) -> RetryNamed:
+def retry(asked: Asked, args: RetryJobArgs) -> RetryNamed:
     return RetryNamed(asked.queue, args.job, args.state, bool(args.reset_made), bool(args.reset_started))
 
 
@@ -214,7 +210,7 @@ ROWS: tuple[Row, ...] = (
     write("changeDelay", ChangeNamedDelay, change_delay, nothing, right="produce", takes=Delay),
     write("changePriority", ChangeNamedPriority, change_priority, nothing, right="produce", takes=Priority),
     write("promote", PromoteNamed, promote, nothing, right="produce", takes=OfJob),
-    write("retryFinishedJob", RetryNamed, retry, nothing, right="produce", takes=Retry),
+    write("retryFinishedJob", RetryNamed, retry, nothing, right="produce", takes=RetryJobArgs),
     write("remove", RemoveNamed, remove, int, right="produce", takes=Remove),
     write("removeUnprocessedChildren", RemoveUnprocessed, remove_unprocessed, nothing, right=EITHER, takes=OfJob),
     write("removeChildDependency", RemoveDependency, remove_dependency, right=EITHER, takes=Dependency),

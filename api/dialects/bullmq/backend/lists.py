@@ -18,7 +18,7 @@ from quorumq.node.machine.operations.bullmq.lists import (
     ListRanges,
 )
 
-from .rows import Args, Asked, NoArgs, Row, Word, read
+from .rows import Args, Asked, NoArgs, OfJob, Row, Word, read
 
 # Types, or priorities, of one call.
 ASKED_MAX = 1_000
@@ -39,10 +39,6 @@ class Ranges(Args):
     start: int = 0
     end: int = 1
     asc: bool = False
-
-
-class OfJob(Args):
-    job: Word
 
 
 class InState(Args):

@@ -25,7 +25,7 @@ class Cut(Args):
     keep: int | None = None
 
 
-class Page(Args):
+class LogRange(Args):
     job: Word
     start: int = 0
     end: int = -1
@@ -43,7 +43,7 @@ def clear(asked: Asked, args: Cut) -> CutLog:
     return CutLog(asked.queue, args.job, max(args.keep or 0, 0))
 
 
-def get(asked: Asked, args: Page) -> ListLog:
+def get(asked: Asked, args: LogRange) -> ListLog:
     return ListLog(asked.queue, args.job, args.start, args.end, args.asc)
 
 
@@ -54,5 +54,5 @@ def shown(page: LogPage) -> list[Any]:
 ROWS: tuple[Row, ...] = (
     write("addLog", AppendLog, add, lambda reply: reply.count, right="consume", takes=Line),
     write("clearLogs", CutLog, clear, nothing, right=("produce", "consume"), takes=Cut),
-    read("getJobLogs", ListLog, get, shown, takes=Page),
+    read("getJobLogs", ListLog, get, shown, takes=LogRange),
 )

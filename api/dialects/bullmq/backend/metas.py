@@ -19,7 +19,7 @@ WRITTEN_BY_ALL = frozenset(("version", MAX_LEN_EVENTS))
 NAME_CHARS_MAX = 256
 
 
-class Fields(Args):
+class MetaFields(Args):
     fields: Annotated[dict[Word, Text], Meta(max_length=FIELDS_MAX)]
 
 
@@ -27,11 +27,11 @@ class Names(Args):
     fields: Annotated[list[Word], Meta(max_length=FIELDS_MAX)]
 
 
-class Paused(Args):
+class PausedArgs(Args):
     paused: bool
 
 
-def set_meta(asked: Asked, args: Fields) -> SetMeta:
+def set_meta(asked: Asked, args: MetaFields) -> SetMeta:
     fields, grant = args.fields, asked.grant
     if not (WRITTEN_BY_ALL.issuperset(fields) or grant.unlimited or grant.may("manage:all")):
         raise Forbidden("Forbidden: the token does not have the right manage:all")
@@ -45,7 +45,7 @@ def count_of(reply: Any) -> int:
 
 
 ROWS: tuple[Row, ...] = (
-    write("setQueueMeta", SetMeta, set_meta, count_of, right=ANY, takes=Fields),
+    write("setQueueMeta", SetMeta, set_meta, count_of, right=ANY, takes=MetaFields),
     write(
         "removeQueueMetaFields",
         RemoveMeta,
@@ -62,6 +62,11 @@ ROWS: tuple[Row, ...] = (
         takes=Names,
     ),
     write(
-        "pause", Pause, lambda asked, args: Pause(asked.queue, args.paused), nothing, right="manage:all", takes=Paused
+        "pause",
+        Pause,
+        lambda asked, args: Pause(asked.queue, args.paused),
+        nothing,
+        right="manage:all",
+        takes=PausedArgs,
     ),
 )

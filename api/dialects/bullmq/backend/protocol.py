@@ -44,7 +44,7 @@ class Hello(Struct):
     token: str | None = None
 
 
-class Window(Struct):
+class InFlightWindow(Struct):
     """What may be unanswered at once. calls; bytes: of the messages that they came in."""
 
     calls: int
@@ -64,11 +64,11 @@ class Welcome(Struct, rename="camel"):
     nodes: list[str]
     clock: str
     max_message: int
-    window: Window
+    window: InFlightWindow
     level: int
 
 
-class Sent(Struct, array_like=True):
+class CallRequest(Struct, array_like=True):
     """One call. now: the client's time, where the node says that that holds."""
 
     number: int
@@ -78,15 +78,15 @@ class Sent(Struct, array_like=True):
     now: int | None = None
 
 
-class Message(Struct, array_like=True):
+class CallBatch(Struct, array_like=True):
     """A message of calls. acknowledged: the number up to which all calls have been answered to the client."""
 
     acknowledged: int
-    calls: list[Sent]
+    calls: list[CallRequest]
 
 
 READ_HELLO = msgspec.msgpack.Decoder(Hello, strict=False).decode
-READ_MESSAGE = msgspec.msgpack.Decoder(Message, strict=False).decode
+READ_MESSAGE = msgspec.msgpack.Decoder(CallBatch, strict=False).decode
 ENCODE = msgspec.msgpack.Encoder().encode
 
 

@@ -33,13 +33,13 @@ class Obliterate(Args):
     count: int = 1_000
 
 
-class Retry(Args):
+class RetryJobsArgs(Args):
     state: Literal["failed", "completed"] = "failed"
     count: int = 1_000
     timestamp: float | None = None
 
 
-class Count(Args):
+class CountArgs(Args):
     count: int = 1_000
 
 
@@ -76,11 +76,11 @@ def obliterated(reply: Obliterated) -> int:
     return int(reply.more)
 
 
-def retry(asked: Asked, args: Retry) -> RetryAllNamed:
+def retry(asked: Asked, args: RetryJobsArgs) -> RetryAllNamed:
     return RetryAllNamed(asked.queue, args.state, args.count, until(args.timestamp))
 
 
-def promote(asked: Asked, args: Count) -> PromoteAllNamed:
+def promote(asked: Asked, args: CountArgs) -> PromoteAllNamed:
     return PromoteAllNamed(asked.queue, args.count)
 
 
@@ -100,8 +100,8 @@ ROWS: tuple[Row, ...] = (
     write("drain", DrainQueue, drain, nothing, right=MANAGE, takes=Drain),
     write("cleanJobsByState", CleanNamed, clean, right=MANAGE, takes=Clean),
     write("obliterate", ObliterateNamed, obliterate, obliterated, right=MANAGE, takes=Obliterate),
-    write("retryFinishedJobs", RetryAllNamed, retry, int, right=MANAGE, takes=Retry),
-    write("promoteJobs", PromoteAllNamed, promote, int, right=MANAGE, takes=Count),
+    write("retryFinishedJobs", RetryAllNamed, retry, int, right=MANAGE, takes=RetryJobsArgs),
+    write("promoteJobs", PromoteAllNamed, promote, int, right=MANAGE, takes=CountArgs),
     read("getRateLimitTtl", LimitTtl, get_ttl, takes=Most),
     write("setRateLimit", LimitFor, limit_for, nothing, right=LIMITS, takes=Duration),
     write("removeRateLimitKey", Unlimit, unlimit, int, right=LIMITS),

@@ -347,7 +347,7 @@ class KeepArgs(Struct, array_like=True):
         return Keep(age, self.count if self.count >= 0 else None, limit)
 
 
-class Fields(Struct, rename="camel"):
+class FailureFields(Struct, rename="camel"):
     """What a failed run leaves. stacktrace: JSON text."""
 
     failed_reason: Text | None = None

@@ -121,6 +121,12 @@ class NoArgs(Args):
     """None."""
 
 
+class OfJob(Args):
+    """Which job."""
+
+    job: Word
+
+
 class Row(Struct, frozen=True, kw_only=True):
     """One call. takes: its arguments.  what: the operation or query it comes to, for those who read the table."""
 

@@ -26,7 +26,7 @@ from quorumq.node.machine.operations.bullmq.running import (
 )
 
 from ..values import DAY_MS, MILLIS_MAX
-from .records import Fields, KeepArgs, Taking, job_keys, taken
+from .records import FailureFields, KeepArgs, Taking, job_keys, taken
 from .rows import Args, Asked, Json, Key, Right, Row, Text, Word, json_text, nothing, write
 
 CONSUME: Right = "consume"
@@ -54,7 +54,7 @@ class FailedArgs(Args):
     reason: Text
     keep: KeepArgs
     fetch: Taking | None = None
-    fields: Fields | None = None
+    fields: FailureFields | None = None
     attempts: int | None = None
 
 
@@ -64,18 +64,18 @@ class Delayed(Args):
     timestamp: float
     delay: float
     skip_attempt: bool | None = None
-    fields: Fields | None = None
+    fields: FailureFields | None = None
     fetch: Taking | None = None
 
 
-class Retried(Args):
+class RetriedArgs(Args):
     job: Word
     token: Word
     lifo: bool | None = None
-    fields: Fields | None = None
+    fields: FailureFields | None = None
 
 
-class Held(Args):
+class OfRun(Args):
     job: Word
     token: Word
 
@@ -154,7 +154,7 @@ def ended(reply: Ended, prefix: str) -> list[Any]:
 
 
 def delay(asked: Asked, args: Delayed) -> DelayRun:
-    fields = args.fields or Fields()
+    fields = args.fields or FailureFields()
     lasting = min(max(args.delay, 0), MILLIS_MAX)
     return DelayRun(
         asked.queue,
@@ -172,12 +172,12 @@ def after_delay(reply: Ended, prefix: str) -> list[Any] | None:
     return None if reply.next is None else taken(reply.next, prefix)
 
 
-def retry(asked: Asked, args: Retried) -> RetryRun:
-    fields = args.fields or Fields()
+def retry(asked: Asked, args: RetriedArgs) -> RetryRun:
+    fields = args.fields or FailureFields()
     return RetryRun(asked.queue, args.job, args.token, reason_of(fields.failed_reason), fields.stacks)
 
 
-def give_back(asked: Asked, args: Held) -> GiveBack:
+def give_back(asked: Asked, args: OfRun) -> GiveBack:
     return GiveBack(asked.queue, args.job, args.token)
 
 
@@ -208,9 +208,9 @@ ROWS: tuple[Row, ...] = (
     write("moveToCompleted", CompleteRun, complete, ended, right=CONSUME, takes=Completed, prefixed=True),
     write("moveToFailed", FailRun, fail, ended, right=CONSUME, takes=FailedArgs, prefixed=True),
     write("moveToDelayed", DelayRun, delay, after_delay, right=CONSUME, takes=Delayed, prefixed=True),
-    write("retryJob", RetryRun, retry, nothing, right=CONSUME, takes=Retried),
+    write("retryJob", RetryRun, retry, nothing, right=CONSUME, takes=RetriedArgs),
     write("moveToWaitingChildren", AwaitNamedChildren, to_children, right=CONSUME, takes=ToChildren),
-    write("moveJobFromActiveToWait", GiveBack, give_back, right=CONSUME, takes=Held),
+    write("moveJobFromActiveToWait", GiveBack, give_back, right=CONSUME, takes=OfRun),
     write("moveStalledJobsToWait", CheckNamedStalled, check_stalled, right=CONSUME, takes=Stalls),
     write("extendLock", ExtendNamedLocks, extend, extended, right=CONSUME, takes=Lock),
     write("extendLocks", ExtendNamedLocks, extend_all, right=CONSUME, takes=Locks),
