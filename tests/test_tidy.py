@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,80 @@ def test_no_module_goes_by_two_names() -> None:
     ).stdout
     assert "quorumq.cluster.engine" in loaded.split()
     assert not {name for name in loaded.split() if name.partition(".")[0] in PACKAGES}
+
+
+# What two dialects, or a dialect and the machine, both have a class for, because it is the same thing: each writes it in its own words.
+SAME_THING = {
+    "Cleaned": "jobs that a clean removed",
+    "Counts": "jobs of a queue by state",
+    "Group": "the jobs of a queue with one group id",
+    "LogPage": "some lines of a job",
+    "Pushed": "the jobs that were pushed",
+    "RateShown": "the rate limit of a queue or of a group",
+    "Retention": "how many finished jobs a queue keeps",
+    "WebhookShown": "a webhook, with what waits for it",
+}
+
+
+def dialect_of(path: str) -> str:
+    """Return the dialect that a module belongs to; empty for what belongs to all of them."""
+    parts = path.split("/")
+    return parts[2].removesuffix(".py") if parts[:2] == ["api", "dialects"] else ""
+
+
+def named_twice(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the classes, of (module, name), that stand in several modules, with these.
+
+    Two dialects may call something by one name in the modules of one subject, as may each that shows one of SAME_THING.
+    """
+    by_name: dict[str, list[str]] = {}
+    for path, name in found:
+        by_name.setdefault(name, []).append(path)
+    twice = {}
+    for name, paths in by_name.items():
+        dialects = [dialect_of(path) for path in paths]
+        apart = len(set(dialects)) == len(paths)
+        one_subject = all(dialects) and len({path.rpartition("/")[2] for path in paths}) == 1
+        if len(paths) > 1 and not (apart and (one_subject or name in SAME_THING)):
+            twice[name] = paths
+    return twice
+
+
+def classes() -> list[tuple[str, str]]:
+    return [
+        (name_of(path), node.name)
+        for package in PACKAGES
+        for path in modules(package)
+        for node in parsed(path).body
+        if isinstance(node, ast.ClassDef)
+    ]
+
+
+def test_a_name_of_a_class_stands_for_one_thing() -> None:
+    assert named_twice(classes()) == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("cli/leaving.py", "Client"),
+        ("api/outgoing/client.py", "Client"),
+        ("api/dialects/bunqueue/sse.py", "Client"),
+        # Of one dialect; of two, and not of one subject; of one subject, beside what belongs to all dialects.
+        ("api/dialects/bunqueue/queues.py", "CleanBody"),
+        ("api/dialects/admin/members.py", "WorkerBody"),
+        ("node/workers.py", "WorkerBody"),
+        # Where it stands already, and beside both.
+        ("api/dialects/bunqueue/jobs.py", "Counts"),
+        ("node/machine/events.py", "Counts"),
+    ],
+)
+def test_a_second_class_of_a_name_is_found(path: str, name: str) -> None:
+    before = [where for where, one in classes() if one == name]
+    assert before and named_twice([*classes(), (path, name)]) == {name: [*before, path]}
+
+
+def test_what_may_have_one_name_has_one() -> None:
+    """An entry that nothing needs any more would let the next one of its name in unseen."""
+    found = classes()
+    assert {name: sum(one == name for _, one in found) for name in SAME_THING} == dict.fromkeys(SAME_THING, 2)
