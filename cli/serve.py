@@ -207,7 +207,7 @@ class Stop(asyncio.Event):
         self.leave: Callable[[], object] = lambda: None
         self._hurried = False
 
-    def told(self, what: str) -> None:
+    def request(self, what: str) -> None:
         """Somebody wants this process to end."""
         if not self.is_set():
             log.info("stopping: %s", what)
@@ -223,18 +223,17 @@ class Stop(asyncio.Event):
 def stop_event(*, while_stdin: bool) -> Stop:
     """Return what SIGTERM, SIGINT and (if wanted) the end of standard input set; SIGUSR1 is what `quorumq prestop` sends."""
     loop, stop = asyncio.get_running_loop(), Stop()
-    told = stop.told
     loop.add_signal_handler(signal.SIGUSR1, lambda: stop.leave())
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told, number.name)
+        loop.add_signal_handler(number, stop.request, number.name)
     if while_stdin:
         descriptor = sys.stdin.fileno()
 
         def readable() -> None:
             if not os.read(descriptor, 4096):
                 loop.remove_reader(descriptor)
-                told("standard input ended")
+                stop.request("standard input ended")
 
         loop.add_reader(descriptor, readable)
     return stop

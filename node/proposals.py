@@ -33,7 +33,7 @@ def propose_once(batcher: Batcher, operation: Operation, timeout_s: float) -> as
     except ClusterError as error:
         log.debug("%s did not get through: %s", type(operation).__name__, error)
         return None
-    future.add_done_callback(_heard)
+    future.add_done_callback(_retrieve_exception)
     return future
 
 
@@ -63,7 +63,7 @@ def propose_until_answered(
 
     def ended(future: asyncio.Future[T]) -> None:
         if outcome.done():
-            _heard(future)
+            _retrieve_exception(future)
         elif future.cancelled():
             outcome.cancel()
         elif (error := future.exception()) is None:
@@ -87,7 +87,7 @@ def propose_until_answered(
     return outcome
 
 
-def _heard(future: asyncio.Future[Any]) -> None:
+def _retrieve_exception(future: asyncio.Future[Any]) -> None:
     # Asking for the exception keeps the loop from reporting one that nobody waits for.
     if not future.cancelled():
         future.exception()

@@ -498,12 +498,12 @@ class PushWorkers:
                 log.error("results could not be noted", exc_info=error)
             self._release_all(deliveries)
         else:
-            self._heard(deliveries, [] if future.cancelled() else future.result())
+            self._accepted(deliveries, [] if future.cancelled() else future.result())
         if self._acks or self._others or self._returns:
             self._soon()
         self._make_room()
 
-    def _heard(self, deliveries: list[JobDelivery], refused: list[Refusal]) -> None:
+    def _accepted(self, deliveries: list[JobDelivery], refused: list[Refusal]) -> None:
         """Let jobs go whose end the log has taken, or that are not ours any more; those that cannot have completed have failed."""
         waiting = {
             refusal.job_id: refusal.message

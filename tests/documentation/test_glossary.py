@@ -31,6 +31,7 @@ GONE = {
         "bury",
     ),
     *("come_first", "insist", "mention", "heed", "ring", "bear", "let_go_of", "meant", "lessen"),
+    *("hear", "heard", "heard_of", "may_hear", "direct_heard", "told", "deaf", "hearing", "asking"),
 }
 
 
