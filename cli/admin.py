@@ -12,13 +12,14 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from rich.console import Group
+from typing import TYPE_CHECKING, Any
 
 from quorumq.cli.tables import laid_out
 from quorumq.cluster.tls import reason as tls_reason
 from quorumq.cluster.tls import speaks_none
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 NUMBERS = ("match index", "lag")
 

@@ -9,13 +9,15 @@ import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group
 
 from quorumq.api import tokens
 from quorumq.cli.tables import laid_out, show
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 app = typer.Typer(no_args_is_help=True, help="Make, show and revoke the tokens that clients send.")
 
