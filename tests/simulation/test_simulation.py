@@ -24,6 +24,18 @@ PROFILE_OF = {
 }
 """Where a protection's absence shows that does not, or only late, in the mix."""
 
+FIRST = {
+    "agreement": 19,
+    "apart-serves": 19,
+    "contents-digest": 27,
+    "damage-is-torn": 10,
+    "held-note": 16,
+    "hung-votes": 15,
+    "kept-locks": 61,
+    "snapshot-log-reconcile": 8,
+}
+"""The first seed that notices, where that is not soon. A change of the program may move it, which costs the seeds from there on."""
+
 ELSEWHERE = BY_SCENARIO | set(SHOWN_BY)
 """Those with a scenario, or a blow that is aimed at them."""
 
@@ -53,8 +65,9 @@ SHORT = [
     ("clocks", "3", "0:12"),
     ("hangs", "3", "0:12"),
     ("sessions", "3", "0:8"),
+    ("sessions", "3", "61:62"),
 ]
-"""The mix has what each of the others has; of these only so much that none is broken unseen."""
+"""The mix has what each of the others has; of these only so much that none is broken unseen, and what notices a missing protection."""
 
 LONG = [
     ("rough", "3", "15:100"),
@@ -90,7 +103,8 @@ def test_fresh_seeds(record_property: pytest.RecordProperty) -> None:
 @pytest.mark.parametrize("name", sorted(set(BREAKS) - ELSEWHERE))
 def test_a_missing_protection_is_noticed(name: str) -> None:
     profile = PROFILE_OF.get(name, "mix")
-    run = simulate("--profile", profile, "--seeds", "0:400", "--break", name, "--first")
+    first = FIRST.get(name, 0)
+    run = simulate("--profile", profile, "--seeds", f"{first}:{first + 400}", "--break", name, "--first")
     assert run.returncode == 1, run.stdout + run.stderr
     assert f"--break {name} --trace" in run.stdout
 
