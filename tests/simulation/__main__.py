@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 import warnings
 
 from tests.simulation import power
@@ -55,6 +56,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
+
+
 def main() -> int:
     if os.environ.get("PYTHONHASHSEED") != "0":
         # The engine iterates over sets of nodes, and a seed must mean the same run every time.
@@ -80,12 +85,15 @@ def main() -> int:
             world = World(seed, args.nodes, PROFILES[args.profile], print if args.trace else None)
             try:
                 world.run()
-            except Violation as violation:
+            except Exception as error:
                 failed += 1
+                if not isinstance(error, Violation):
+                    # What no node caught, as when one starts on what its disk never held.
+                    traceback.print_exception(error, file=sys.stdout)
                 at = world.loop.now - 1000
                 extra = f" --break {args.broken}" if args.broken else ""
                 print(
-                    f"seed {seed} at {at:.3f} s: {violation}\n"
+                    f"seed {seed} at {at:.3f} s: {_said(error)}\n"
                     f"    scripts/simulate --seeds {seed}:{seed + 1} --nodes {args.nodes} --profile {args.profile}{extra} --trace",
                     flush=True,
                 )

@@ -128,6 +128,9 @@ CLOCKS = replace(
     steady=True,
 )
 
+# At as many faults as in the others a worker gets no job in most seeds.
+SESSIONS = replace(HELL, name="sessions", clients=2, rate=6, faults_a_second=0.8, sessions=3)
+
 HANGS = replace(
     ROUGH,
     name="hangs",
@@ -167,13 +170,15 @@ def _some(rng: random.Random, weights: dict[str, int], share: float) -> dict[str
 
 def mixed(rng: random.Random) -> Profile:
     """One seed of the default mix: which faults come in it, how often, how fast its disks are, and how much it keeps."""
-    kind = rng.choices(("aimed", "all", "damage", "clocks", "hangs"), (9, 5, 3, 4, 3))[0]
+    kind = rng.choices(("aimed", "all", "damage", "clocks", "hangs", "sessions"), (9, 5, 3, 4, 3, 4))[0]
     if kind == "damage":
         return replace(DAMAGE, name="mix", seconds=30, faults_a_second=0.2)
     if kind == "clocks":
         return replace(CLOCKS, name="mix", seconds=15)
     if kind == "hangs":
         return replace(HANGS, name="mix", seconds=15)
+    if kind == "sessions":
+        return replace(SESSIONS, name="mix", seconds=15)
     snapshots = rng.choice(((25, 0, 1500, 250), (60, 8, 4000, 1000)))
     sizes = dict(zip(("snapshot_entries", "tail_entries", "segment_bytes", "append_bytes"), snapshots, strict=True))
     if kind == "aimed":
@@ -202,7 +207,4 @@ def mixed(rng: random.Random) -> Profile:
 
 MIX = replace(ROUGH, name="mix", draw=mixed)
 """What is run when nothing else is asked for: in CI, for every break and for every mutant."""
-
-SESSIONS = replace(HELL, name="sessions", clients=2, rate=6, sessions=3)
-
 PROFILES = {profile.name: profile for profile in (MIX, CALM, ROUGH, HELL, DISKS, DAMAGE, CLOCKS, HANGS, SESSIONS)}

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 WORK = "work"
 INTERVAL_MS = 1_500
-"""Between two checks of stalls; locks are shorter, so that one check alone would put jobs back too early."""
-LOCKS_MS = (200, 600, 5_000)
+"""Between two checks of stalls; most locks are shorter, so that one check alone would put jobs back too early."""
+LOCKS_MS = (200, 600, 15_000)
 STALLS_MAX = 1 << 20
 ALL = Keep()
 FOR_EVER = 1 << 62
