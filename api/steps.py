@@ -17,6 +17,12 @@ from quorumq.node.machine.state.job import Job
 
 STEP_JOBS = 100
 """Jobs that one turn of the loop renders: a millisecond or two."""
+PAUSE_S = 0.001
+"""Between two turns the loop waits, so that the disk's thread gets the interpreter.
+
+A loop that goes on at once gives the interpreter up and takes it again, which wakes who waits, too late, and begins his 5 ms anew: all
+writes would wait until the reply is made. Python's switch interval could be shorter than a turn; a tenth fewer single pushes came of that.
+"""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Job]).decode
@@ -36,7 +42,7 @@ class Copies:
         options = iter(self._options)
         for step in self._steps:
             if made:
-                await asyncio.sleep(0)
+                await asyncio.sleep(PAUSE_S)
             for job in _decode(step):
                 job.opts = next(options)
                 job.settle_form()
@@ -54,7 +60,7 @@ async def in_steps(text: Callable[..., bytes], *items: Iterable[Any]) -> list[by
     made: list[bytes] = []
     for place, each in enumerate(zip(*items, strict=True)):
         if place and place % STEP_JOBS == 0:
-            await asyncio.sleep(0)
+            await asyncio.sleep(PAUSE_S)
         made.append(text(*each))
     return made
 

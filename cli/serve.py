@@ -38,13 +38,6 @@ log = logging.getLogger("quorumq")
 FAILED = 1
 # File descriptors that a node would like to have: more than its bounds on connections and calls can use.
 DESCRIPTORS_WANTED = 65_536
-SWITCH_INTERVAL_S = 0.0005
-"""After so long a thread that waits for the interpreter demands it.
-
-Python's own 5 ms are longer than most turns of the loop. Between two turns the loop gives the interpreter up and takes it again at once,
-which wakes who waits, too late, and begins his 5 ms anew: a loop that is busy with short turns keeps the disk's thread, and every write
-with it, waiting for as long as it is.
-"""
 BAD_SETTINGS = 2
 # What is wrong with a folder or an address is the setting's fault, and not the moment's, where the system says this.
 OF_FOLDER = frozenset(
@@ -111,7 +104,7 @@ async def run(config: NodeConfig, *, while_stdin: bool) -> int:
     except BaseException as error:
         await engine.stop(transfer=False)
         raise of_listener(error, config) from None
-    tune_interpreter()
+    tune_garbage_collector()
     bound = {LISTENERS[port.setting]: port.address for port in server.ports}
     log.info("serving", extra={**bound, "peers": config.cluster().listen, "pid": os.getpid()})
     meanwhile = [asyncio.create_task(tell_readiness(config, engine, server)), asyncio.create_task(give_back(server))]
@@ -304,15 +297,11 @@ def peer_openings(config: NodeConfig) -> list[str]:
     return said
 
 
-def tune_interpreter() -> None:
-    """Keep collections short, and let the disk's thread have the interpreter while the loop is busy.
-
-    What start-up made stays, and requests make little that needs a collector.
-    """
+def tune_garbage_collector() -> None:
+    """Keep collections short: what start-up made stays, and requests make little that needs a collector."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
 def raise_descriptor_limit() -> tuple[int, int]:

@@ -13,7 +13,7 @@ import pytest
 from quorumq.api.dialects.bullmq import adding
 from quorumq.api.dialects.bullmq import job_object as bullmq
 from quorumq.api.dialects.bunqueue import job_object as bunqueue
-from quorumq.api.steps import STEP_JOBS, Copies
+from quorumq.api.steps import STEP_JOBS, Copies, in_steps
 from quorumq.node.machine.operations.flows import AddFlow, FlowJob
 from quorumq.node.machine.operations.jobs import ChangePriority
 from quorumq.node.machine.operations.runs import AckJob, PullJobs
@@ -105,3 +105,16 @@ async def test_copies_show_jobs_as_they_were() -> None:
 
 async def test_copies_of_nothing() -> None:
     assert await Copies([]).texts(bunqueue.full_text) == []
+
+
+async def test_between_two_turns_the_loop_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that goes on at once keeps the interpreter from the disk's thread, and all writes wait until the reply is made."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    assert await in_steps(b"%d".__mod__, range(2 * STEP_JOBS + 1)) == [b"%d" % n for n in range(2 * STEP_JOBS + 1)]
+    assert len(waits) == 2
+    assert min(waits) > 0

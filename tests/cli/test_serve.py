@@ -8,8 +8,6 @@ import errno
 import logging
 import resource
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,21 +209,3 @@ def test_what_is_open_is_said_in_a_line_each(settings: dict[str, str], words: li
     lines = list(serve.open_doors(load({}, settings)))
     assert len(lines) == len(words)
     assert all(line.startswith(word) for line, word in zip(lines, words, strict=True))
-
-
-TUNED = """
-import gc, sys
-from quorumq.cli.serve import tune_interpreter
-
-tune_interpreter()
-print(sys.getswitchinterval(), gc.get_freeze_count() > 10_000, gc.get_threshold())
-"""
-
-
-def test_a_busy_loop_gives_the_interpreter_to_the_disk_between_two_turns() -> None:
-    """Shorter than the turns in which large replies are made (api/steps.py), or a loop that makes one keeps all writes waiting."""
-    found = subprocess.run([sys.executable, "-c", TUNED], capture_output=True, text=True, check=True).stdout.split(
-        maxsplit=2
-    )
-    assert float(found[0]) < 0.001
-    assert found[1:] == ["True", "(50000, 50, 100)\n"]
