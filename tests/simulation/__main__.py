@@ -97,6 +97,8 @@ def main() -> int:
                     f"    scripts/simulate --seeds {seed}:{seed + 1} --nodes {args.nodes} --profile {args.profile}{extra} --trace",
                     flush=True,
                 )
+                if bugs := sum(engine.machine.errors for engine in world.engines()):
+                    print(f"    {bugs} operations failed in a way that is a bug: --verbose says how")
         done += 1
         acknowledged += world.checks.acknowledged
         faults += world.faults

@@ -207,4 +207,5 @@ def mixed(rng: random.Random) -> Profile:
 
 MIX = replace(ROUGH, name="mix", draw=mixed)
 """What is run when nothing else is asked for: in CI, for every break and for every mutant."""
+
 PROFILES = {profile.name: profile for profile in (MIX, CALM, ROUGH, HELL, DISKS, DAMAGE, CLOCKS, HANGS, SESSIONS)}

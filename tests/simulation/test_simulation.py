@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,10 @@ def test_a_missing_protection_is_noticed(name: str) -> None:
     run = simulate("--seeds", f"{first}:{first + 400}", "--break", name, "--first")
     assert run.returncode == 1, run.stdout + run.stderr
     assert f"--break {name} --trace" in run.stdout
+    # What ended it is what the break does, not a name that the break has and the program has no more.
+    assert not re.search(r"\b(Attribute|Name|Import|ModuleNotFound)Error\b|in a way that is a bug", run.stdout), (
+        run.stdout
+    )
 
 
 def test_a_seed_is_the_same_run_every_time() -> None:
