@@ -206,14 +206,19 @@ def sound(copy: Path, mutant: Mutant, kept: Kept) -> tuple[str, float]:
     What fails there would notice anything.
     """
     of = hashlib.sha256(repr((tree_of(copy), mutant.tests, mutant.simulate)).encode()).hexdigest()[:16]
-    if of not in kept.known:
-        began = time.monotonic()
-        try:
-            wrong = "" if run(copy, mutant).returncode == 0 else "fails without any bug"
-        except subprocess.TimeoutExpired:
-            wrong = f"takes more than {LIMIT_S} s without any bug"
-        kept.add({"of": of, "name": "-", "outcome": wrong, "seconds": round(time.monotonic() - began, 1)})
-    return kept.known[of]["outcome"], kept.known[of]["seconds"]
+    if of in kept.known:
+        return "", kept.known[of]["seconds"]
+    began = time.monotonic()
+    try:
+        done = run(copy, mutant)
+    except subprocess.TimeoutExpired:
+        return f"takes more than {LIMIT_S} s without any bug", LIMIT_S
+    seconds = round(time.monotonic() - began, 1)
+    if done.returncode:
+        return f"fails without any bug\n{(done.stdout + done.stderr)[-3000:]}", seconds
+    # What fails is not kept: it may have been the machine's fault.
+    kept.add({"of": of, "name": "-", "outcome": "", "seconds": seconds})
+    return "", seconds
 
 
 def part(copy: Path, mutant: Mutant, kept: Kept) -> dict[str, Any]:

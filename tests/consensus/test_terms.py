@@ -187,6 +187,24 @@ async def test_a_snapshot_is_of_this_cluster(tmp_path: Path, owner: str, index: 
         await driven.engine.stop(transfer=False)
 
 
+async def test_one_whose_connection_was_gone_helps_nobody_before_it_says_where_it_stands(tmp_path: Path) -> None:
+    """It may have lost its disk meanwhile; a removal that counted on it would leave no majority."""
+    driven = Driven(tmp_path, "f" * 32)
+    await driven.start()
+    try:
+        driven.lead()
+        assert driven.engine._changes._reachable() == {"n1", "n2", "n3"}
+        driven.engine.peer_down("n3")
+        driven.engine.peer_up("n3")
+        driven.acknowledge()
+        assert driven.engine._changes._reachable() == {"n1", "n2"}
+        driven.receive("n3", {"type": "present", "term": driven.raft.term, "history": True, "whole": True})
+        driven.acknowledge()
+        assert driven.engine._changes._reachable() == {"n1", "n2", "n3"}
+    finally:
+        await driven.engine.stop(transfer=False)
+
+
 async def test_a_snapshot_is_acknowledged_as_far_as_it_was_sent(tmp_path: Path) -> None:
     async with leading(tmp_path) as (driven, slow):
         snapshot = asyncio.create_task(driven.engine.snapshot(30.0))

@@ -271,6 +271,18 @@ async def test_a_window_wakes_those_who_wait_when_it_is_over(local: Local) -> No
     assert await waiter == ids[2:]
 
 
+async def test_every_window_that_is_over_wakes_some_of_those_who_wait(local: Local) -> None:
+    await local.node.submit(SetWindow("q", 1, 10))
+    ids = [await local.push() for _ in range(4)]
+    assert await local.pull() == ids[:1]
+    waiters = [local.pull_later() for _ in range(3)]
+    for waiter, job_id in zip(waiters, ids[1:], strict=True):
+        await local.settle()
+        assert not waiter.done()
+        local.now_ms += 10
+        assert await waiter == [job_id]
+
+
 async def test_a_hold_wakes_those_who_wait_when_it_is_over_or_ended(local: Local) -> None:
     ids = [await local.push() for _ in range(2)]
     await local.node.submit(HoldQueue("q", 10))

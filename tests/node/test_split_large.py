@@ -23,7 +23,7 @@ from quorumq.node.machine.operations.retention import SetDefaultRetention
 from quorumq.node.machine.operations.runs import AckJobs, FailJob
 from quorumq.node.machine.refusals import QueueBusy
 from quorumq.node.machine.state import Repeat, job_spec
-from quorumq.node.node import IdempotencyKey
+from quorumq.node.node import IdempotencyKey, Keyed
 from tests.node.conftest import Local
 from tests.support.world import World
 
@@ -197,6 +197,15 @@ async def test_a_repeat_of_a_long_drain_is_answered_and_does_nothing(local: Loca
     assert await entries_of(local, DrainQueue("q"), IdempotencyKey("k", b"f", "", "e")) == (25, 4)
     await fill(local, 25)
     assert await entries_of(local, DrainQueue("q"), IdempotencyKey("k", b"f", "", "e")) == (25, 1)
+    assert len(local.machine.state.queues["q"].jobs) == 25
+
+
+async def test_a_long_drain_that_a_session_sends_again_is_answered_and_does_nothing(local: Local) -> None:
+    await fill(local, 25)
+    call = Keyed("s", 1, 0)
+    assert await local.node.begin(DrainQueue("q"), lambda reply: reply.count, call) == 25
+    await fill(local, 25)
+    assert await local.node.begin(DrainQueue("q"), lambda reply: reply.count, call) == 25
     assert len(local.machine.state.queues["q"].jobs) == 25
 
 
