@@ -7,9 +7,10 @@ from collections.abc import Callable
 import msgspec
 
 from quorumq.node.machine.state import RateLimit, State
-from quorumq.node.machine.state.job import WAITING, rank_of
+from quorumq.node.machine.state.job import ACTIVE, DELAYED, WAITING, rank_of
 
-QUEUE = "q"
+QUEUE, HELD_QUEUE, LATER_QUEUE = "q", "held", "later"
+LONG_MS = 60_000
 
 
 def _waiting(state: State) -> str:
@@ -18,6 +19,17 @@ def _waiting(state: State) -> str:
 
 def _data(state: State) -> None:
     state.jobs[_waiting(state)].data = b'{"n":2}'
+
+
+def _held(state: State) -> None:
+    """Of a job that nobody else gets: no later answer shows it."""
+    next(job for job in state.queues[HELD_QUEUE].jobs.values() if job.state == ACTIVE).data = b"2"
+
+
+def _later(state: State) -> None:
+    """Of a job whose time does not come."""
+    jobs = state.queues[LATER_QUEUE].jobs.values()
+    next(job for job in jobs if job.state == DELAYED and job.opts.delay_ms > LONG_MS).data = b"2"
 
 
 def _pause(state: State) -> None:
@@ -34,4 +46,11 @@ def _index(state: State) -> None:
     state.queues[QUEUE].ready.remove(rank_of(state.jobs[_waiting(state)]))
 
 
-DAMAGES: dict[str, Callable[[State], None]] = {"data": _data, "pause": _pause, "rate-limit": _rate, "index": _index}
+DAMAGES: dict[str, Callable[[State], None]] = {
+    "data": _data,
+    "held": _held,
+    "later": _later,
+    "pause": _pause,
+    "rate-limit": _rate,
+    "index": _index,
+}

@@ -20,6 +20,8 @@ from tests.simulation.checks import Checks
 
 PACE, PACE_MS = 0.06, 1000.0
 """How much faster or slower than time the log's clock may go, and how far off it may be besides."""
+KNOWS_S = 3.0
+"""After so long whoever applies what a leader stamped has been told the log's clock, too."""
 OVERDUE_MS = 2500
 """So late, by the log's clock, nothing is that a leader has to do while all is well."""
 
@@ -42,9 +44,15 @@ class Inside:
         """Votes as they were given: voter, candidate, term."""
         self._ballots: dict[tuple[int, str], set[str]] = {}
         self._lives: dict[str, list[tuple[Engine, Log]]] = {}
+        self._lost: dict[str, int] = {}
         self._cut: dict[str, tuple[int, int]] = {}
         self._began: tuple[float, int] | None = None
         self._jumps: dict[str, int] = {}
+        self._knows: set[str] = set()
+
+    def lost(self, name: str) -> None:
+        """Its disk was lost, or a part of it: it may have promised all that is committed by now."""
+        self._lost[name] = self.highest
 
     # -- what is watched ---------------------------------------------------------------------------------------------
 
@@ -69,14 +77,38 @@ class Inside:
 
             ask(answer)
 
+        install = engine._raft.install
+
+        def installed(index: int, term: int, membership: bytes) -> None:
+            install(index, term, membership)
+            held = journal.term_at(index)
+            if held != term:
+                self._checks.fail(
+                    "a log goes with its state", f"{name} has a snapshot at {index} of term {term}, and a log of {held}"
+                )
+
+        write = engine._identity.write
+
+        def written(done: Callable[[Exception | None], None], **changes: Any) -> None:
+            index = self._lost.get(name, 0)
+            if changes.get("whole") and journal.durable_index < index:
+                self._checks.fail(
+                    "who is whole again holds what it promised",
+                    f"{name} lost its disk when {index} was committed, and {journal.durable_index} is on it again",
+                )
+            write(done, **changes)
+
+        engine._identity.write = written  # type: ignore[method-assign]
         engine._exchange.rounds.ask = asked  # type: ignore[method-assign]
+        engine._raft.install = installed  # type: ignore[method-assign]
 
     def watch_clock(
         self, name: str, engine: Engine, now: Callable[[], float], *, steady: bool, true_ms: Callable[[], int]
     ) -> None:
         """The log's clock goes with time.
 
-        steady: nobody starts anew in this run, so it goes on at the pace of time, whatever all wall clocks say.
+        steady: nobody starts anew in this run, so it goes on at the pace of time, whatever all wall clocks say; and who has followed
+        a leader for a while has no reason to set it anew.
         true_ms: what a majority's wall clocks say at time 0, and the log's clock is never ahead of that; 0 when they do not.
         """
         stamp = engine._now_ms
@@ -85,7 +117,8 @@ class Inside:
             ms = stamp()
             if not engine.is_leader:
                 return ms
-            if self._began is None or self._jumps.get(name) != engine._clock.jumps:
+            knows = steady and name in self._knows
+            if self._began is None or (self._jumps.get(name) != engine._clock.jumps and not knows):
                 # Who leads for the first time since all began, and was told no time by a leader before, takes a majority's at once.
                 self._began = (now(), ms)
             self._jumps[name] = engine._clock.jumps
@@ -100,7 +133,15 @@ class Inside:
                 self._checks.fail("the log's clock follows a majority", f"{name} stamps {ahead_ms:.0f} ms ahead of it")
             return ms
 
+        applied = engine._replica.apply
+
+        def noted(index: int, command: bytes) -> None:
+            if self._began is not None and now() - self._began[0] > KNOWS_S:
+                self._knows.add(name)
+            applied(index, command)
+
         engine._now_ms = stamped  # type: ignore[method-assign]
+        engine._replica.apply = noted  # type: ignore[method-assign]
 
     def _watch_log(self, name: str, engine: Engine, journal: Log) -> None:
         add, delete, reset = journal.add, journal.deleteEntriesFrom, journal.reset

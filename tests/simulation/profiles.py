@@ -135,7 +135,7 @@ HANGS = replace(
     ROUGH,
     name="hangs",
     faults_a_second=0.5,
-    weights={"hung_disk": 6, "reset": 6, "isolate": 1, "crash": 1, "transfer": 1},
+    weights={"hung_disk": 6, "hang_most": 3, "reset": 6, "isolate": 1, "crash": 1, "transfer": 1},
 )
 
 AIMED = {
@@ -151,7 +151,7 @@ AIMED = {
     "wipe_the_elector": 3,
     "tell_terms_and_no_more": 3,
     "crash_at_the_end_of_probation": 3,
-    "write_in_two_terms": 2,
+    "write_in_two_terms": 3,
     "leave_two_that_contradict": 2,
     "snapshot_in_an_election": 2,
     "lose_what_is_under_way": 3,
@@ -170,7 +170,7 @@ def _some(rng: random.Random, weights: dict[str, int], share: float) -> dict[str
 
 def mixed(rng: random.Random) -> Profile:
     """One seed of the default mix: which faults come in it, how often, how fast its disks are, and how much it keeps."""
-    kind = rng.choices(("aimed", "all", "damage", "clocks", "hangs", "sessions"), (9, 5, 3, 4, 3, 4))[0]
+    kind = rng.choices(("aimed", "all", "damage", "clocks", "hangs", "sessions"), (12, 4, 3, 4, 2, 3))[0]
     if kind == "damage":
         return replace(DAMAGE, name="mix", seconds=30, faults_a_second=0.2)
     if kind == "clocks":

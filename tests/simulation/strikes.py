@@ -240,6 +240,25 @@ async def hang_the_leader(world: World) -> None:
     disk.answer()
 
 
+async def hang_most(world: World) -> None:
+    """The disks of a majority hang, and whoever leads loses its connections again and again."""
+    members = world.members()
+    hung = world.rng.sample(members, len(members) // 2 + 1)
+    for name in hung:
+        for disk in world.hosts[name].disks.values():
+            disk.hang()
+    world.say(f"the disks of {', '.join(hung)} hang, and connections break")
+    for _ in range(16):
+        await asyncio.sleep(0.5)
+        for engine in world.engines():
+            for other in _others(world, engine.node_id) if engine.is_leader else ():
+                world.network.reset(engine.node_id, other)
+                world.network.reset(other, engine.node_id)
+    for name in hung:
+        for disk in world.hosts[name].disks.values():
+            disk.answer()
+
+
 async def fill_a_disk(world: World) -> None:
     """A follower's disk takes nothing for long, and the others go on."""
     leader = _leader(world)
@@ -396,16 +415,22 @@ async def _two_terms(world: World, writes: int) -> tuple[Engine, Engine, str] | 
 
 async def write_in_two_terms(world: World) -> None:
     """A deposed leader holds entries that contradict those of the next one, and gets a snapshot that ends among them."""
+    leader = _leader(world)
+    others = [world.hosts[name] for name in _others(world, leader.node_id)] if leader is not None else []
+    # Clients write at the deposed one alone, so that the snapshot of the next one ends before that log does.
+    for host in others:
+        host.shunned = True
     found = await _two_terms(world, 4)
-    if found is None:
-        return
-    old, new, third = found
-    if world.hosts[new.node_id].engine is new:
-        world.spawn(world.hosts[new.node_id], world.snapshot(new))
-    index = new._snapshots.index
-    await _moment(lambda: new._snapshots.index > index, 1.0)
-    for other in (new.node_id, third):
-        world.heal_pair(old.node_id, other)
+    if found is not None:
+        old, new, _ = found
+        index = new._snapshots.index
+        if world.hosts[new.node_id].engine is new:
+            world.spawn(world.hosts[new.node_id], world.snapshot(new))
+        await _moment(lambda: new._snapshots.index > index, 1.0)
+        for host in others:
+            world.heal_pair(old.node_id, host.name)
+    for host in others:
+        host.shunned = False
     await asyncio.sleep(1.0)
 
 
@@ -500,6 +525,7 @@ STRIKES: dict[str, Callable[[World], Awaitable[None]]] = {
     "strangers_vote": strangers_vote,
     "changes_at_once": changes_at_once,
     "hang_the_leader": hang_the_leader,
+    "hang_most": hang_most,
     "fill_a_disk": fill_a_disk,
     "wipe_the_elector": wipe_the_elector,
     "tell_terms_and_no_more": tell_terms_and_no_more,

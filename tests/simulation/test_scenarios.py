@@ -21,7 +21,7 @@ from quorumq.node.machine.operations.runs import PullJobs
 from quorumq.node.machine.state.job import JobSpec, Options
 from tests.simulation.breaks import broken
 from tests.simulation.checks import Violation
-from tests.simulation.damage import DAMAGES
+from tests.simulation.damage import DAMAGES, LATER_QUEUE
 from tests.simulation.profiles import CALM
 from tests.simulation.world import QUICK, YEAR_MS, World
 
@@ -71,7 +71,7 @@ class Scenario(World):
         found: Engine = await self.until("a leader", settled)
         return found
 
-    async def pushed(self, name: str, count: int = 1) -> None:
+    async def pushed(self, name: str, count: int = 1, queue: str = "q", opts: Options = QUICK) -> None:
         """Push jobs at a node; they are acknowledged when this returns."""
         host = self.hosts[name]
         assert host.node is not None
@@ -79,9 +79,15 @@ class Scenario(World):
             self._jobs += 1
             job = f"j{self._jobs}"
             self.checks.pushed(job, known=False)
-            pushing = host.node.submit(PushJobs("q", [JobSpec(job, b"1", QUICK)]))
+            pushing = host.node.submit(PushJobs(queue, [JobSpec(job, b"1", opts)]))
             await self.loop.create_task(pushing, context=host.process.context())
             self.checks.pushed(job, known=True)
+
+    async def locked(self, name: str) -> None:
+        """Push a job at a node, and take it for longer than anything here lasts."""
+        host = self.hosts[name]
+        assert host.node is not None
+        await self.loop.create_task(self._lock(host.node, self.rng), context=host.process.context())
 
     async def changed(self, by: Engine, action: str, target: str) -> None:
         context = self.hosts[by.node_id].process.context()
@@ -299,9 +305,12 @@ def test_a_damaged_replica_is_noticed_and_leaves(damage: str, leads: bool) -> No
         await world.all_start()
         leader = await world.leader()
         await world.pushed(leader.node_id, 5)
+        await world.pushed(leader.node_id, 1, LATER_QUEUE, Options(delay_ms=1_800_000))
+        await world.locked(leader.node_id)
         bad = leader.node_id if leads else next(name for name in world.founders if name != leader.node_id)
         engine = world.hosts[bad].engine
         assert engine is not None
+        await world.until("it has the jobs", lambda: engine.applied_index >= leader.applied_index)
         world.damaged = True
         DAMAGES[damage](engine.machine.state)  # type: ignore[attr-defined]
         good = [name for name in world.founders if name != bad]

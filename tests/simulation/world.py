@@ -30,7 +30,7 @@ from quorumq.node.machine.state.job import DELAYED, JobSpec, Options
 from quorumq.node.machine.state.schedule import Cron
 from quorumq.node.node import IdempotencyKey, Node
 from tests.simulation.checks import Checks, Violation
-from tests.simulation.damage import DAMAGES
+from tests.simulation.damage import DAMAGES, HELD_QUEUE, LATER_QUEUE
 from tests.simulation.disk import SimDisk
 from tests.simulation.families import Families
 from tests.simulation.inside import Inside
@@ -53,8 +53,7 @@ STABLE_S = 3.0
 """Without change for so long: longer than a client waits for its answer between two attempts of the same batch."""
 EPOCH_MS = 1_700_000_000_000
 YEAR_MS = 365 * 24 * 3_600_000
-HELD_QUEUE, HELD_MS = "held", 600_000
-LATER_QUEUE = "later"
+HELD_MS = 600_000
 WATCH_S = 0.25
 STEPS_DOWN_S = 4.5
 """A leader whose disk has hung for so long, while all else was well, leads no more."""
@@ -169,7 +168,7 @@ class Host:
         self.starting = False
         self.wiped_at = float("-inf")
         self.shunned = False
-        """Whether clients leave it alone, because what it answers may be wrong."""
+        """Whether clients leave it alone, as where what it answers may be wrong."""
         self.damaged = False
         """Whether something of its log was changed or removed since its last start."""
         self.whole = False
@@ -694,6 +693,7 @@ class World:
 
     def has_lost(self, name: str) -> None:
         self.checks.wiped(name)
+        self.inside.lost(name)
         self.hosts[name].whole = False
         self.hosts[name].wiped_at = self.loop.now
 
