@@ -137,6 +137,8 @@ class Link:
         self.links = links
         self.peer = peer
         self.connection: Outbound | None = None
+        self.dialled: Outbound | None = None
+        """The same, or one on which both have not proved themselves yet."""
         self._hurry = asyncio.Event()
         self._ended: asyncio.Event = asyncio.Event()
         self.task = links.loop.create_task(self._keep(), name=f"link to {peer}")
@@ -165,7 +167,11 @@ class Link:
         address = self.links.addresses.get(self.peer)
         if address is None:
             return False
-        return await self.links.dial(address, lambda: Outbound(self.links, self, address), self.peer)
+        return await self.links.dial(address, lambda: self._new(address), self.peer)
+
+    def _new(self, address: str) -> Outbound:
+        self.dialled = Outbound(self.links, self, address)
+        return self.dialled
 
     def hurry(self) -> None:
         """The peer is there: do not wait out the pause before the next dial."""
@@ -193,6 +199,8 @@ class Link:
 
     def lost(self, connection: Outbound, *, by_peer: bool) -> None:
         self._ended.set()
+        if self.dialled is connection:
+            self.dialled = None
         if self.connection is connection:
             self.connection = None
             log.info("lost the connection to %s", self.peer)
@@ -202,8 +210,8 @@ class Link:
 
     def close(self) -> None:
         self.task.cancel()
-        if self.connection is not None:
-            self.connection.close("closed")
+        if self.dialled is not None:
+            self.dialled.close("closed")
 
 
 class Links:
@@ -281,13 +289,13 @@ class Links:
         for connection in list(self._accepted):
             connection.close("stopping")
         cut_off_at = self.loop.time() + _STOP_S
-        while self._accepted or any(link.connection is not None for link in links):
+        while self._accepted or any(link.dialled is not None for link in links):
             await asyncio.sleep(0.001)
             if self.loop.time() > cut_off_at:
                 # Somebody does not read what was still to be sent.
                 for connection in self._accepted:
                     connection.raw.abort()
-                for each in (link.connection for link in links):
+                for each in (link.dialled for link in links):
                     if each is not None and each.transport is not None:
                         each.transport.abort()
         await asyncio.gather(*(link.task for link in links), return_exceptions=True)
@@ -317,8 +325,11 @@ class Links:
         question = Question(self, address)
         if not await self.dial(address, lambda: question, "a node"):
             return None
-        # It ends by itself: with the answer, with a refusal, or when the time for a handshake is over.
-        return await question.answer
+        try:
+            # It ends by itself: with the answer, with a refusal, or when the time for a handshake is over.
+            return await question.answer
+        finally:
+            question.close("nobody asks any more")
 
     def moved(self, peer: str, address: str) -> None:
         """`peer` was found at `address`: dial it there from now on."""

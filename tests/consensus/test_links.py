@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from quorumq.cluster import handshake
 from quorumq.cluster import links as module
 from quorumq.cluster.links import Links
 from tests.consensus.test_engine import Cluster
@@ -111,6 +112,47 @@ async def test_of_a_peers_connections_the_newest_counts_until_it_is_no_member(tm
         assert ended == ["n2"]
     finally:
         await links.stop()
+
+
+@pytest.mark.parametrize("how", ["the links stop", "it is no member any more", "nobody asks any more"])
+async def test_a_connection_on_which_the_other_side_has_said_nothing_yet_ends_with_what_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Else it would stay open for the time of a handshake, and who is dropped be a peer once the other side answers."""
+    monkeypatch.setattr(handshake, "HANDSHAKE_S", 3_600.0)
+    greeted, ended = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read(1)
+        greeted.set()
+        while await reader.read(1 << 16):
+            pass
+        ended.set()
+        writer.close()
+
+    listener = SimpleNamespace(levels=lambda: (1, 1), cluster_id=str, seated_at=int)
+    links = Links(Cluster(tmp_path, 2).config("n1"), listener)  # type: ignore[arg-type]
+    host, _, port = links.config.peers["n2"].rpartition(":")
+    server = await asyncio.start_server(silent, host, int(port))
+    try:
+        await links.start()
+        asking = None
+        if how == "nobody asks any more":
+            asking = asyncio.create_task(links.ask(links.config.peers["n2"]))
+        else:
+            links.add_peer("n2", links.config.peers["n2"])
+        await asyncio.wait_for(greeted.wait(), 30)
+        if asking is not None:
+            asking.cancel()
+        elif how == "the links stop":
+            await links.stop()
+        else:
+            links.drop_peer("n2")
+        await asyncio.wait_for(ended.wait(), 30)
+    finally:
+        await links.stop()
+        server.close()
+        await server.wait_closed()
 
 
 async def test_the_settings_know_better_than_the_log_where_a_peer_is(tmp_path: Path) -> None:
