@@ -499,7 +499,7 @@ class Engine:
         self._log_watch.drive(now)
         self._vitals.drive(self._replica.now_ms, now)
         self._routes.drive(now)
-        self._readiness.look(raft, now)
+        self._readiness.look(raft, self._replica.cluster_id, now)
         if raft.leader not in (None, self._leader_seen):
             self._leader_seen = raft.leader
             metrics.leader_changes += 1

@@ -135,7 +135,8 @@ NEAR = 100
 
 
 class Readiness:
-    """Whether a node can serve: it has caught up once since it started, a leader was heard of lately, and it keeps up.
+    """Whether a node can serve: it has caught up once since it started, with a cluster that has its id, a leader was heard of lately,
+    and it keeps up.
 
     patience_s: for how long no leader at all is taken for an election under way, and being far behind for something that passes.
     """
@@ -149,15 +150,15 @@ class Readiness:
         # Whether somebody who proved to be of this cluster has said that this node is not.
         self.is_stranger = False
 
-    def look(self, raft: Raft, now: float) -> None:
-        """Take note of how things are."""
+    def look(self, raft: Raft, cluster_id: str, now: float) -> None:
+        """Take note of how things are. cluster_id: as the entries say that are applied here; empty before they do."""
         if not raft.leader_alive():
             return
         if now - self._leader_seen_at > self._patience_s:
             # It was away from the cluster, which went on: what it missed comes first.
             self._lags = True
         self._leader_seen_at = now
-        if not self._once and raft.caught_up():
+        if not self._once and cluster_id and raft.caught_up():
             self._once = True
         behind = raft.behind
         if behind <= FAR:

@@ -33,13 +33,14 @@ class Watched:
     def __init__(self) -> None:
         self.raft: Any = Raft()
         self.readiness = Readiness(PATIENCE_S)
+        self.cluster_id = "c" * 32
         self.now = 100.0
 
     def wait(self, seconds: float) -> str:
         """Let time pass; return why it is not ready."""
         for _ in range(round(seconds * 10)):
             self.now += 0.1
-            self.readiness.look(self.raft, self.now)
+            self.readiness.look(self.raft, self.cluster_id, self.now)
         return self.readiness.missing(self.raft, None, (), "", self.now)
 
 
@@ -52,6 +53,15 @@ def test_it_is_ready_once_it_has_caught_up_and_no_election_changes_that() -> Non
     node.raft.alive, node.raft.leader = False, None
     assert node.wait(PATIENCE_S - 0.2) == ""
     node.raft.alive, node.raft.leader = True, "n2"
+    assert node.wait(0.1) == ""
+
+
+def test_a_new_cluster_has_its_id_before_any_node_of_it_is_ready() -> None:
+    """Whoever waits for a node to be ready, and asks whose it is, gets an answer."""
+    node = Watched()
+    node.cluster_id = ""
+    assert node.wait(60) == "catching up"
+    node.cluster_id = "c" * 32
     assert node.wait(0.1) == ""
 
 
