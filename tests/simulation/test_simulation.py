@@ -21,17 +21,17 @@ from tests.simulation.world import World
 ROOT = Path(__file__).parents[2]
 
 FIRST = {
-    "agreement": 10,
-    "apart-serves": 10,
+    "agreement": 19,
+    "apart-serves": 19,
     "call-floor": 22,
-    "clock-goes-on": 84,
-    "contents-digest": 29,
-    "damage-is-torn": 13,
-    "held-note": 40,
-    "hung-votes": 6,
+    "clock-goes-on": 24,
+    "clock-slew": 26,
+    "contents-digest": 27,
+    "damage-is-torn": 10,
+    "held-note": 16,
     "kept-locks": 20,
-    "log-checksum": 11,
-    "snapshot-log-reconcile": 8,
+    "log-checksum": 10,
+    "snapshot-log-reconcile": 15,
 }
 """The first seed that notices, where that is not soon. A change of the program may move it, which costs the seeds from there on."""
 
@@ -53,7 +53,6 @@ def simulate(*args: str) -> subprocess.CompletedProcess[str]:
 
 SHORT = [
     ("mix", "3", "0:50"),
-    ("mix", "3", "84:85"),
     ("mix", "5", "0:8"),
     ("calm", "3", "0:3"),
     ("rough", "3", "0:15"),
