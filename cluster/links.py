@@ -108,6 +108,10 @@ class Outbound(Dialled):
         super().__init__(links, link.peer, dialled)
         self.link = link
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.link.dialled = self
+        super().connection_made(transport)
+
     def refused(self, code: str, reason: str) -> None:
         self.links.listener.refused(self.peer, code, reason)
 
@@ -167,11 +171,7 @@ class Link:
         address = self.links.addresses.get(self.peer)
         if address is None:
             return False
-        return await self.links.dial(address, lambda: self._new(address), self.peer)
-
-    def _new(self, address: str) -> Outbound:
-        self.dialled = Outbound(self.links, self, address)
-        return self.dialled
+        return await self.links.dial(address, lambda: Outbound(self.links, self, address), self.peer)
 
     def hurry(self) -> None:
         """The peer is there: do not wait out the pause before the next dial."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 
 from quorumq.cluster import handshake
 from quorumq.cluster import links as module
@@ -153,6 +154,34 @@ async def test_a_connection_on_which_the_other_side_has_said_nothing_yet_ends_wi
         await links.stop()
         server.close()
         await server.wait_closed()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_links_stop_though_nobody_answers_where_they_dial(
+    tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """One of the two has made the connection's protocol by then, and never tells it of its end."""
+
+    async def dialled_and_stopped() -> None:
+        links, refused = Links(Cluster(tmp_path, 2).config("n1"), SimpleNamespace()), asyncio.Event()  # type: ignore[arg-type]
+        dial = links.dial
+
+        async def dial_and_say(*args: Any) -> bool:
+            done = await dial(*args)
+            refused.set()
+            return done
+
+        links.dial = dial_and_say  # type: ignore[method-assign]
+        links.add_peer("n2", links.config.peers["n2"])
+        await links.start()
+        await asyncio.wait_for(refused.wait(), 30)
+        await asyncio.wait_for(links.stop(), 30)
+
+    loop = new_loop()
+    try:
+        loop.run_until_complete(dialled_and_stopped())
+    finally:
+        loop.close()
 
 
 async def test_the_settings_know_better_than_the_log_where_a_peer_is(tmp_path: Path) -> None:
