@@ -140,8 +140,9 @@ class Versions(Cluster):
         return [engine.status().level for engine in self.engines.values()]
 
     async def told(self) -> None:
-        """Wait until the leader has heard from everybody."""
+        """Wait until everybody has announced what it runs, and the leader has taken note: a cluster is being founded until then."""
         await until(lambda: all(one.version for one in self.leader.status().members))
+        await until(lambda: self.leader._levels._founded_at == float("-inf"))
 
 
 def formats(folder: Path) -> list[int]:
