@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.tools.mutants import Mutant, copied, mutants, mutated
-from tests.simulation.breaks import BREAKS, BY_SCENARIO
+from tests.simulation.breaks import BREAKS
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "power.jsonl"
@@ -106,11 +106,8 @@ def until_noticed(name: str, bug: Mutant | None, jobs: int, kept: Kept) -> tuple
 
 
 def main(names: Sequence[str], jobs: int) -> int:
-    """Measure the breaks and mutants of these names, and print the table; 1 when one takes too long.
-
-    All when none is given, but those for which there is a scenario.
-    """
-    bugs: dict[str, Mutant | None] = dict.fromkeys(sorted(BREAKS.keys() - (set() if names else BY_SCENARIO)))
+    """Measure the breaks and mutants of these names, all when none is given, and print the table; 1 when one takes too long."""
+    bugs: dict[str, Mutant | None] = dict.fromkeys(sorted(BREAKS))
     bugs |= {f"mutant {each.name}": each for each in mutants() if each.simulate}
     chosen = {name: bug for name, bug in bugs.items() if not names or name in names or name.split()[-1] in names}
     kept = Kept()
